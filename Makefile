@@ -1,0 +1,47 @@
+# The only entry. Each target makes the virtual environment first if it is not there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench proto clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	@echo "setting up $(VENV) (about a minute, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## real traffic through a service and the collector, to invoices
+	@$(BIN)/tallymark demo
+
+lint: $(READY) ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## lint, then every test with coverage
+	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+format: $(READY) ## let ruff rewrite the code
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## ratios of speed, as tables
+	$(BIN)/python -m benchmarks $(ARGS)
+
+proto: ## make the *_pb2 files from proto/ again (an old compiler: its output runs on protobuf 5.26 and newer)
+	$(PYTHON) -m venv $(VENV)-proto
+	$(VENV)-proto/bin/pip install --quiet 'grpcio-tools==1.64.3' 'setuptools<77' 'mypy-protobuf<3.7'
+	PATH="$(CURDIR)/$(VENV)-proto/bin:$$PATH" $(VENV)-proto/bin/python -m grpc_tools.protoc -Iproto \
+	    --python_out=collector/tallymark_collector/receivers --mypy_out=collector/tallymark_collector/receivers \
+	    proto/wire.proto
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(VENV)-proto .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,1 @@
+"""Usage metering on OpenTelemetry."""
