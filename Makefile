@@ -40,8 +40,8 @@ proto: ## make the *_pb2 files from proto/ again (an old compiler: its output ru
 	$(PYTHON) -m venv $(VENV)-proto
 	$(VENV)-proto/bin/pip install --quiet 'grpcio-tools==1.64.3' 'setuptools<77' 'mypy-protobuf<3.7'
 	PATH="$(CURDIR)/$(VENV)-proto/bin:$$PATH" $(VENV)-proto/bin/python -m grpc_tools.protoc -Iproto \
-	    --python_out=collector/tallymark_collector/receivers --mypy_out=collector/tallymark_collector/receivers \
-	    proto/wire.proto
+	    --python_out=collector/tallymark_collector/wire --mypy_out=collector/tallymark_collector/wire \
+	    proto/tallymark_metrics_view.proto
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(VENV)-proto .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

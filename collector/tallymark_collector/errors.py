@@ -1,0 +1,43 @@
+"""Every error that the collector raises on purpose.
+
+    CollectorError
+    ├── PermanentError          the same input would fail again: do not retry
+    │   ├── MalformedRequest    bytes that are not the OTLP message they claim to be
+    │   └── UserError           a setting, argument or file that a person has to mend
+    └── TransientError          the same input may succeed later: retry after a delay
+        ├── StoreUnavailable    the database is away, read-only, full or out of connections
+        └── Overloaded          more is under way than the limits allow
+
+Which status code each of them becomes stands in one table, `receivers.status`.
+"""
+
+
+class CollectorError(Exception):
+    """Root of the tree; its text is meant for a person."""
+
+
+class PermanentError(CollectorError):
+    """The same input would fail again."""
+
+
+class MalformedRequest(PermanentError):  # noqa: N818 - named for what arrived, like the status it becomes
+    """The request's bytes are not the message that the method takes."""
+
+
+class UserError(PermanentError):
+    """Something that a person gave (setting, argument, file) is wrong; the text says what, where and what to do."""
+
+
+class TransientError(CollectorError):
+    """The same input may succeed later."""
+
+    retry_after = 1.0
+    """Seconds that a client should wait before it tries again."""
+
+
+class StoreUnavailable(TransientError):  # noqa: N818
+    """The database did not take the write; nothing of it was kept."""
+
+
+class Overloaded(TransientError):  # noqa: N818
+    """Accepting the request would pass a limit on memory or concurrency."""

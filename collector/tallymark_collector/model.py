@@ -1,0 +1,233 @@
+"""The values that cross every stage of the collector, from a decoded request to a committed row.
+
+Times are integers of nanoseconds since the Unix epoch, as OTLP has them; quantities are `Decimal`. Nothing here does
+I/O, and nothing here imports anything of ours.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+AttributeValue: TypeAlias = "str | bool | int | float | bytes | None | tuple[AttributeValue, ...] | Attributes"
+"""What OTLP's AnyValue can hold."""
+
+
+class Attributes(tuple[tuple[str, AttributeValue], ...]):
+    """Attributes sorted by name, so that their order on the wire does not matter to any identity."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, mapping: Mapping[str, AttributeValue]) -> Attributes:
+        """Attributes of a mapping, sorted by name."""
+        return cls(sorted(mapping.items()))
+
+    def get(self, name: str) -> AttributeValue:
+        """The value under `name`, or None."""
+        return next((value for key, value in self if key == name), None)
+
+    def without(self, *names: str) -> Attributes:
+        """The same attributes less the named ones."""
+        return Attributes((key, value) for key, value in self if key not in names)
+
+
+class Temporality(enum.IntEnum):
+    """OTLP's AggregationTemporality: what a sum's value counts since."""
+
+    DELTA = 1
+    CUMULATIVE = 2
+
+
+class Reason(str, enum.Enum):
+    """Why something is kept in quarantine instead of being billed."""
+
+    ACCOUNT_MISSING = "account_missing"
+    ATTRIBUTE_OVERFLOW = "attribute_overflow"
+    ATTRIBUTES_INVALID = "attributes_invalid"
+    METER_INVALID = "meter_invalid"
+    TYPE_UNSUPPORTED = "type_unsupported"
+    TEMPORALITY_MISSING = "temporality_missing"
+    VALUE_MISSING = "value_missing"
+    VALUE_NOT_FINITE = "value_not_finite"
+    VALUE_NEGATIVE = "value_negative"
+    VALUE_CONFLICT = "value_conflict"
+    VALUE_DECREASED = "value_decreased"
+    TIME_MISSING = "time_missing"
+    TIME_REVERSED = "time_reversed"
+    TIME_AHEAD = "time_ahead"
+    TIME_TOO_OLD = "time_too_old"
+
+
+class Refusal(NamedTuple):
+    """A reason with the particulars that a person needs to act on it."""
+
+    reason: Reason
+    detail: str
+
+
+class Origin(NamedTuple):
+    """A stream as it stood on the wire: enough to write one of its points as OTLP again."""
+
+    resource: bytes
+    scope: bytes
+    name: str
+    unit: str
+    temporality: int
+    monotonic: bool
+    attributes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What an account is billed by: a meter and its dimensions, whichever process counted it."""
+
+    tenant: str
+    account: str
+    meter: str
+    unit: str
+    attributes: Attributes
+    """The point's attributes less the account."""
+    id: UUID = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        identity = fingerprint("series", self.tenant, self.account, self.meter, self.unit, self.attributes)
+        object.__setattr__(self, "id", identity)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """One producer's series. `id` is the stream's identity under OpenTelemetry's single-writer rule."""
+
+    id: UUID
+    series: Series
+    temporality: Temporality
+    resource: Attributes
+    scope_name: str
+    origin: Origin
+
+
+class Point(NamedTuple):
+    """One quantity of one stream for (start_time, time]; of a cumulative stream, the total since start_time.
+
+    `start_ns` is 0 where a cumulative producer did not say when it began.
+    """
+
+    stream: Stream
+    start_ns: int
+    time_ns: int
+    value: Decimal
+
+
+class Evidence(NamedTuple):
+    """A span that shows a single call behind the points."""
+
+    tenant: str
+    account: str
+    meter: str
+    trace_id: bytes
+    span_id: bytes
+    start_ns: int
+    time_ns: int
+    quantity: Decimal
+    name: str
+    service: str
+    user: str | None
+    attributes: Attributes
+
+
+class Quarantined(NamedTuple):
+    """Something that looked like usage and cannot be billed as it is; kept whole, with its reason."""
+
+    tenant: str
+    account: str
+    meter: str
+    time_ns: int
+    refusal: Refusal
+    signal: str
+    """`metrics` or `traces`: which OTLP request `payload` is."""
+    payload: bytes
+    """An OTLP export request that holds this one point or span, as it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes: all of it or nothing."""
+
+    points: Sequence[Point] = ()
+    evidence: Sequence[Evidence] = ()
+    quarantined: Sequence[Quarantined] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What a committed write did with the points and evidence of its batch."""
+
+    inserted: int = 0
+    """Points that were new."""
+    duplicates: int = 0
+    """Points that were there before with the same value."""
+    evidence: int = 0
+    """Spans that were new."""
+    conflicts: Sequence[Quarantined] = ()
+    """What was there before with another value, or contradicts its own stream: now in quarantine."""
+
+
+FINGERPRINT_BYTES: Final = 16
+"""128 bits: with 64, two of some billions of streams would be expected to collide and one be billed as the other."""
+
+
+def fingerprint(*parts: object) -> UUID:
+    """A 128-bit BLAKE2b of the parts, the same in every process and version.
+
+    Values are tagged with their types, so that the integer 1 and the string "1" differ, as they do in OpenTelemetry.
+    """
+    text = json.dumps([_tagged(part) for part in parts], separators=(",", ":"), ensure_ascii=True)
+    return UUID(bytes=hashlib.blake2b(text.encode(), digest_size=FINGERPRINT_BYTES).digest())
+
+
+def _tagged(value: object) -> object:
+    match value:
+        case Attributes():
+            return {key: _tagged(item) for key, item in value}
+        case bool():
+            return ["b", value]
+        case str():
+            return value
+        case int():
+            return ["i", str(value)]
+        case float():
+            return ["d", repr(value)]
+        case bytes():
+            return ["y", value.hex()]
+        case tuple() | list():
+            return ["a", [_tagged(item) for item in value]]
+        case None:
+            return None
+        case _:
+            raise TypeError(f"no fingerprint for a {type(value).__name__}")
+
+
+def attributes_json(attributes: Attributes) -> str:
+    """Attributes as a JSON object for people and SQL; bytes become hexadecimal, floats that JSON lacks, strings."""
+    return json.dumps(_plain(attributes), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: AttributeValue) -> object:
+    match value:
+        case Attributes():
+            return {key: _plain(item) for key, item in value}
+        case bytes():
+            return value.hex()
+        case tuple():
+            return [_plain(item) for item in value]
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            return repr(value)
+        case _:
+            return value

@@ -1,0 +1,121 @@
+"""The path of a request: decode, take what is usage, validate, write, and only then answer.
+
+Everything before the store is plain functions (`processors`); everything after the return of `store.write` is
+committed. What a receiver gets back says how much of the request was refused for good and why; an error that a retry
+may mend is raised as TransientError, and then nothing of the request was kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.model import Batch, Quarantined, WriteResult
+from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.settings import Limits
+
+MAX_REASONS: Final = 5
+"""Different refusals that one answer explains; the quarantine has them all."""
+
+
+class Writing(Protocol):
+    """What the pipeline needs of a store."""
+
+    async def write(self, batch: Batch) -> WriteResult:
+        """Writes all of the batch or raises; returns after the commit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a committed request."""
+
+    rejected: int = 0
+    """Points or spans that will never be billed as they are: kept in quarantine, not to be sent again."""
+    message: str = ""
+    """Why, for a person at the sending end."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What this process has done since it started."""
+
+    requests: int = 0
+    points: int = 0
+    duplicates: int = 0
+    evidence: int = 0
+    quarantined: int = 0
+    unmatched: int = 0
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Ingestion for one process."""
+
+    store: Writing
+    limits: Limits = field(default_factory=Limits)
+    now_ns: Callable[[], int] = time.time_ns
+    totals: Totals = field(default_factory=Totals)
+    _streams: StreamCache = field(default_factory=StreamCache)
+
+    async def metrics(self, tenant: str, body: bytes) -> Outcome:
+        """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
+        decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns())
+        self.totals.requests += 1
+        self.totals.unmatched += decoded.unmatched
+        result = await self._write(Batch(points=decoded.points, quarantined=decoded.quarantined))
+        return _outcome(decoded.rejected, decoded.quarantined, result)
+
+    async def traces(self, tenant: str, body: bytes) -> Outcome:
+        """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
+        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns())
+        self.totals.requests += 1
+        self.totals.unmatched += decoded.unmatched
+        result = await self._write(Batch(evidence=decoded.evidence, quarantined=decoded.quarantined))
+        return _outcome(decoded.rejected, decoded.quarantined, result)
+
+    async def logs(self, tenant: str, body: bytes) -> Outcome:
+        """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals
+        send logs too, and an error would fill their own logs. Raises MalformedRequest."""
+        del tenant
+        try:
+            request = ExportLogsServiceRequest.FromString(body)
+        except DecodeError as error:
+            raise MalformedRequest(f"not an OTLP ExportLogsServiceRequest: {error}") from None
+        self.totals.requests += 1
+        self.totals.unmatched += sum(
+            len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs
+        )
+        return Outcome()
+
+    async def _write(self, batch: Batch) -> WriteResult:
+        if not (batch.points or batch.evidence or batch.quarantined):
+            return WriteResult()
+        result = await self.store.write(batch)
+        self.totals.points += result.inserted
+        self.totals.duplicates += result.duplicates
+        self.totals.evidence += result.evidence
+        self.totals.quarantined += len(batch.quarantined) + len(result.conflicts)
+        return result
+
+
+def _outcome(rejected: int, quarantined: Sequence[Quarantined], result: WriteResult) -> Outcome:
+    refused = [*quarantined, *result.conflicts]
+    if not refused:
+        return Outcome()
+    counted = Counter((item.refusal, item.meter) for item in refused)
+    said = [
+        f"{refusal.reason.value} ({count} of meter {meter!r}): {refusal.detail}"
+        for (refusal, meter), count in counted.most_common(MAX_REASONS)
+    ]
+    more = len(counted) - len(said)
+    message = "kept in quarantine, not billed: " + "; ".join(said) + (f"; and {more} other reasons" if more else "")
+    return Outcome(rejected + len(result.conflicts), message)

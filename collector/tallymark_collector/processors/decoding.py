@@ -1,0 +1,231 @@
+"""From a metrics request to points that can be written, and the points that cannot, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.metrics.v1 import metrics_pb2
+
+from tallymark import conventions
+from tallymark_collector import wire
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.model import (
+    Attributes,
+    Origin,
+    Point,
+    Quarantined,
+    Reason,
+    Refusal,
+    Series,
+    Stream,
+    Temporality,
+    fingerprint,
+)
+from tallymark_collector.processors import meters, validation
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
+
+MAX_CACHED_STREAMS: Final = 200_000
+"""Streams whose decoded form is kept. At the limit all are dropped and decoded again as they come: about 1 KB each."""
+
+_NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point carries nothing
+_TYPES: Final = {
+    "gauge": "gauge",
+    "histogram": "histogram",
+    "exponential_histogram": "exponential histogram",
+    "summary": "summary",
+}
+
+Resolved: TypeAlias = "Stream | Refusal"
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What a request holds, in its order."""
+
+    points: list[Point] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    rejected: int = 0
+    """Data points among `quarantined` (an unsupported metric is kept as one item)."""
+    unmatched: int = 0
+    """Metrics that are not usage."""
+
+
+class StreamCache:
+    """Remembers what the repeating bytes of requests mean. Not thread-safe: one event loop owns it."""
+
+    def __init__(self, limit: int = MAX_CACHED_STREAMS) -> None:
+        self._limit = limit
+        self._size = 0
+        self._metrics: dict[tuple[str, Origin], dict[tuple[bytes, ...], Resolved]] = {}
+        self._scopes: dict[bytes, str] = {}
+
+    def scope_name(self, scope: bytes) -> str:
+        """The name in an InstrumentationScope message. Raises MalformedRequest."""
+        name = self._scopes.get(scope)
+        if name is None:
+            name = wire.decode_scope(scope).name
+            self.make_room()
+            self._scopes[scope] = name
+        return name
+
+    def streams(self, tenant: str, resource: bytes, scope: bytes, metric: Metric) -> MetricStreams:
+        """The streams of one metric."""
+        header = metric.sum
+        origin = Origin(
+            resource,
+            scope,
+            metric.name,
+            metric.unit,
+            header.aggregation_temporality,
+            header.is_monotonic,
+            attributes=(),
+        )
+        return MetricStreams(self, tenant, origin, self._metrics.setdefault((tenant, origin), {}))
+
+    def make_room(self) -> None:
+        """Counts one more entry; at the limit everything is forgotten, which costs time and changes nothing."""
+        self._size += 1
+        if self._size > self._limit:
+            self._metrics.clear()
+            self._scopes.clear()
+            self._size = 1
+
+
+class MetricStreams:
+    """The streams of one metric of one request."""
+
+    def __init__(
+        self, cache: StreamCache, tenant: str, origin: Origin, known: dict[tuple[bytes, ...], Resolved]
+    ) -> None:
+        self._cache = cache
+        self._tenant = tenant
+        self._origin = origin
+        self._known = known
+
+    def resolve(self, attributes: tuple[bytes, ...]) -> Resolved:
+        """The stream of a point with these attributes, or why it has none. Raises MalformedRequest."""
+        found = self._known.get(attributes)
+        if found is None:
+            found = self._decode(self._origin._replace(attributes=attributes))
+            self._cache.make_room()
+            self._known[attributes] = found
+        return found
+
+    def refused(self, number: NumberDataPoint, stream: Resolved, refusal: Refusal) -> Quarantined:
+        """The point as it came, with the reason why it is not billed."""
+        origin = self._origin
+        header = Metric(name=origin.name, unit=origin.unit)
+        header.sum.aggregation_temporality = origin.temporality
+        header.sum.is_monotonic = origin.monotonic
+        header.sum.data_points.append(number)
+        return Quarantined(
+            tenant=self._tenant,
+            account=stream.series.account if isinstance(stream, Stream) else "",
+            meter=origin.name,
+            time_ns=number.time_unix_nano,
+            refusal=refusal,
+            signal="metrics",
+            payload=wire.encode_metric(origin.resource, origin.scope, header),
+        )
+
+    def _decode(self, origin: Origin) -> Resolved:
+        refusal = validation.check_metric(origin.name, origin.unit, origin.temporality, origin.monotonic)
+        attributes = wire.decode_point_attributes(origin.attributes)
+        refusal = refusal or validation.check_attributes(attributes)
+        if refusal is not None:
+            return refusal
+        account = validation.account_name(attributes.get(conventions.ACCOUNT))
+        assert account is not None, "check_attributes refuses a point without an account"
+        resource = wire.decode_resource(origin.resource)
+        scope = wire.decode_scope(origin.scope)
+        series = Series(self._tenant, account, origin.name, origin.unit, attributes.without(conventions.ACCOUNT))
+        identity = fingerprint(
+            "stream",
+            self._tenant,
+            identifying(resource),
+            scope.name,
+            scope.version,
+            wire.decode_attributes(scope.attributes),
+            origin.name,
+            origin.unit,
+            "sum",
+            origin.temporality,
+            origin.monotonic,
+            attributes,
+        )
+        return Stream(identity, series, Temporality(origin.temporality), resource, scope.name, origin)
+
+
+def identifying(resource: Attributes) -> Attributes:
+    """The attributes that say which process sent a point.
+
+    With `service.instance.id` those three that OpenTelemetry calls identifying: a gateway may decorate the rest
+    without making another stream of it. Without it, all of them: better two streams than two processes in one.
+    """
+    if resource.get(conventions.SERVICE_INSTANCE) is None:
+        return resource
+    names = (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME, conventions.SERVICE_INSTANCE)
+    return Attributes((key, value) for key, value in resource if key in names)
+
+
+def decode_metrics(tenant: str, body: bytes, cache: StreamCache, limits: validation.TimeLimits, now_ns: int) -> Decoded:
+    """Points of an ExportMetricsServiceRequest. Raises MalformedRequest, and then nothing of the request counts."""
+    decoded = Decoded()
+    window = limits.window(now_ns)
+    for resource_metrics in wire.parse_metrics(body).resource_metrics:
+        for scope_metrics in resource_metrics.scope_metrics:
+            scope_name = cache.scope_name(scope_metrics.scope)
+            for metric in scope_metrics.metrics:
+                if not meters.is_usage(scope_name, metric):
+                    decoded.unmatched += 1
+                elif metric.WhichOneof("data") == "sum":
+                    streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)
+                    _decode_sum(metric, streams, window, decoded)
+                else:
+                    payload = wire.encode_metric(resource_metrics.resource, scope_metrics.scope, metric)
+                    _keep_aside(tenant, metric, payload, decoded)
+    return decoded
+
+
+def _decode_sum(metric: Metric, streams: MetricStreams, window: tuple[int, int], decoded: Decoded) -> None:
+    oldest, latest = window
+    for number in metric.sum.data_points:
+        stream = streams.resolve(tuple(number.attributes))
+        if number.flags & _NO_RECORDED_VALUE:
+            continue
+        start_ns, time_ns = number.start_time_unix_nano, number.time_unix_nano
+        value = validation.read_value(number)
+        if isinstance(stream, Refusal):
+            refusal: Refusal | None = stream
+        elif isinstance(value, Refusal):
+            refusal = value
+        else:
+            refusal = validation.check_times(start_ns, time_ns, oldest, latest)
+            if refusal is None:
+                decoded.points.append(Point(stream, start_ns, time_ns, value))
+                continue
+        assert refusal is not None, "the point was appended above"
+        decoded.rejected += 1
+        decoded.quarantined.append(streams.refused(number, stream, refusal))
+
+
+def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -> None:
+    kind = metric.WhichOneof("data")
+    if kind is None:
+        decoded.unmatched += 1
+        return
+    try:
+        whole = metrics_pb2.Metric.FromString(metric.SerializeToString())
+    except DecodeError as error:
+        raise MalformedRequest(f"metric {metric.name!r} is not an OTLP Metric: {error}") from None
+    points = getattr(whole, kind).data_points
+    if not points:
+        decoded.unmatched += 1
+        return
+    detail = f"a {_TYPES[kind]} is not billed: send a monotonic sum (Counter)"
+    refusal = Refusal(Reason.TYPE_UNSUPPORTED, detail)
+    time_ns = max(point.time_unix_nano for point in points)
+    decoded.rejected += len(points)
+    decoded.quarantined.append(Quarantined(tenant, "", metric.name, time_ns, refusal, "metrics", payload))

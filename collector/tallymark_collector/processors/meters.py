@@ -1,0 +1,28 @@
+"""Which telemetry is usage.
+
+A metric is usage when its scope is the SDK's, or when any of its points names an account
+(`tallymark.account.id`). The whole metric counts then: a point of it that names no account is kept in quarantine
+instead of being taken for something else. All other telemetry is counted and dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallymark import conventions
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
+
+_ACCOUNT_KEY: Final = conventions.ACCOUNT.encode()
+
+
+def is_usage(scope_name: str, metric: Metric) -> bool:
+    """True if the metric's points are to be billed.
+
+    The account's name is looked for as bytes: a false hit (an attribute value that quotes the name) costs a decoding
+    and then a quarantined point with a reason, while decoding every foreign metric would cost all of them.
+    """
+    if scope_name == conventions.SCOPE_NAME:
+        return True
+    if metric.WhichOneof("data") == "sum":
+        return any(_ACCOUNT_KEY in attribute for point in metric.sum.data_points for attribute in point.attributes)
+    return _ACCOUNT_KEY in metric.SerializeToString()

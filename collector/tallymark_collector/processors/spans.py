@@ -1,0 +1,150 @@
+"""From a traces request to evidence: spans that carry `tallymark.meter.<name>`, and their `tallymark.usage` events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tallymark import conventions
+from tallymark_collector import wire
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.model import Attributes, AttributeValue, Evidence, Quarantined, Reason, Refusal
+from tallymark_collector.processors import validation
+
+_TRACE_ID_BYTES: Final = 16
+_SPAN_ID_BYTES: Final = 8
+_MAX_SPAN_NAME: Final = 1024
+_MAX_DIGITS: Final = 1000
+"""Digits before or after the point of a quantity given as text: "1e999999999" is ten bytes and a gigabyte of digits."""
+
+
+@dataclass(slots=True)
+class DecodedSpans:
+    """What a request holds, in its order."""
+
+    evidence: list[Evidence] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    rejected: int = 0
+    """Spans of which anything is among `quarantined`."""
+    unmatched: int = 0
+    """Spans that are not evidence."""
+
+
+def decode_spans(tenant: str, body: bytes, limits: validation.TimeLimits, now_ns: int) -> DecodedSpans:
+    """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest, and then nothing of the request counts."""
+    try:
+        request = ExportTraceServiceRequest.FromString(body)
+    except DecodeError as error:
+        raise MalformedRequest(f"not an OTLP ExportTraceServiceRequest: {error}") from None
+    window = limits.window(now_ns)
+    decoded = DecodedSpans()
+    for resource_spans in request.resource_spans:
+        for scope_spans in resource_spans.scope_spans:
+            for span in scope_spans.spans:
+                _decode_span(tenant, resource_spans.resource, span, window, decoded)
+    return decoded
+
+
+def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> None:
+    carriers = [span.attributes, *(e.attributes for e in span.events if e.name == conventions.USAGE_EVENT)]
+    usage = [
+        attributes
+        for attributes in map(wire.decode_attributes, carriers)
+        if any(name.startswith(conventions.METER_PREFIX) for name, _ in attributes)
+    ]
+    if not usage:
+        decoded.unmatched += 1
+        return
+    found: dict[tuple[str, str], Evidence] = {}
+    refusals: list[Refusal] = []
+    for attributes in usage:
+        for item in _read(tenant, resource, span, attributes, window):
+            if isinstance(item, Refusal):
+                refusals.append(item)
+            else:
+                same = found.get((item.account, item.meter))
+                quantity = item.quantity if same is None else item.quantity + same.quantity
+                found[item.account, item.meter] = item._replace(quantity=quantity)
+    decoded.evidence.extend(found.values())
+    if refusals:
+        alone = ExportTraceServiceRequest()
+        kept = alone.resource_spans.add(resource=resource)
+        kept.scope_spans.add().spans.append(span)
+        payload = alone.SerializeToString()
+        decoded.rejected += 1
+        decoded.quarantined.extend(
+            Quarantined(tenant, "", "", span.end_time_unix_nano, refusal, "traces", payload) for refusal in refusals
+        )
+
+
+def _read(
+    tenant: str, resource: Resource, span: Span, attributes: Attributes, window: tuple[int, int]
+) -> Iterator[Evidence | Refusal]:
+    refusal = validation.check_attributes(attributes) or validation.check_times(
+        span.start_time_unix_nano, span.end_time_unix_nano, *window
+    )
+    if len(span.trace_id) != _TRACE_ID_BYTES or len(span.span_id) != _SPAN_ID_BYTES:
+        refusal = Refusal(Reason.ATTRIBUTES_INVALID, "trace_id has 16 bytes and span_id 8")
+    if refusal is not None:
+        yield refusal
+        return
+    account = validation.account_name(attributes.get(conventions.ACCOUNT))
+    assert account is not None, "check_attributes refuses a span without an account"
+    service = wire.decode_attributes(resource.attributes).get(conventions.SERVICE_NAME)
+    user = attributes.get(conventions.USER)
+    meters = [name for name, _ in attributes if name.startswith(conventions.METER_PREFIX)]
+    rest = attributes.without(conventions.ACCOUNT, conventions.USER, *meters)
+    for name in meters:
+        quantity = read_quantity(attributes.get(name))
+        if isinstance(quantity, Refusal):
+            yield quantity
+            continue
+        yield Evidence(
+            tenant=tenant,
+            account=account,
+            meter=name.removeprefix(conventions.METER_PREFIX),
+            trace_id=span.trace_id,
+            span_id=span.span_id,
+            start_ns=span.start_time_unix_nano,
+            time_ns=span.end_time_unix_nano,
+            quantity=quantity,
+            name=span.name[:_MAX_SPAN_NAME].replace("\0", "\N{REPLACEMENT CHARACTER}"),
+            service=str(service or "").replace("\0", "\N{REPLACEMENT CHARACTER}"),
+            user=None if user is None else str(user),
+            attributes=rest,
+        )
+
+
+def read_quantity(value: AttributeValue) -> Decimal | Refusal:
+    """A span attribute as an exact quantity: an integer, a double as its shortest decimal, or a decimal as text."""
+    match value:
+        case bool():
+            quantity = None
+        case int():
+            quantity = Decimal(value)
+        case float() if math.isfinite(value):
+            quantity = wire.shortest_decimal(value)
+        case str():
+            try:
+                quantity = Decimal(value)
+            except InvalidOperation:
+                quantity = None
+        case _:
+            quantity = None
+    if quantity is None or not quantity.is_finite():
+        return Refusal(Reason.VALUE_NOT_FINITE, f"the quantity {str(value)[:64]!r} is not a finite number")
+    exponent = quantity.as_tuple().exponent
+    assert isinstance(exponent, int), "is_finite() excludes the others"
+    if quantity.adjusted() > _MAX_DIGITS or -exponent > _MAX_DIGITS:
+        return Refusal(Reason.VALUE_NOT_FINITE, f"the quantity has more than {_MAX_DIGITS} digits")
+    if quantity < 0:
+        return Refusal(Reason.VALUE_NEGATIVE, f"a quantity used cannot be {quantity}")
+    return quantity

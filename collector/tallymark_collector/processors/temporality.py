@@ -1,0 +1,100 @@
+"""Cumulative totals become increases, append-only, whatever order they arrive in.
+
+A cumulative stream is a function of time that its producer sampled. What is billed for (a, b] is the increase
+between the samples at a and b. When a late sample x arrives between them, (a, b] has been written already; it is
+not touched: the increase over (a, x] is added, and a correction over (x, b] takes the same amount away again. So rows
+are never changed, any past answer can be reproduced, and the total between a and b stays what it was.
+
+Epochs. Samples with one start_time belong together and can only grow; a new start_time is a new epoch that begins at
+0. `start_time == time` (OTLP: start unknown) makes that first sample a base that counts nothing. A start_time of 0
+means the producer never said: samples then form one epoch, the first counts nothing, and a fall is a reset that
+counts from 0 again, as Prometheus reads its counters.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
+
+from tallymark_collector.model import Point, Reason, Refusal
+
+ZERO = Decimal(0)
+
+
+class Sample(NamedTuple):
+    """A cumulative stream's total at a time."""
+
+    time_ns: int
+    value: Decimal
+
+
+@dataclass(slots=True)
+class Increases:
+    """What a batch of samples adds to one epoch of one stream."""
+
+    samples: list[Sample] = field(default_factory=list)
+    """New samples, to be remembered."""
+    points: list[Point] = field(default_factory=list)
+    """Increases and corrections, to be billed; a correction's value is negative."""
+    duplicates: int = 0
+    refused: list[tuple[Point, Refusal]] = field(default_factory=list)
+
+
+def increases(start_ns: int, known: Sequence[Sample], incoming: Iterable[Point]) -> Increases:
+    """Splits totals of one epoch of one stream into increases.
+
+    `known`: the samples in the store, ascending, at least those between the neighbours of the incoming ones
+    (the neighbours included). `incoming`: points of that epoch in any order.
+    """
+    result = Increases()
+    timeline = list(known)
+    for point in sorted(incoming, key=lambda point: point.time_ns):
+        _add(start_ns, timeline, point, result)
+    return result
+
+
+def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases) -> None:
+    sample = Sample(point.time_ns, point.value)
+    position = bisect_left(timeline, sample.time_ns, key=lambda known: known.time_ns)
+    before = timeline[position - 1] if position else None
+    after = timeline[position] if position < len(timeline) else None
+    if after is not None and after.time_ns == sample.time_ns:
+        if after.value == sample.value:
+            result.duplicates += 1
+        else:
+            detail = f"the total at this time was {after.value} before and is {sample.value} now"
+            result.refused.append((point, Refusal(Reason.VALUE_CONFLICT, detail)))
+        return
+    if start_ns and (problem := _falls(before, sample) or _falls(sample, after)):
+        result.refused.append((point, problem))
+        return
+    timeline.insert(position, sample)
+    result.samples.append(sample)
+    increase = _increase(start_ns, before, sample)
+    if increase:
+        begin = before.time_ns if before is not None else start_ns
+        result.points.append(Point(point.stream, begin, sample.time_ns, increase))
+    if after is not None:
+        correction = _increase(start_ns, sample, after) - _increase(start_ns, before, after)
+        if correction:
+            result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction))
+
+
+def _increase(start_ns: int, before: Sample | None, sample: Sample) -> Decimal:
+    if before is None:
+        return ZERO if start_ns in (0, sample.time_ns) else sample.value
+    if start_ns == 0 and sample.value < before.value:
+        return sample.value
+    return sample.value - before.value
+
+
+def _falls(before: Sample | None, after: Sample | None) -> Refusal | None:
+    if before is None or after is None or before.value <= after.value:
+        return None
+    detail = (
+        f"a total of {before.value} at {before.time_ns} ns falls to {after.value} at {after.time_ns} ns in one epoch"
+    )
+    return Refusal(Reason.VALUE_DECREASED, detail)

@@ -1,0 +1,116 @@
+"""Usage between two instants by any dimensions: whole hours from the cached hours, the rest from the points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Final
+
+from tallymark_collector.errors import UserError
+from tallymark_collector.store.database import Connection
+
+DIMENSIONS: Final = {
+    "account": "u.account",
+    "meter": "s.meter",
+    "unit": "s.unit",
+    "plan": "s.plan",
+    "route": "s.route",
+    "method": "s.method",
+    "status": "s.status_code",
+    "error": "s.error_type",
+    "hour": "u.bucket",
+    "day": "date_bin('1 day', u.bucket, 'epoch')",
+}
+"""What usage can be grouped by, and the column behind it."""
+
+_ALWAYS: Final = ("meter", "unit")
+"""Quantities of different meters or units cannot be added."""
+
+_HOUR: Final = timedelta(hours=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST: Final = datetime(1, 1, 2, tzinfo=timezone.utc)
+_LAST: Final = datetime(9999, 12, 31, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Rows of usage, each as long as `columns`; the last two are `quantity` (exact) and `points`."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+
+    def total(self) -> Decimal:
+        """Sum of the quantities, whatever they count."""
+        return sum((row[-2] for row in self.rows if isinstance(row[-2], Decimal)), Decimal(0))
+
+
+async def usage(
+    connection: Connection,
+    *,
+    tenant: str,
+    by: Sequence[str] = ("account", "meter"),
+    start: datetime | None = None,
+    end: datetime | None = None,
+    account: str | None = None,
+    meter: str | None = None,
+) -> Usage:
+    """Usage of `[start, end)` (aware datetimes; None is unbounded), grouped by names of `DIMENSIONS`.
+
+    Meter and unit are always among the columns. Raises UserError for an unknown name, a naive or a reversed range.
+    """
+    if unknown := [name for name in by if name not in DIMENSIONS]:
+        raise UserError(f"cannot group by {', '.join(unknown)}: choose from {', '.join(DIMENSIONS)}")
+    columns = tuple(dict.fromkeys([*by, *_ALWAYS]))
+    whole, edges = split(start or _FIRST, end or _LAST)
+    groups = ", ".join(DIMENSIONS[name] for name in columns)
+    names = ", ".join(f'{DIMENSIONS[name]} AS "{name}"' for name in columns)
+    rows = await (
+        await connection.execute(
+            f"""
+            SELECT {names}, sum(u.quantity) AS quantity, sum(u.points)::bigint AS points
+            FROM (
+                SELECT account, bucket, series, quantity, points FROM usage_hour_current
+                WHERE tenant = %(tenant)s AND (%(account)s::text IS NULL OR account = %(account)s)
+                  AND bucket >= %(whole_start)s AND bucket < %(whole_end)s
+                UNION ALL
+                SELECT p.account, date_bin('1 hour', p.time, 'epoch'), p.series, p.quantity, 1
+                FROM unnest(%(edge_starts)s::timestamptz[], %(edge_ends)s::timestamptz[]) AS e (starts, ends)
+                JOIN usage_point p ON p.time >= e.starts AND p.time < e.ends
+                WHERE p.tenant = %(tenant)s AND (%(account)s::text IS NULL OR p.account = %(account)s)
+            ) u
+            JOIN usage_series s ON s.account = u.account AND s.series = u.series
+            WHERE %(meter)s::text IS NULL OR s.meter = %(meter)s
+            GROUP BY {groups}
+            ORDER BY {", ".join(f"{DIMENSIONS[name]} NULLS FIRST" for name in columns)}
+            """,  # noqa: S608 - names come from DIMENSIONS
+            {
+                "tenant": tenant,
+                "account": account,
+                "meter": meter,
+                "whole_start": whole[0],
+                "whole_end": whole[1],
+                "edge_starts": [edge[0] for edge in edges],
+                "edge_ends": [edge[1] for edge in edges],
+            },
+        )
+    ).fetchall()
+    return Usage((*columns, "quantity", "points"), rows)
+
+
+Span = tuple[datetime, datetime]
+
+
+def split(start: datetime, end: datetime) -> tuple[Span, list[Span]]:
+    """`[start, end)` as a range of whole UTC hours and the pieces of hours beside it. Raises UserError."""
+    for instant in (start, end):
+        if instant.tzinfo is None:
+            raise UserError(f"{instant.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
+    if end < start:
+        raise UserError(f"the range ends ({end.isoformat()}) before it starts ({start.isoformat()})")
+    first = -(-(start - _EPOCH) // _HOUR) * _HOUR + _EPOCH
+    last = (end - _EPOCH) // _HOUR * _HOUR + _EPOCH
+    if first > last:
+        return (last, last), [(start, end)]
+    return (first, last), [edge for edge in ((start, first), (last, end)) if edge[0] < edge[1]]

@@ -1,0 +1,89 @@
+"""Connections: a pool, what every connection of ours has set, and which of psycopg's errors are worth a retry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from tallymark_collector.errors import StoreUnavailable, UserError
+
+SCHEMA: Final = "tallymark"
+MIN_SERVER_VERSION: Final = 140000
+"""date_bin() came with PostgreSQL 14."""
+POOL_SIZE: Final = 6
+POOL_WAIT: Final = 10.0
+"""Seconds to wait for a connection before the store counts as unavailable."""
+
+_TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "55", "57", "58")
+"""SQLSTATE classes where the same statement may succeed later: connection, transaction state (a read-only standby),
+rollback (deadlock), resources, object state (lock), operator intervention (shutdown), system error."""
+
+Connection = psycopg.AsyncConnection[TupleRow]
+
+
+class Database:
+    """A pool of connections to one database, each with our schema, UTC and durable commits."""
+
+    def __init__(self, dsn: str, pool_size: int = POOL_SIZE) -> None:
+        self.dsn = dsn
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=pool_size,
+            timeout=POOL_WAIT,
+            open=False,
+            name="tallymark",
+            kwargs={"autocommit": True, "application_name": "tallymark"},
+            configure=configure,
+            check=AsyncConnectionPool.check_connection,
+        )
+
+    async def open(self) -> None:
+        """Connects. Raises UserError where the server cannot be reached or is too old."""
+        try:
+            # One plain connection first: the pool would keep the reason of a failure to itself and its log.
+            async with await psycopg.AsyncConnection.connect(self.dsn, connect_timeout=int(POOL_WAIT)) as connection:
+                version = connection.info.server_version
+        except psycopg.Error as error:
+            raise UserError(f"cannot connect to the database: {error}") from error
+        if version < MIN_SERVER_VERSION:
+            raise UserError(f"PostgreSQL {version // 10000} is too old: Tallymark needs 14 or newer")
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection in autocommit mode. Raises StoreUnavailable where a retry may help."""
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except psycopg.Error as error:
+            if is_transient(error):
+                raise StoreUnavailable(f"the database did not answer: {error}") from error
+            raise
+
+
+async def configure(connection: Connection) -> None:
+    """Sets what statements of ours rely on."""
+    await connection.execute(
+        f"SET search_path = {SCHEMA}, public; SET TimeZone = 'UTC'; SET synchronous_commit = on;"
+        " SET intervalstyle = 'iso_8601'; SET client_min_messages = warning"
+    )
+
+
+def is_transient(error: psycopg.Error) -> bool:
+    """True if the same statement may succeed later."""
+    if isinstance(error, (PoolTimeout, PoolClosed, TooManyRequests)):
+        return True
+    if error.sqlstate is None:
+        # No answer from a server at all: the connection was refused, cut, or closed under us.
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return error.sqlstate[:2] in _TRANSIENT_CLASSES

@@ -1,0 +1,91 @@
+"""Streams and series: written once, before the first point that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from uuid import UUID
+
+from tallymark import conventions
+from tallymark_collector.model import Series, Stream, attributes_json
+from tallymark_collector.store.database import Connection
+
+MAX_REMEMBERED: Final = 500_000
+"""Streams that a process remembers to have written; at the limit it forgets all and asks the database again."""
+
+_SERIES_SQL: Final = """
+INSERT INTO usage_series
+    (account, series, tenant, meter, unit, plan, route, method, status_code, error_type, attributes)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+                     %s::int[], %s::text[], %s::jsonb[])
+ON CONFLICT DO NOTHING"""
+
+_STREAM_SQL: Final = """
+INSERT INTO usage_stream (account, stream, series, tenant, temporality, scope, resource)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::smallint[], %s::text[], %s::jsonb[])
+ON CONFLICT DO NOTHING"""
+
+
+class Dictionaries:
+    """Which streams this process knows to be committed. What a transaction adds counts only after its commit."""
+
+    def __init__(self) -> None:
+        self._committed: set[UUID] = set()
+
+    def unknown(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that still have to be registered, each once, in the order in which all writers insert them."""
+        found = {stream.id: stream for stream in streams if stream.id not in self._committed}
+        return [found[identity] for identity in sorted(found)]
+
+    def remember(self, streams: Iterable[Stream]) -> None:
+        """Says that these streams are committed."""
+        if len(self._committed) > MAX_REMEMBERED:
+            self._committed.clear()
+        self._committed.update(stream.id for stream in streams)
+
+
+async def register(connection: Connection, streams: list[Stream]) -> None:
+    """Adds streams and their series; what is there already stays as it is."""
+    found = {stream.series.id: stream.series for stream in streams}
+    series = [_series_row(found[identity]) for identity in sorted(found)]
+    await connection.execute(_SERIES_SQL, _columns(series))
+    await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
+
+
+def _series_row(series: Series) -> tuple[object, ...]:
+    attributes = series.attributes
+    status = attributes.get(conventions.HTTP_STATUS)
+    texts = (conventions.PLAN, conventions.HTTP_ROUTE, conventions.HTTP_METHOD)
+    return (
+        series.account,
+        series.id,
+        series.tenant,
+        series.meter,
+        series.unit,
+        *(_text(attributes.get(name)) for name in texts),
+        status if isinstance(status, int) and 0 <= status < 1000 else None,
+        _text(attributes.get(conventions.ERROR_TYPE)),
+        attributes_json(attributes),
+    )
+
+
+def _stream_row(stream: Stream) -> tuple[object, ...]:
+    series = stream.series
+    resource = attributes_json(stream.resource).replace("\\u0000", "\N{REPLACEMENT CHARACTER}")
+    return (
+        series.account,
+        stream.id,
+        series.id,
+        series.tenant,
+        int(stream.temporality),
+        stream.scope_name.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        resource,
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _columns(rows: list[tuple[object, ...]]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]

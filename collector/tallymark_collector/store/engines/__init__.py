@@ -1,0 +1,49 @@
+"""Where the database comes from. An engine gives a connection string; everything above it speaks PostgreSQL.
+
+A database is named by one text:
+
+- `embedded:` or `embedded:/some/folder`: a PostgreSQL of our own in that folder, started when it is first used and
+  stopped when its last user leaves;
+- anything that libpq takes (`postgresql://user@host/name`, `host=… dbname=…`): a PostgreSQL that is already there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from tallymark_collector.errors import UserError
+from tallymark_collector.store.engines import embedded
+
+_EMBEDDED = "embedded:"
+
+
+def default_database() -> str:
+    """The embedded database of this machine's user."""
+    # As root the embedded server needs a folder that another system user may enter: not one under /root.
+    root = Path("/var/lib/tallymark") if os.geteuid() == 0 else Path(platformdirs.user_data_dir("tallymark"))
+    return f"{_EMBEDDED}{root / 'postgresql'}"
+
+
+@contextmanager
+def connect_string(database: str) -> Iterator[str]:
+    """A libpq connection string for the database; an embedded server runs while the context lasts.
+
+    Raises UserError where the text names no database or the embedded server does not start.
+    """
+    if database == _EMBEDDED:
+        database = default_database()
+    if database.startswith(_EMBEDDED):
+        with embedded.server(Path(database.removeprefix(_EMBEDDED)).expanduser().absolute()) as dsn:
+            yield dsn
+    elif "://" in database or "=" in database:
+        yield database
+    else:
+        raise UserError(
+            f"{database!r} names no database: give 'embedded:/some/folder' or a PostgreSQL connection string"
+            " such as 'postgresql://user@host/name'"
+        )

@@ -1,0 +1,64 @@
+"""Keeps usage_hour equal to the points (the rules stand in sql/0002_aggregates.sql)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallymark_collector.store.database import Connection
+
+BATCH: Final = 500
+"""Account-hours recomputed in one transaction; each holds one advisory lock, of some thousands that a server has."""
+
+_LOCK_SPACE: Final = "tallymark.usage_hour"
+
+# The oldest marks first (a heap is read in the order in which it was written), so that an account that never rests
+# cannot keep the others waiting.
+_TAKE_SQL: Final = """
+SELECT DISTINCT account, tenant, bucket
+FROM (SELECT account, tenant, bucket FROM usage_dirty LIMIT 20000) oldest
+LIMIT %s"""
+
+# In one order, so that two refreshers never wait for each other. A hash collision only locks more than needed.
+_LOCK_SQL: Final = """
+SELECT pg_advisory_xact_lock(key) FROM (
+    SELECT DISTINCT hashtextextended(concat_ws(chr(31), %s::text, tenant, account, bucket), 0) AS key
+    FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
+    ORDER BY key
+) keys"""
+
+_CLEAN_SQL: Final = """
+DELETE FROM usage_dirty d
+USING unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
+WHERE d.account = k.account AND d.tenant = k.tenant AND d.bucket = k.bucket"""
+
+_FORGET_SQL: Final = """
+DELETE FROM usage_hour h
+USING unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
+WHERE h.account = k.account AND h.tenant = k.tenant AND h.bucket = k.bucket"""
+
+_RECOMPUTE_SQL: Final = """
+INSERT INTO usage_hour (bucket, series, account, tenant, quantity, points)
+SELECT k.bucket, p.series, p.account, p.tenant, sum(p.quantity), count(*)
+FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
+JOIN usage_point p
+  ON p.account = k.account AND p.tenant = k.tenant
+ AND p.time >= k.bucket AND p.time < k.bucket + interval '1 hour'
+GROUP BY k.bucket, p.series, p.account, p.tenant"""
+
+
+async def refresh(connection: Connection, limit: int = BATCH) -> int:
+    """Recomputes up to `limit` account-hours that have marks; returns how many. Safe beside writers and refreshers.
+
+    Each statement is one of its own at READ COMMITTED: the recomputation must see what the deletion saw, and later.
+    """
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        keys = await (await connection.execute(_TAKE_SQL, [limit])).fetchall()
+        if not keys:
+            return 0
+        columns = [list(column) for column in zip(*keys, strict=True)]
+        await connection.execute(_LOCK_SQL, [_LOCK_SPACE, *columns])
+        await connection.execute(_CLEAN_SQL, columns)
+        await connection.execute(_FORGET_SQL, columns)
+        await connection.execute(_RECOMPUTE_SQL, columns)
+        return len(keys)

@@ -1,0 +1,63 @@
+"""Values as COPY's text format has them, and times as PostgreSQL can hold them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from typing import Final
+
+from tallymark_collector.model import Evidence, Point
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+HOUR_NS: Final = 3_600_000_000_000
+
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+POINT_COLUMNS: Final = "time, start_time, stream, series, nanos, account, tenant, quantity"
+EVIDENCE_COLUMNS: Final = (
+    "time, start_time, account, tenant, meter, trace_id, span_id, quantity, name, service, user_id, attributes"
+)
+
+
+def copy_text(value: str | None) -> str:
+    """A text value for COPY."""
+    return "\\N" if value is None else value.translate(_ESCAPES)
+
+
+@lru_cache(maxsize=65_536)
+def timestamp(ns: int) -> str:
+    """A time in nanoseconds as a timestamptz literal, cut to the microsecond. An interval's points share theirs."""
+    return (EPOCH + timedelta(microseconds=ns // 1000)).isoformat()
+
+
+def bucket_start(ns: int) -> datetime:
+    """Start of the UTC hour that the time falls in."""
+    return EPOCH + timedelta(hours=ns // HOUR_NS)
+
+
+def nanos(point: Point) -> int:
+    """What timestamptz cannot hold of the point's two times, so that its identity stays exact to the nanosecond."""
+    return point.time_ns % 1000 * 1000 + point.start_ns % 1000
+
+
+def point_line(point: Point) -> str:
+    """A row of usage_point."""
+    stream, start_ns, time_ns, value = point
+    series = stream.series
+    return (
+        f"{timestamp(time_ns)}\t{timestamp(start_ns)}\t{stream.id}\t{series.id}\t{nanos(point)}"
+        f"\t{copy_text(series.account)}\t{copy_text(series.tenant)}\t{value}\n"
+    )
+
+
+def evidence_line(item: Evidence, attributes: str) -> str:
+    """A row of usage_evidence."""
+    texts = (item.account, item.tenant, item.meter)
+    more = (item.name, item.service, item.user, attributes)
+    return (
+        f"{timestamp(item.time_ns)}\t{timestamp(item.start_ns)}\t"
+        + "\t".join(map(copy_text, texts))
+        + f"\t\\\\x{item.trace_id.hex()}\t\\\\x{item.span_id.hex()}\t{item.quantity}\t"
+        + "\t".join(map(copy_text, more))
+        + "\n"
+    )

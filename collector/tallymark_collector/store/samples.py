@@ -1,0 +1,99 @@
+"""Cumulative streams: totals in, increases out, one transaction at a time per stream."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from tallymark_collector import wire
+from tallymark_collector.model import Point, Quarantined, Refusal
+from tallymark_collector.processors.temporality import Increases, Sample, increases
+from tallymark_collector.store.database import Connection
+
+# Whoever holds a stream's row decides what its samples mean; several collectors take turns.
+_LOCK_SQL: Final = """
+SELECT FROM usage_stream
+WHERE (account, stream) IN (SELECT * FROM unnest(%s::text[], %s::uuid[]))
+ORDER BY account, stream
+FOR NO KEY UPDATE"""
+
+# Of each epoch: the samples between the neighbours of the incoming ones, the neighbours included.
+_KNOWN_SQL: Final = """
+SELECT k.epoch, s.time_ns, s.value
+FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[], %s::bigint[])
+     WITH ORDINALITY AS k (account, stream, start_ns, first_ns, last_ns, epoch)
+CROSS JOIN LATERAL (
+    (SELECT time_ns, value FROM usage_sample
+     WHERE account = k.account AND stream = k.stream AND start_ns = k.start_ns AND time_ns < k.first_ns
+     ORDER BY time_ns DESC LIMIT 1)
+    UNION ALL
+    SELECT time_ns, value FROM usage_sample
+    WHERE account = k.account AND stream = k.stream AND start_ns = k.start_ns
+      AND time_ns BETWEEN k.first_ns AND k.last_ns
+    UNION ALL
+    (SELECT time_ns, value FROM usage_sample
+     WHERE account = k.account AND stream = k.stream AND start_ns = k.start_ns AND time_ns > k.last_ns
+     ORDER BY time_ns LIMIT 1)
+) s
+ORDER BY k.epoch, s.time_ns"""
+
+_REMEMBER_SQL: Final = """
+INSERT INTO usage_sample (account, stream, start_ns, time_ns, value)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[], %s::numeric[])"""
+
+
+class _Epoch(NamedTuple):
+    account: str
+    stream: UUID
+    start_ns: int
+
+
+class Applied(NamedTuple):
+    """What cumulative points came to."""
+
+    points: list[Point]
+    """Increases and corrections, to be written like delta points."""
+    duplicates: int
+    conflicts: list[Quarantined]
+
+
+async def apply(connection: Connection, points: Sequence[Point]) -> Applied:
+    """Takes increases from totals and remembers the totals. The streams must be registered."""
+    epochs: dict[_Epoch, list[Point]] = defaultdict(list)
+    for point in points:
+        epochs[_Epoch(point.stream.series.account, point.stream.id, point.start_ns)].append(point)
+    streams = {(epoch.account, epoch.stream) for epoch in epochs}
+    await connection.execute(_LOCK_SQL, [[account for account, _ in streams], [stream for _, stream in streams]])
+    known = await _known(connection, epochs)
+    applied = Applied([], 0, [])
+    remembered: list[tuple[object, ...]] = []
+    duplicates = 0
+    for epoch, incoming in epochs.items():
+        result: Increases = increases(epoch.start_ns, known[epoch], incoming)
+        applied.points.extend(result.points)
+        duplicates += result.duplicates
+        applied.conflicts.extend(conflict(point, refusal) for point, refusal in result.refused)
+        remembered.extend((*epoch, sample.time_ns, sample.value) for sample in result.samples)
+    if remembered:
+        await connection.execute(_REMEMBER_SQL, [list(column) for column in zip(*remembered, strict=True)])
+    return applied._replace(duplicates=duplicates)
+
+
+async def _known(connection: Connection, epochs: dict[_Epoch, list[Point]]) -> dict[_Epoch, list[Sample]]:
+    keys = list(epochs)
+    first = [min(point.time_ns for point in points) for points in epochs.values()]
+    last = [max(point.time_ns for point in points) for points in epochs.values()]
+    arguments = [[key.account for key in keys], [key.stream for key in keys], [key.start_ns for key in keys]]
+    known: dict[_Epoch, list[Sample]] = {key: [] for key in keys}
+    for position, time_ns, value in await (await connection.execute(_KNOWN_SQL, [*arguments, first, last])).fetchall():
+        known[keys[position - 1]].append(Sample(time_ns, value))
+    return known
+
+
+def conflict(point: Point, refusal: Refusal) -> Quarantined:
+    """A point that contradicts what is stored, kept whole."""
+    series = point.stream.series
+    payload = wire.encode_point(point)
+    return Quarantined(series.tenant, series.account, series.meter, point.time_ns, refusal, "metrics", payload)

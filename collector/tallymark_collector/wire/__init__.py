@@ -1,0 +1,134 @@
+"""OTLP's messages as the collector reads and writes them.
+
+Metrics come through a view of our own (`proto/tallymark_metrics_view.proto`) that leaves attributes as bytes;
+resources, scopes, attributes and spans are decoded with OpenTelemetry's own classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from tallymark import conventions
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.model import Attributes, AttributeValue, Evidence, Point
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, MetricsRequest
+
+INT64_MAX: Final = 2**63 - 1
+MAX_DEPTH: Final = 16
+"""Nesting of arrays and maps inside an attribute; deeper is malformed."""
+
+
+def parse_metrics(body: bytes) -> MetricsRequest:
+    """An ExportMetricsServiceRequest. Raises MalformedRequest."""
+    try:
+        return MetricsRequest.FromString(body)
+    except DecodeError as error:
+        raise MalformedRequest(f"not an OTLP ExportMetricsServiceRequest: {error}") from None
+
+
+def decode_resource(data: bytes) -> Attributes:
+    """A Resource message's attributes. Raises MalformedRequest."""
+    try:
+        return decode_attributes(Resource.FromString(data).attributes)
+    except DecodeError as error:
+        raise MalformedRequest(f"a resource is not an OTLP Resource: {error}") from None
+
+
+def decode_scope(data: bytes) -> InstrumentationScope:
+    """An InstrumentationScope message. Raises MalformedRequest."""
+    try:
+        return InstrumentationScope.FromString(data)
+    except DecodeError as error:
+        raise MalformedRequest(f"a scope is not an OTLP InstrumentationScope: {error}") from None
+
+
+def decode_point_attributes(data: tuple[bytes, ...]) -> Attributes:
+    """A data point's attributes, each still a KeyValue message. Raises MalformedRequest."""
+    try:
+        return decode_attributes([KeyValue.FromString(item) for item in data])
+    except DecodeError as error:
+        raise MalformedRequest(f"a data point's attribute is not an OTLP KeyValue: {error}") from None
+
+
+def decode_attributes(items: Iterable[KeyValue]) -> Attributes:
+    """Attributes of a repeated KeyValue field; of a name given twice, the last value counts."""
+    return Attributes.of({item.key: _value(item.value) for item in items})
+
+
+def _value(value: AnyValue, depth: int = 0) -> AttributeValue:
+    if depth > MAX_DEPTH:
+        raise MalformedRequest(f"an attribute is nested deeper than {MAX_DEPTH} levels")
+    match value.WhichOneof("value"):
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "int_value":
+            return value.int_value
+        case "double_value":
+            return value.double_value
+        case "bytes_value":
+            return value.bytes_value
+        case "array_value":
+            return tuple(_value(item, depth + 1) for item in value.array_value.values)
+        case "kvlist_value":
+            return Attributes.of({i.key: _value(i.value, depth + 1) for i in value.kvlist_value.values})
+        case _:
+            return None
+
+
+def encode_point(point: Point) -> bytes:
+    """An ExportMetricsServiceRequest with this one point, for the quarantine."""
+    origin = point.stream.origin
+    request = MetricsRequest()
+    resource = request.resource_metrics.add(resource=origin.resource)
+    metric = resource.scope_metrics.add(scope=origin.scope).metrics.add(name=origin.name, unit=origin.unit)
+    metric.sum.aggregation_temporality = origin.temporality
+    metric.sum.is_monotonic = origin.monotonic
+    number = metric.sum.data_points.add(
+        attributes=origin.attributes, start_time_unix_nano=point.start_ns, time_unix_nano=point.time_ns
+    )
+    if point.value == int(point.value) and abs(point.value) <= INT64_MAX:
+        number.as_int = int(point.value)
+    else:
+        number.as_double = float(point.value)
+    return request.SerializeToString()
+
+
+def encode_metric(resource: bytes, scope: bytes, metric: Metric) -> bytes:
+    """An ExportMetricsServiceRequest with this one metric, unknown fields included, for the quarantine."""
+    request = MetricsRequest()
+    request.resource_metrics.add(resource=resource).scope_metrics.add(scope=scope).metrics.append(metric)
+    return request.SerializeToString()
+
+
+def encode_evidence(item: Evidence) -> bytes:
+    """An ExportTraceServiceRequest with a span that says what this evidence says, for the quarantine."""
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add()
+    spans.resource.attributes.add(key=conventions.SERVICE_NAME).value.string_value = item.service
+    span = spans.scope_spans.add().spans.add(
+        trace_id=item.trace_id,
+        span_id=item.span_id,
+        name=item.name,
+        start_time_unix_nano=item.start_ns,
+        end_time_unix_nano=item.time_ns,
+    )
+    said = {conventions.ACCOUNT: item.account, f"{conventions.METER_PREFIX}{item.meter}": str(item.quantity)}
+    if item.user is not None:
+        said[conventions.USER] = item.user
+    for key, text in said.items():
+        span.attributes.add(key=key).value.string_value = text
+    return request.SerializeToString()
+
+
+def shortest_decimal(value: float) -> Decimal:
+    """The shortest decimal that reads back as this double: 0.1 is 0.1, not 0.1000000000000000055."""
+    return Decimal(repr(value))

@@ -1,0 +1,115 @@
+"""An audit that cannot find anything is worth nothing: each test breaks the database by hand and must be told."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import psycopg
+
+from tallymark_collector.aggregates.audit import Report, audit, mark
+from tallymark_collector.model import Batch, Temporality
+from tallymark_collector.store import Store
+from tallymark_collector.store.rows import bucket_start
+from tests.support.usage import BASE, point, stream
+
+
+async def report(store: Store, **bounds: object) -> Report:
+    async with store.reading() as connection:
+        return await audit(connection, **bounds)  # type: ignore[arg-type]
+
+
+async def fill(store: Store) -> None:
+    names = [stream("acme"), stream("globex"), stream("acme", producer="two")]
+    await store.write(Batch(points=[point(of, 3600 * h, 3600 * h + 10, 5) for of in names for h in range(4)]))
+    while await store.refresh():
+        pass
+
+
+def breaking(dsn: str, statement: str) -> int:
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        return connection.execute(statement).rowcount
+
+
+async def test_nothing_to_find(store: Store) -> None:
+    assert (await report(store)) == Report(0, 0, [], [], [])
+    await fill(store)
+    found = await report(store)
+    assert found.clean
+    assert (found.hours, found.points) == (8, 12)
+
+
+async def test_a_wrong_cached_sum_is_found_and_mended(store: Store, dsn: str) -> None:
+    await fill(store)
+    assert (
+        breaking(dsn, f"UPDATE usage_hour SET quantity = 99 WHERE account = 'acme' AND bucket = '{bucket_start(BASE)}'")
+        == 1
+    )
+    found = await report(store)
+    assert [(d.account, d.bucket, d.meter, d.raw, d.aggregated) for d in found.differences] == [
+        ("acme", bucket_start(BASE), "api.requests", Decimal(10), Decimal(99))
+    ]
+    async with store.transaction() as connection:
+        await mark(connection, found.differences)
+    assert (await report(store)).clean, "right from the mark on, before any refresh"
+    assert await store.refresh() == 1
+    assert (await report(store)).clean
+
+
+async def test_a_lost_and_an_invented_hour_are_found_and_mended(store: Store, dsn: str) -> None:
+    await fill(store)
+    breaking(dsn, f"DELETE FROM usage_hour WHERE account = 'globex' AND bucket = '{bucket_start(BASE)}'")
+    breaking(
+        dsn,
+        "INSERT INTO usage_hour"
+        " SELECT bucket + interval '1 day', series, account, tenant, 1, 1 FROM usage_hour LIMIT 1",
+    )
+    found = await report(store)
+    assert sorted((d.raw, d.aggregated) for d in found.differences if d.raw is not None) == [(5, None)]
+    assert [(d.raw, d.aggregated) for d in found.differences if d.raw is None] == [(None, 1)]
+    async with store.transaction() as connection:
+        await mark(connection, found.differences)
+    await store.refresh()
+    assert (await report(store)).clean
+
+
+async def test_a_lost_mark_is_found(store: Store, dsn: str) -> None:
+    await fill(store)
+    await store.write(Batch(points=[point(stream("acme"), 20, 30, 7)]))
+    breaking(dsn, "DELETE FROM usage_dirty")
+    assert [(d.raw, d.aggregated) for d in (await report(store)).differences] == [(17, 10)]
+
+
+async def test_a_series_missing_from_the_dictionary_is_found(store: Store, dsn: str) -> None:
+    await fill(store)
+    breaking(dsn, "DELETE FROM usage_series WHERE account = 'globex'")
+    found = await report(store)
+    assert [(d.account, d.meter, d.aggregated) for d in found.differences] == [("globex", None, None)] * 4
+
+
+async def test_bounds(store: Store, dsn: str) -> None:
+    await fill(store)
+    breaking(dsn, "UPDATE usage_hour SET quantity = 0")
+    assert len((await report(store)).differences) == 8
+    assert len((await report(store, account="globex")).differences) == 4
+    first = bucket_start(BASE)
+    found = await report(store, start=first + timedelta(hours=1), end=first + timedelta(hours=2))
+    assert {d.bucket for d in found.differences} == {first + timedelta(hours=1)}
+
+
+async def test_increases_that_do_not_match_their_totals_are_found(store: Store, dsn: str) -> None:
+    of = stream(temporality=Temporality.CUMULATIVE)
+    await store.write(Batch(points=[point(of, 0, 10, 5), point(of, 0, 20, 9)]))
+    assert (await report(store)).clean
+    breaking(dsn, "DELETE FROM usage_point WHERE quantity = 4")
+    breaking(dsn, "DELETE FROM usage_hour")
+    found = await report(store)
+    assert [(drift.account, drift.billed, drift.sampled) for drift in found.drifts] == [("acme", 5, 9)]
+
+
+async def test_overlapping_intervals_of_one_stream_are_found(store: Store) -> None:
+    await fill(store)
+    await store.write(Batch(points=[point(stream("acme"), 5, 15, 1)]))
+    found = await report(store)
+    assert [(o.account, o.end - o.start) for o in found.overlaps] == [("acme", timedelta(seconds=10))]
+    assert not found.differences
