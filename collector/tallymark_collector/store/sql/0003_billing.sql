@@ -1,11 +1,12 @@
 -- What usage costs: plans by version, who is on which plan, and the periods that are billed.
 
--- Versions are only ever added: a period that has been billed can be priced again as it was.
+-- Versions are only ever added: a period is priced by the newest version that was applied before its end (by the first
+-- one where none was), so that a closed period can be priced again as it was.
 CREATE TABLE plan_version (
     tenant     text        NOT NULL,
     plan       text        NOT NULL,
-    version    integer     NOT NULL,
-    currency   text        NOT NULL,  -- ISO 4217
+    version    integer     NOT NULL,  -- 1, 2, 3 …
+    content    text        NOT NULL,  -- hash of what the plan says: applying the same twice adds nothing
     document   jsonb       NOT NULL,  -- the plan with its charges; decimals as strings
     applied_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (tenant, plan, version)
@@ -14,12 +15,12 @@ CREATE TABLE plan_version (
 CREATE TABLE subscription (
     account    text     NOT NULL,
     tenant     text     NOT NULL,
-    plan       text     NOT NULL,
     since      date     NOT NULL,  -- in the account's time zone, from the start of that day
     until      date,               -- the first day that is not billed
+    plan       text     NOT NULL,
     anchor_day smallint NOT NULL CHECK (anchor_day BETWEEN 1 AND 31),
     time_zone  text     NOT NULL,  -- IANA
-    PRIMARY KEY (account, tenant)
+    PRIMARY KEY (account, tenant, since)
 );
 
 -- Half-open [period_start, period_end). Months of a time zone have no fixed width, so they are rows, not arithmetic.
@@ -28,8 +29,9 @@ CREATE TABLE billing_period (
     period_end   timestamptz NOT NULL CHECK (period_end > period_start),
     account      text        NOT NULL,
     tenant       text        NOT NULL,
+    since        date        NOT NULL,  -- the subscription's
+    number       integer     NOT NULL,  -- the subscription's periods count from 0
     plan         text        NOT NULL,
-    time_zone    text        NOT NULL,
     PRIMARY KEY (account, period_start, tenant)
 );
 
