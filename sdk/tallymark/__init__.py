@@ -1,1 +1,38 @@
-"""Usage metering on OpenTelemetry."""
+"""Usage metering on OpenTelemetry: what an API's handlers did becomes what its customers are billed.
+
+    tallymark.configure(endpoint="http://localhost:4317")
+
+    @track_usage("images", quantity=lambda result: len(result), unit="{image}")
+    def create(...): ...                      with identify(account="acme") in force
+
+The main path of a unit of usage, one module a step:
+
+1. `decorators` runs the handler, then asks `calls` what the call was and `identity` whom it is for;
+2. `usage` hands the exact quantity (`quantities`) to the `recorder`, and to the current span (`spans`), the evidence;
+3. each interval `exporting` cuts the recorder: the sums of (start, time] become OTLP delta sums (`batches`),
+4. which wait in the `outbox` until the collector has acknowledged them, and are sent again unchanged until then.
+
+What is recorded goes out exactly once, or is reported: nothing raises in a handler, nothing is dropped in silence.
+`runtime` holds the process's one instance of all this; a forked child begins with an empty one.
+"""
+
+from tallymark.decorators import track_usage
+from tallymark.errors import DeclarationError, SettingsError, TallymarkError
+from tallymark.identity import identify
+from tallymark.runtime import VERSION, configure, flush, shutdown
+from tallymark.usage import record
+
+__version__ = VERSION
+
+__all__ = [
+    "DeclarationError",
+    "SettingsError",
+    "TallymarkError",
+    "__version__",
+    "configure",
+    "flush",
+    "identify",
+    "record",
+    "shutdown",
+    "track_usage",
+]

@@ -1,0 +1,182 @@
+"""Who a call is billed to: an account, the user who acted for it, its plan.
+
+`identify()` sets a context variable, so threads and tasks each keep their own. One thing a context variable cannot
+do: ASGI frameworks run a synchronous dependency in a worker thread on a *copy* of the request's context, and what
+is set there never comes back. While an integration serves a request, an identity set in such a thread is therefore
+also *published* on the request's `Call`, and holds wherever the context still carries the identity that the thread
+started from. Nothing else is shared: a task that identified somebody for itself keeps that.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+from tallymark import runtime
+from tallymark.calls import Call, current_call
+from tallymark.dimensions import is_text
+
+MAX_IDENTITY_LENGTH: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom usage is recorded for. Without an account it is kept by the collector, but billed to nobody."""
+
+    account: str | None = None
+    user: str | None = None
+    plan: str | None = None
+
+
+NOBODY: Final = Identity()
+
+
+class Held:
+    """An identity in force in some context; compared by identity.
+
+    `base`, `outer` and `previous` are set on published ones alone: what the request's own context held when the
+    worker thread began, what that thread held before, and what was published before this one.
+    """
+
+    __slots__ = ("base", "ended", "identity", "outer", "previous")
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.ended = False
+        self.base: Held | None = None
+        self.outer: Held | None = None
+        self.previous: Held | None = None
+
+
+_held: ContextVar[Held] = ContextVar("tallymark_identity", default=Held(NOBODY))  # noqa: B039 - never changed
+
+
+class _Keep(enum.Enum):
+    KEEP = enum.auto()
+
+
+_KEEP: Final = _Keep.KEEP
+
+
+class Identified:
+    """What `identify()` returns: as a context manager it restores the identity from before at its end."""
+
+    __slots__ = ("_before", "_held")
+
+    def __init__(self, held: Held, before: Held) -> None:
+        self._held = held
+        self._before = before
+
+    def __enter__(self) -> Identity:
+        return self._held.identity
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._held.ended = True
+        _held.set(self._before)
+
+
+def current_identity() -> Identity:
+    """The identity in force here and now."""
+    held = _held.get()
+    call = current_call.get()
+    if call is None or call.published is None:
+        return held.identity
+    return _published_over(held, call)
+
+
+def identify(
+    account: str | None | _Keep = _KEEP, user: str | None | _Keep = _KEEP, plan: str | None | _Keep = _KEEP
+) -> Identified:
+    """Say whom the usage recorded from here on belongs to.
+
+        identify(account="acme", user="u-17", plan="pro")       # until the context ends (in a request: its end)
+        with identify(account="acme"):                           # until the block ends
+            ...
+
+    Fields that are not given stay as they are; the plan is dropped when the account changes, for it was the other
+    account's. Each is a str of 1 to 255 characters, without NUL or lone surrogates. It is called inside requests, so
+    it never raises: a bad value counts as None with a warning, and usage without an account is held back by the
+    collector for correction. It is never left with the account from before.
+
+    One request that acts for several accounts takes the `with` form in each of its tasks or threads.
+    """
+    before = current_identity()
+    new_account = before.account if account is _KEEP else _checked("account", account)
+    new_user = before.user if user is _KEEP else _checked("user", user)
+    if plan is not _KEEP:
+        new_plan = _checked("plan", plan)
+    else:
+        new_plan = before.plan if before.account in (None, new_account) else None
+    outer = _held.get()
+    held = Held(Identity(new_account, new_user, new_plan))
+    call = current_call.get()
+    if call is not None and _in_worker_thread():
+        held.base = outer.base or outer
+        held.outer = outer
+        held.previous = call.published
+        call.published = held
+    _held.set(held)
+    return Identified(held, outer)
+
+
+@contextmanager
+def serving(call: Call) -> Iterator[None]:
+    """For integrations: `call` is current inside, and nobody is identified at its start.
+
+    Servers may start a request's task from the one before it on the same connection (uvicorn does, for pipelined
+    requests), and a task inherits its maker's context: the other request's account must not come along.
+    """
+    call_before = current_call.set(call)
+    held_before = _held.set(Held(NOBODY))
+    try:
+        yield
+    finally:
+        _held.reset(held_before)
+        current_call.reset(call_before)
+
+
+def _published_over(held: Held, call: Call) -> Identity:
+    published = call.published
+    while published is not None:
+        if published.base is held and _is_in_force(published):
+            return published.identity
+        published = published.previous
+    return held.identity
+
+
+def _is_in_force(published: Held) -> bool:
+    """False once a `with identify()` block around it, or its own, has ended."""
+    held: Held | None = published
+    while held is not None:
+        if held.ended:
+            return False
+        held = held.outer
+    return True
+
+
+def _in_worker_thread() -> bool:
+    # Starlette's run_in_threadpool, which FastAPI uses for synchronous dependencies and handlers, is AnyIO's.
+    # Other threads (asyncio.to_thread, executors) keep to the context that they were given.
+    return type(threading.current_thread()).__module__.startswith("anyio.")
+
+
+def _checked(field: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and 0 < len(value) <= MAX_IDENTITY_LENGTH and is_text(value):
+        return str.__str__(value)
+    runtime.current().reporter.warning(
+        f"identify.{field}",
+        "identify(): %s must be a str of 1 to %d characters without NUL or lone surrogates, not %s; "
+        "usage is recorded without it",
+        field,
+        MAX_IDENTITY_LENGTH,
+        f"a str of {len(value)}" if isinstance(value, str) else f"a {type(value).__name__}",
+    )
+    return None

@@ -1,0 +1,1 @@
+"""Where calls come from: one module for each kind of server."""

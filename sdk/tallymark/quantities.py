@@ -1,0 +1,122 @@
+"""Quantities: exact from the handler to the wire.
+
+Inside the process a quantity is an `int`, or a `Decimal` where it has a fraction; a float becomes the shortest
+decimal that denotes it, so that 0.1 recorded ten times is 1. On the wire a point is an int64 or a double, and the
+collector reads a double as its shortest decimal again. What the wire cannot carry exactly is a remainder, which the
+next point of the stream carries.
+"""
+
+import math
+import operator
+from decimal import Clamped, Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow, Underflow
+from typing import Final
+
+Exact = int | Decimal
+Wire = int | float
+
+INT64_MAX: Final = 2**63 - 1
+
+MAX_QUANTITY: Final = INT64_MAX
+"""The most that one recording may add."""
+
+MAX_PLACES: Final = 100
+"""The finest quantity is 1e-100: far below any price, and coarse enough for sums to stay exact and short."""
+
+EXACT: Final = Context(prec=1024, traps=[Inexact, InvalidOperation, Overflow, Underflow, Clamped, DivisionByZero])
+"""Arithmetic that raises instead of rounding, whatever the host did to its thread's own decimal context."""
+
+
+class RefusedQuantityError(ValueError):
+    """A quantity that cannot be counted; the message is the reason."""
+
+
+def exact(value: object) -> Exact:
+    """The quantity as an int, or as a Decimal where it has a fraction.
+
+    Takes int, float, Decimal and whatever has `__index__` (NumPy's integers). Raises RefusedQuantityError for NaN,
+    infinities, negative values, values over `MAX_QUANTITY` or finer than `MAX_PLACES`, for bool (write `int(...)`
+    when a truth is to count as 1) and for anything that is not a number.
+    """
+    if type(value) is int:
+        number: Exact = value
+    elif isinstance(value, bool):
+        raise RefusedQuantityError("it is a bool")
+    elif isinstance(value, float):
+        number = _exact_decimal(Decimal(float.__repr__(value)))
+    elif isinstance(value, Decimal):
+        number = _exact_decimal(value)
+    else:
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except Exception:
+            raise RefusedQuantityError(f"it is a {type(value).__name__}, not a number") from None
+    if number < 0:
+        raise RefusedQuantityError("it is negative")
+    if number > MAX_QUANTITY:
+        raise RefusedQuantityError("it is over 2^63 - 1")
+    return number
+
+
+def _exact_decimal(value: Decimal) -> Exact:
+    if not value.is_finite():
+        raise RefusedQuantityError("it is NaN or infinite")
+    if value > MAX_QUANTITY:  # before int(): 1E+999999 would be a million digits
+        raise RefusedQuantityError("it is over 2^63 - 1")
+    exponent = value.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -MAX_PLACES:
+        raise RefusedQuantityError(f"it has more than {MAX_PLACES} decimal places")
+    return int(value) if exponent >= 0 or value == value.to_integral_value() else value
+
+
+def add(a: Exact, b: Exact) -> Exact:
+    """The exact sum, an int where it is integral."""
+    if type(a) is int and type(b) is int:
+        return a + b
+    total = EXACT.add(Decimal(a), Decimal(b))
+    return int(total) if total == total.to_integral_value() else total
+
+
+def shortest(value: Wire) -> Exact:
+    """What a value on the wire denotes: an int64 itself, a double its shortest decimal."""
+    return value if isinstance(value, int) else Decimal(repr(value))
+
+
+def to_wire(total: Exact) -> tuple[Wire, Exact]:
+    """The largest value on the wire that denotes no more than `total` (>= 0), and the remainder (>= 0).
+
+    Rounded down, never to nearest: a remainder below zero would have to go out as a negative increment of a
+    monotonic sum.
+    """
+    if isinstance(total, int):
+        whole = min(total, INT64_MAX)
+        return whole, total - whole
+    value = float(total)
+    if shortest(value) > total:
+        # The shortest decimal of the next double below lies under the midpoint of the two, hence under `total`.
+        value = math.nextafter(value, 0.0)
+    return value, EXACT.subtract(total, Decimal(repr(value)))
+
+
+def to_attribute(total: Exact) -> int | float | str:
+    """A quantity as a span attribute: int64, else a double that denotes it exactly, else a decimal string."""
+    if isinstance(total, int):
+        return total if total <= INT64_MAX else str(total)
+    value = float(total)
+    return value if shortest(value) == total else format(total, "f")
+
+
+def from_attribute(value: object) -> Exact | None:
+    """The quantity in a span attribute that `to_attribute` made; None when it is something else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return exact(value) if not isinstance(value, str) else _from_text(value)
+    except (RefusedQuantityError, ArithmeticError):
+        return None
+
+
+def _from_text(text: str) -> Exact:
+    number = Decimal(text)
+    if not number.is_finite() or number < 0 or number.adjusted() > EXACT.prec // 2:
+        raise RefusedQuantityError("it is not a quantity")
+    return int(number) if number == number.to_integral_value() else number

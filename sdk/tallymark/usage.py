@@ -1,0 +1,104 @@
+"""One recording: identity, dimensions and quantity to the recorder, then the same to the current span."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from tallymark import runtime
+from tallymark.calls import current_call
+from tallymark.dimensions import Dimensions, Value, from_mapping, of_call
+from tallymark.errors import DeclarationError
+from tallymark.identity import current_identity
+from tallymark.meters import Meter
+from tallymark.quantities import Exact, RefusedQuantityError, exact
+from tallymark.runtime import Runtime
+
+
+def record(
+    meter: str,
+    quantity: int | float | Decimal = 1,
+    *,
+    unit: str | None = None,
+    attributes: Mapping[str, Value] | None = None,
+) -> None:
+    """Record usage where there is no handler to decorate, for the account that `identify()` named.
+
+    `unit` may be left out: it is the declared meter's, else "1". Inside an HTTP request the method and the route are
+    recorded with it. Never raises: what cannot be counted is refused with a warning on the logger `tallymark`.
+    """
+    into = runtime.current()
+    if not into.enabled:
+        return
+    try:
+        known = into.meters.at_call(meter, unit)
+    except DeclarationError as error:
+        into.reporter.error("meter", "usage is not recorded: %s", error)
+        return
+    except Exception as error:
+        into.reporter.error("record", "usage is not recorded: %s", type(error).__name__, exc_info=error)
+        return
+    call = current_call.get()
+    try:
+        method, route = (None, None) if call is None else (call.method(), call.route())
+    except Exception as error:
+        into.reporter.error("call", "the request could not be described: %s", type(error).__name__, exc_info=error)
+        method = route = None
+    own = checked_attributes(into, known, attributes) if attributes else ()
+    count(into, known, quantity, of_call(method, route, None, None, own))
+
+
+def count(into: Runtime, meter: Meter, quantity: object, dimensions: Dimensions) -> None:
+    """Record one quantity. Never raises."""
+    try:
+        try:
+            number: Exact = quantity if type(quantity) is int and 0 <= quantity < 2**63 else exact(quantity)
+        except RefusedQuantityError as error:
+            into.recorder.refuse(meter.name)
+            into.reporter.warning(
+                f"refused.{meter.name}", "a quantity of meter %s is refused and not billed: %s", meter.name, error
+            )
+            return
+        identity = current_identity()
+        if number:
+            into.recorder.add((meter, identity.account, identity.plan, dimensions), number)
+    except Exception as error:
+        into.reporter.error(
+            "count", "usage of meter %s is not recorded: %s", meter.name, type(error).__name__, exc_info=error
+        )
+        return
+    try:
+        into.evidence.add_to_current_span(meter, identity, number)
+    except Exception as error:
+        into.reporter.error("span", "a span could not be given its usage: %s", type(error).__name__, exc_info=error)
+
+
+def checked_attributes(into: Runtime, meter: Meter, attributes: object) -> Dimensions:
+    """Attributes made at call time: those that can be sent. Never raises; the usage counts without the others."""
+    try:
+        if not isinstance(attributes, Mapping):
+            into.reporter.warning(
+                f"attributes.{meter.name}",
+                "usage of meter %s is recorded without its attributes: a %s is no mapping",
+                meter.name,
+                type(attributes).__name__,
+            )
+            return ()
+        dimensions, problems = from_mapping(attributes)
+        for problem in problems:
+            into.reporter.warning(
+                f"attributes.{meter.name}",
+                "usage of meter %s is recorded without an attribute: %s",
+                meter.name,
+                problem,
+            )
+    except Exception as error:
+        into.reporter.error(
+            f"attributes.{meter.name}",
+            "usage of meter %s is recorded without its attributes: %s",
+            meter.name,
+            type(error).__name__,
+            exc_info=error,
+        )
+        return ()
+    return dimensions

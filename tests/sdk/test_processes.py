@@ -1,0 +1,154 @@
+"""Whole processes: their end, their children, and the switch that silences them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+FORK = """
+    import os, sys
+    import tallymark
+    tallymark.configure(interval=0.2)
+    tallymark.identify(account="acme")
+    for _ in range(100):
+        tallymark.record("calls")
+    if {export_first}:
+        assert tallymark.flush(5)
+        tallymark.record("calls", 50)
+    children = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                tallymark.record("calls")
+                code = 0 if tallymark.flush(10) else 2
+            finally:
+                os._exit(code)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes == [0, 0, 0], codes
+    assert tallymark.flush(5)
+"""
+
+
+@pytest.mark.parametrize(("export_first", "want"), [(False, 103), (True, 153)])
+def test_children_do_not_repeat_their_parent(collector: Any, run_script: Any, export_first: bool, want: int) -> None:
+    done = run_script(FORK.format(export_first=export_first), TALLYMARK_ENDPOINT=collector.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert collector.totals() == {"calls": want}
+    assert len({key[0] for key in collector.points()}) == 4
+
+
+def test_a_child_of_a_named_producer_is_another_producer(collector: Any, run_script: Any) -> None:
+    done = run_script(
+        FORK.format(export_first=False),
+        TALLYMARK_ENDPOINT=collector.endpoint,
+        OTEL_RESOURCE_ATTRIBUTES="service.instance.id=pod-7",
+    )
+    assert done.returncode == 0, done.stderr
+    producers = {key[0] for key in collector.points()}
+    assert len(producers) == 4
+    assert "pod-7" in producers
+    assert collector.totals() == {"calls": 103}
+
+
+def test_a_fork_while_threads_record_leaves_no_lock_behind(collector: Any, run_script: Any) -> None:
+    done = run_script(
+        """
+        import os, threading
+        import tallymark
+        tallymark.configure(interval=60)
+        stop = threading.Event()
+        counts = [0] * 4
+        def work(n):
+            while not stop.is_set():
+                tallymark.record("parent", 1)
+                counts[n] += 1
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for t in threads: t.start()
+        codes = []
+        for _ in range(10):
+            pid = os.fork()
+            if pid == 0:
+                tallymark.record("child", 0.5)
+                os._exit(0 if tallymark.flush(10) else 2)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        stop.set()
+        for t in threads: t.join()
+        assert codes == [0] * 10, codes
+        assert tallymark.flush(5)
+        print(sum(counts))
+        """,
+        TALLYMARK_ENDPOINT=collector.endpoint,
+    )
+    assert done.returncode == 0, done.stderr
+    assert collector.totals() == {"child": 5, "parent": int(done.stdout)}
+
+
+def test_the_end_of_the_process_delivers(collector: Any, run_script: Any) -> None:
+    done = run_script(
+        """
+        import tallymark
+        tallymark.configure(interval=60)
+        @tallymark.track_usage("calls")
+        def handler(): return 1
+        for _ in range(7): handler()
+        """,
+        TALLYMARK_ENDPOINT=collector.endpoint,
+    )
+    assert done.returncode == 0, done.stderr
+    assert collector.totals() == {"calls": 7}
+
+
+def test_what_the_end_of_the_process_cannot_deliver_is_told(run_script: Any, unused_port: int) -> None:
+    script = """
+        import time, atexit
+        began = time.monotonic()
+        atexit.register(lambda: print(time.monotonic() - began))
+        import tallymark
+        {configure}
+        tallymark.record("calls", 7)
+        tallymark.record("gigabytes", 0.5)
+        tallymark.record("calls", 7)
+        """
+    sent = run_script(
+        script.format(configure="tallymark.configure(interval=0.05)"),
+        TALLYMARK_ENDPOINT=f"http://127.0.0.1:{unused_port}",
+        TALLYMARK_SHUTDOWN_TIMEOUT="0.5",
+    )
+    assert "calls=14, gigabytes=0.5" in sent.stderr
+    assert float(sent.stdout) < 3
+    never_configured = run_script(script.format(configure=""))
+    assert "calls=14, gigabytes=0.5" in never_configured.stderr
+
+
+def test_opentelemetrys_switch_does_not_silence_billing(collector: Any, run_script: Any) -> None:
+    done = run_script(
+        "import tallymark; tallymark.configure(); tallymark.record('calls', 3)",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+        OTEL_SDK_DISABLED="true",
+    )
+    assert done.returncode == 0, done.stderr
+    assert collector.totals() == {"calls": 3}
+
+
+@pytest.mark.parametrize("configure", ["tallymark.configure()", ""])
+def test_our_switch_does(collector: Any, run_script: Any, configure: str) -> None:
+    done = run_script(
+        f"""
+        import tallymark
+        {configure}
+        @tallymark.track_usage("calls")
+        def handler(): return 1
+        assert handler() == 1
+        tallymark.record("calls", 3)
+        assert tallymark.flush(1) and tallymark.shutdown(1)
+        """,
+        TALLYMARK_ENDPOINT=collector.endpoint,
+        TALLYMARK_DISABLED="true",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert collector.requests == []
