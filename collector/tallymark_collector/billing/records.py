@@ -1,0 +1,218 @@
+"""The catalogue in the database: versions of plans, subscriptions, and the periods that follow from them.
+
+What has been closed stays as it was. A plan that changes gets a new version, which prices the periods that end after
+it was applied; a subscription whose change would move or reprice a closed period is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Final
+
+from psycopg.types.json import Jsonb
+
+from tallymark_collector.billing.errors import BillingError
+from tallymark_collector.billing.invoice import Invoice, build_invoice
+from tallymark_collector.billing.periods import Period, period_containing, periods_between
+from tallymark_collector.billing.plans import Catalog, Plan, Subscription
+from tallymark_collector.store.database import Connection
+
+AHEAD: Final = timedelta(days=62)
+"""How far beyond now periods are written down: two of the longest months."""
+
+_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('tallymark.billing', 0))"
+
+
+class ClosedPeriodError(BillingError):
+    """A change would rewrite what has been billed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying a catalogue changed."""
+
+    new_versions: tuple[str, ...]
+    """Plans that were added or changed, as `plan v3`."""
+    unchanged_plans: tuple[str, ...]
+    changed_accounts: tuple[str, ...]
+    """Accounts whose subscriptions were added or changed."""
+    unchanged_accounts: int
+    only_in_database: tuple[str, ...]
+    """Accounts with subscriptions that the file does not name; they were left alone."""
+
+
+async def apply(connection: Connection, tenant: str, catalog: Catalog, now: datetime) -> Applied:
+    """Writes a catalogue: all of it or, with ClosedPeriodError, nothing. Applying the same again changes nothing.
+
+    The connection must be in a transaction.
+    """
+    await connection.execute(_LOCK)
+    versions, same = [], []
+    for plan in catalog.plans.values():
+        version = await _apply_plan(connection, tenant, plan, now)
+        if version is None:
+            same.append(plan.id)
+        else:
+            versions.append(f"{plan.id} v{version}")
+    stored = await subscriptions(connection, tenant)
+    wanted: dict[str, list[Subscription]] = defaultdict(list)
+    for subscription in catalog.subscriptions:
+        wanted[subscription.account].append(subscription)
+    changed = [account for account, terms in wanted.items() if stored.get(account) != terms]
+    for account in changed:
+        await _replace(connection, tenant, account, wanted[account], now)
+    return Applied(
+        tuple(versions),
+        tuple(same),
+        tuple(changed),
+        len(wanted) - len(changed),
+        tuple(sorted(set(stored) - set(wanted))),
+    )
+
+
+async def subscriptions(
+    connection: Connection, tenant: str, account: str | None = None
+) -> dict[str, list[Subscription]]:
+    """Subscriptions by account, an account's by time."""
+    rows = await (
+        await connection.execute(
+            """SELECT account, plan, since, until, anchor_day, time_zone FROM subscription
+               WHERE tenant = %s AND (%s::text IS NULL OR account = %s) ORDER BY account, since""",
+            [tenant, account, account],
+        )
+    ).fetchall()
+    found: dict[str, list[Subscription]] = defaultdict(list)
+    for name, plan, since, until, anchor_day, time_zone in rows:
+        found[name].append(
+            Subscription(account=name, plan=plan, since=since, until=until, anchor_day=anchor_day, time_zone=time_zone)
+        )
+    return dict(found)
+
+
+async def extend_periods(connection: Connection, tenant: str, now: datetime) -> int:
+    """Writes down the periods that have come within `AHEAD` of now; returns how many were new."""
+    await connection.execute(_LOCK)
+    added = 0
+    for terms in (await subscriptions(connection, tenant)).values():
+        added += await _write_periods(connection, tenant, terms, now)
+    return added
+
+
+async def invoice(connection: Connection, tenant: str, account: str, at: datetime) -> Invoice:
+    """The invoice of the account's period that contains `at`, from the usage that is stored now.
+
+    Raises BillingError where the account has no period then. Periods must have been extended up to `at`.
+    """
+    terms = (await subscriptions(connection, tenant, account)).get(account, [])
+    if not terms:
+        raise BillingError(f"account {account!r} has no subscription: add it to the plans file and apply that")
+    for subscription in terms:
+        period = period_containing(subscription, at)
+        if period is not None:
+            usage = await _usage(connection, tenant, account, period)
+            plan = await plan_for(connection, tenant, subscription.plan, period)
+            return build_invoice(subscription, plan, period, usage)
+    first = terms[0].since
+    raise BillingError(f"account {account!r} has no period at {at.isoformat()}: it is subscribed since {first}")
+
+
+async def plan_for(connection: Connection, tenant: str, plan: str, period: Period) -> Plan:
+    """The plan as it prices the period: the newest version applied before the period's end, or else the first."""
+    row = await (
+        await connection.execute(
+            """SELECT document FROM plan_version WHERE tenant = %s AND plan = %s
+               ORDER BY applied_at < %s DESC, CASE WHEN applied_at < %s THEN -version ELSE version END LIMIT 1""",
+            [tenant, plan, period.end, period.end],
+        )
+    ).fetchone()
+    if row is None:
+        raise BillingError(f"plan {plan!r} is in no catalogue that was applied")
+    return Plan.from_document(row[0])
+
+
+async def _usage(connection: Connection, tenant: str, account: str, period: Period) -> dict[tuple[str, str], Decimal]:
+    rows = await (
+        await connection.execute(
+            """SELECT meter, unit, quantity FROM usage_by_period
+               WHERE tenant = %s AND account = %s AND period_start = %s AND period_end = %s""",
+            [tenant, account, period.start, period.end],
+        )
+    ).fetchall()
+    return {(meter, unit): quantity for meter, unit, quantity in rows}
+
+
+async def _apply_plan(connection: Connection, tenant: str, plan: Plan, now: datetime) -> int | None:
+    row = await (
+        await connection.execute(
+            "SELECT version, content FROM plan_version WHERE tenant = %s AND plan = %s ORDER BY version DESC LIMIT 1",
+            [tenant, plan.id],
+        )
+    ).fetchone()
+    if row is not None and row[1] == plan.version:
+        return None
+    version = 1 if row is None else int(row[0]) + 1
+    await connection.execute(
+        "INSERT INTO plan_version (tenant, plan, version, content, document, applied_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [tenant, plan.id, version, plan.version, Jsonb(plan.to_document()), now],
+    )
+    return version
+
+
+async def _replace(
+    connection: Connection, tenant: str, account: str, terms: Sequence[Subscription], now: datetime
+) -> None:
+    closed = await (
+        await connection.execute(
+            """SELECT period_start, period_end, plan FROM billing_period
+               WHERE tenant = %s AND account = %s AND period_end <= %s ORDER BY period_start""",
+            [tenant, account, now],
+        )
+    ).fetchall()
+    for start, end, plan in closed:
+        became = [(p.start, p.end, s.plan) for s in terms for p in periods_between(s, start, end)]
+        if became != [(start, end, plan)]:
+            raise ClosedPeriodError(
+                f"account {account!r}: the period from {start.isoformat()} to {end.isoformat()} on plan {plan!r} is"
+                " closed and would change. Give the old subscription an `until` and add a second one from that day"
+            )
+    await connection.execute("DELETE FROM subscription WHERE tenant = %s AND account = %s", [tenant, account])
+    await connection.execute(
+        "DELETE FROM billing_period WHERE tenant = %s AND account = %s AND period_end > %s", [tenant, account, now]
+    )
+    async with connection.cursor() as cursor:
+        await cursor.executemany(
+            "INSERT INTO subscription (account, tenant, plan, since, until, anchor_day, time_zone)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [(account, tenant, s.plan, s.since, s.until, s.anchor_day, s.time_zone) for s in terms],
+        )
+    await _write_periods(connection, tenant, terms, now)
+
+
+async def _write_periods(connection: Connection, tenant: str, terms: Sequence[Subscription], now: datetime) -> int:
+    rows = [
+        (period.start, period.end, s.account, tenant, s.since, period.index, s.plan)
+        for s in terms
+        for period in periods_between(s, _beginning(s, now), now + AHEAD)
+    ]
+    if not rows:
+        return 0
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    result = await connection.execute(
+        """INSERT INTO billing_period (period_start, period_end, account, tenant, since, number, plan)
+           SELECT * FROM unnest(%s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[], %s::date[], %s::int[],
+                                %s::text[])
+           ON CONFLICT DO NOTHING""",
+        columns,
+    )
+    return result.rowcount
+
+
+def _beginning(subscription: Subscription, now: datetime) -> datetime:
+    """An instant before the subscription's first, as far back as its day can lie in any time zone."""
+    begin = datetime(subscription.since.year, subscription.since.month, subscription.since.day, tzinfo=now.tzinfo)
+    return min(begin - timedelta(days=2), now + AHEAD)
