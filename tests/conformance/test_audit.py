@@ -10,8 +10,10 @@ import psycopg
 from tallymark_collector.aggregates.audit import Report, audit, mark
 from tallymark_collector.model import Batch, Temporality
 from tallymark_collector.store import Store
-from tallymark_collector.store.rows import bucket_start
+from tallymark_collector.store.rows import HOUR_NS, hour_start
 from tests.support.usage import BASE, point, stream
+
+FIRST = hour_start(BASE // HOUR_NS)
 
 
 async def report(store: Store, **bounds: object) -> Report:
@@ -41,13 +43,10 @@ async def test_nothing_to_find(store: Store) -> None:
 
 async def test_a_wrong_cached_sum_is_found_and_mended(store: Store, dsn: str) -> None:
     await fill(store)
-    assert (
-        breaking(dsn, f"UPDATE usage_hour SET quantity = 99 WHERE account = 'acme' AND bucket = '{bucket_start(BASE)}'")
-        == 1
-    )
+    assert breaking(dsn, f"UPDATE usage_hour SET quantity = 99 WHERE account = 'acme' AND bucket = '{FIRST}'") == 1
     found = await report(store)
     assert [(d.account, d.bucket, d.meter, d.raw, d.aggregated) for d in found.differences] == [
-        ("acme", bucket_start(BASE), "api.requests", Decimal(10), Decimal(99))
+        ("acme", FIRST, "api.requests", Decimal(10), Decimal(99))
     ]
     async with store.transaction() as connection:
         await mark(connection, found.differences)
@@ -58,7 +57,7 @@ async def test_a_wrong_cached_sum_is_found_and_mended(store: Store, dsn: str) ->
 
 async def test_a_lost_and_an_invented_hour_are_found_and_mended(store: Store, dsn: str) -> None:
     await fill(store)
-    breaking(dsn, f"DELETE FROM usage_hour WHERE account = 'globex' AND bucket = '{bucket_start(BASE)}'")
+    breaking(dsn, f"DELETE FROM usage_hour WHERE account = 'globex' AND bucket = '{FIRST}'")
     breaking(
         dsn,
         "INSERT INTO usage_hour"
@@ -92,9 +91,8 @@ async def test_bounds(store: Store, dsn: str) -> None:
     breaking(dsn, "UPDATE usage_hour SET quantity = 0")
     assert len((await report(store)).differences) == 8
     assert len((await report(store, account="globex")).differences) == 4
-    first = bucket_start(BASE)
-    found = await report(store, start=first + timedelta(hours=1), end=first + timedelta(hours=2))
-    assert {d.bucket for d in found.differences} == {first + timedelta(hours=1)}
+    found = await report(store, start=FIRST + timedelta(hours=1), end=FIRST + timedelta(hours=2))
+    assert {d.bucket for d in found.differences} == {FIRST + timedelta(hours=1)}
 
 
 async def test_increases_that_do_not_match_their_totals_are_found(store: Store, dsn: str) -> None:

@@ -116,8 +116,9 @@ async def _insert(connection: Connection, points: list[Point]) -> tuple[int, lis
             await _copy(connection, f"COPY usage_point ({rows.POINT_COLUMNS}) FROM STDIN", lines)
     except UniqueViolation:
         return await _insert_staged(connection, points, lines)
-    marks = {(rows.bucket_start(p.time_ns), p.stream.series.account, p.stream.series.tenant) for p in points}
-    await connection.execute(_MARK_SQL, [list(column) for column in zip(*sorted(marks), strict=True)])
+    marks = {(p.time_ns // rows.HOUR_NS, p.stream.series.account, p.stream.series.tenant) for p in points}
+    hours, accounts, tenants = zip(*sorted(marks), strict=True)
+    await connection.execute(_MARK_SQL, [list(map(rows.hour_start, hours)), list(accounts), list(tenants)])
     return len(points), []
 
 

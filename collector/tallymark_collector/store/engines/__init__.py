@@ -29,16 +29,24 @@ def default_database() -> str:
     return f"{_EMBEDDED}{root / 'postgresql'}"
 
 
+def embedded_folder(database: str) -> Path | None:
+    """The folder of an embedded database, whether it is there or not; None where the text names no embedded one."""
+    if database == _EMBEDDED:
+        database = default_database()
+    if not database.startswith(_EMBEDDED):
+        return None
+    return Path(database.removeprefix(_EMBEDDED)).expanduser().absolute()
+
+
 @contextmanager
 def connect_string(database: str) -> Iterator[str]:
     """A libpq connection string for the database; an embedded server runs while the context lasts.
 
     Raises UserError where the text names no database or the embedded server does not start.
     """
-    if database == _EMBEDDED:
-        database = default_database()
-    if database.startswith(_EMBEDDED):
-        with embedded.server(Path(database.removeprefix(_EMBEDDED)).expanduser().absolute()) as dsn:
+    folder = embedded_folder(database)
+    if folder is not None:
+        with embedded.server(folder) as dsn:
             yield dsn
     elif "://" in database or "=" in database:
         yield database
