@@ -1,0 +1,132 @@
+"""SIGKILL of the collector at any moment: what clients send again is billed once, what they sent is billed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import psycopg
+import pytest
+
+from tests.support.usage import SECOND, number, request, sum_metric
+
+METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+REQUESTS = 60
+CLIENTS = 3
+KILLS = 8
+
+
+class Collector:
+    """A collector process that can be killed and started again on its port."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tallymark_collector", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.process.stdout is not None
+        self.port = json.loads(self.process.stdout.readline())["port"]
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def running(dsn: str) -> Iterator[Collector]:
+    collector = Collector(dsn)
+    collector.start()
+    try:
+        yield collector
+    finally:
+        collector.kill()
+
+
+def bodies(client: int, rng: random.Random) -> tuple[list[bytes], int]:
+    """Requests whose points are all different, of delta and cumulative streams, and the sum of what they count."""
+    now = time.time_ns() // SECOND * SECOND
+    found, total = [], 0
+    for i in range(REQUESTS):
+        end = now - (REQUESTS - i) * SECOND
+        deltas = [
+            number(end - SECOND, end, rng.randint(1, 9), {"tallymark.account.id": f"account-{a}"})
+            for a in rng.sample(range(40), 20)
+        ]
+        total += sum(point.as_int for point in deltas)
+        running_total = number(now - 3600 * SECOND, end, 5 * (i + 1), {"tallymark.account.id": "counter"})
+        message = request(
+            sum_metric(deltas), sum_metric([running_total], name="jobs", temporality=2), producer=f"client-{client}"
+        )
+        found.append(message.SerializeToString())
+    return found, total + 5 * REQUESTS
+
+
+def send(port: int, requests: list[bytes], deadline: float, failures: list[str]) -> None:
+    """Sends each request until it is acknowledged, as an OpenTelemetry client does."""
+    with grpc.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
+    ) as channel:
+        call = channel.unary_unary(METHOD)
+        for body in requests:
+            while True:
+                try:
+                    answer = call(body, timeout=5)
+                except grpc.RpcError as error:
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                        failures.append(f"{error.code()}: {error.details()}")
+                        return
+                    if time.monotonic() > deadline:
+                        failures.append("no answer in time")
+                        return
+                    time.sleep(0.02)
+                else:
+                    if answer:
+                        failures.append(f"refused: {answer!r}")
+                    break
+
+
+@pytest.mark.parametrize("seed", [int(os.environ.get("TALLYMARK_TEST_SEED", "1")), 2])
+def test_what_was_sent_is_billed_once(dsn: str, seed: int) -> None:
+    rng = random.Random(seed)
+    work = [bodies(client, rng) for client in range(CLIENTS)]
+    failures: list[str] = []
+    deadline = time.monotonic() + 90
+    with running(dsn) as collector:
+        threads = [
+            threading.Thread(target=send, args=(collector.port, requests, deadline, failures)) for requests, _ in work
+        ]
+        for thread in threads:
+            thread.start()
+        kills = 0
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(rng.uniform(0.01, 0.3))
+            if kills < KILLS:
+                collector.kill()
+                kills += 1
+                collector.start()
+        for thread in threads:
+            thread.join()
+    assert not failures, f"seed {seed}: {failures[:3]}"
+    assert kills > 0, f"seed {seed}: everything was sent before the first kill"
+    with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
+        row = connection.execute("SELECT sum(quantity) FROM usage_hourly").fetchone()
+        assert row == (sum(total for _, total in work),), f"seed {seed}, {kills} kills"
+        assert connection.execute("SELECT count(*) FROM usage_quarantine").fetchone() == (0,)
