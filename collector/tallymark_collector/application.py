@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import Final
 
 from tallymark_collector.aggregates.refresher import keep_refreshed
+from tallymark_collector.billing.records import extend_periods
+from tallymark_collector.errors import TransientError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server, serving
-from tallymark_collector.settings import Settings
+from tallymark_collector.settings import DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines import connect_string
+
+logger = logging.getLogger(__name__)
+
+PERIODS_INTERVAL: Final = 3600.0
+"""Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
+PERIODS_RETRY: Final = 10.0
 
 
 @asynccontextmanager
@@ -40,22 +50,39 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     async with opened(settings.database) as store:
         await store.migrate()
         pipeline = Pipeline(store, settings.limits)
-        refresher = asyncio.create_task(keep_refreshed(store, settings.refresh_interval))
+        loops = {
+            asyncio.create_task(keep_refreshed(store, settings.refresh_interval)),
+            asyncio.create_task(keep_periods(store)),
+        }
         try:
             async with serving(pipeline, settings) as server:
                 if ready is not None:
                     await ready(server, pipeline)
-                await _first(stop.wait(), refresher)
+                await _first(stop.wait(), loops)
         finally:
-            refresher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await refresher
+            for task in loops:
+                task.cancel()
+            # What a loop died of has been raised by _first.
+            await asyncio.gather(*loops, return_exceptions=True)
 
 
-async def _first(stopped: Awaitable[object], refresher: asyncio.Task[None]) -> None:
+async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: float = PERIODS_RETRY) -> None:
+    """Writes down billing periods as they come near, until cancelled."""
+    while True:
+        try:
+            async with store.transaction() as connection:
+                await extend_periods(connection, DEFAULT_TENANT, datetime.now(timezone.utc))
+        except TransientError as error:
+            logger.warning("billing periods are not extended, the next try is in %s s: %s", retry, error)
+            await asyncio.sleep(retry)
+        else:
+            await asyncio.sleep(interval)
+
+
+async def _first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:
     """Returns when the collector is told to stop; a loop that died takes the collector with it, in plain sight."""
     waiting = asyncio.ensure_future(stopped)
-    done, _ = await asyncio.wait({waiting, refresher}, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait({waiting, *loops}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    if refresher in done:
-        refresher.result()
+    for task in loops & done:
+        task.result()
