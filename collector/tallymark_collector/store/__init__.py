@@ -15,15 +15,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-import psycopg
-
 from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.model import Batch, WriteResult
 from tallymark_collector.store import dictionaries, hours, migrations, writer
-from tallymark_collector.store.database import Connection, Database
+from tallymark_collector.store.database import Connection, Database, is_worth_another_try
 
 MAX_ATTEMPTS: Final = 4
-"""Transactions that the database aborted for its own reasons (deadlock, serialisation) are tried this often."""
+"""A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once."""
 
 
 class Store:
@@ -53,7 +51,7 @@ class Store:
                 async with self._database.connection() as connection:
                     return await writer.write(connection, batch, self._dictionaries)
             except StoreUnavailable as error:
-                if not isinstance(error.__cause__, psycopg.errors.TransactionRollback) or attempt == MAX_ATTEMPTS:
+                if attempt == MAX_ATTEMPTS or not is_worth_another_try(error.__cause__):
                     raise
         raise AssertionError("the loop returns or raises")
 

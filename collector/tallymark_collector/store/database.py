@@ -16,8 +16,13 @@ SCHEMA: Final = "tallymark"
 MIN_SERVER_VERSION: Final = 140000
 """date_bin() came with PostgreSQL 14."""
 POOL_SIZE: Final = 6
-POOL_WAIT: Final = 10.0
-"""Seconds to wait for a connection before the store counts as unavailable."""
+POOL_WAIT: Final = 5.0
+"""Seconds to wait for a connection before the store counts as unavailable: less than the 10 s that OTLP exporters
+wait for an answer, so that clients hear what is wrong and when to come back."""
+
+RECONNECT_WAIT: Final = 2.0
+"""Seconds after which the pool stops doubling its pause between attempts to connect; the next request begins anew. With
+the pool's own 300 s, a database that was away for two minutes would stay "away" for minutes more."""
 
 _TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "55", "57", "58")
 """SQLSTATE classes where the same statement may succeed later: connection, transaction state (a read-only standby),
@@ -36,11 +41,13 @@ class Database:
             min_size=1,
             max_size=pool_size,
             timeout=POOL_WAIT,
+            reconnect_timeout=RECONNECT_WAIT,
             open=False,
             name="tallymark",
             kwargs={"autocommit": True, "application_name": "tallymark"},
             configure=configure,
-            check=AsyncConnectionPool.check_connection,
+            # No check on the way out: it costs a round trip for every request and pauses for a second and more after
+            # each connection that it finds dead. A dead one fails its first statement, and `Store` tries again.
         )
 
     async def open(self) -> None:
@@ -77,6 +84,15 @@ async def configure(connection: Connection) -> None:
         f"SET search_path = {SCHEMA}, public; SET TimeZone = 'UTC'; SET synchronous_commit = on;"
         " SET intervalstyle = 'iso_8601'; SET client_min_messages = warning"
     )
+
+
+def is_worth_another_try(error: BaseException | None) -> bool:
+    """True if the same transaction may succeed at once: the server rolled it back, or the connection was a dead one."""
+    if isinstance(error, (PoolTimeout, PoolClosed, TooManyRequests)):
+        return False
+    if isinstance(error, (psycopg.errors.TransactionRollback, psycopg.errors.OperatorIntervention)):
+        return True
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
 
 
 def is_transient(error: psycopg.Error) -> bool:

@@ -1,0 +1,105 @@
+"""A database that fails says so in a way that a retry mends: StoreUnavailable, and nothing kept by half."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tallymark_collector.errors import StoreUnavailable
+from tallymark_collector.model import Batch, Point
+from tallymark_collector.store import Store
+from tests.support.usage import point, stream
+
+
+@contextmanager
+def beside(server: str) -> Iterator[psycopg.Connection]:
+    """A connection to another database of the same server."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        yield connection
+
+
+def end_connections(server: str, dsn: str) -> int:
+    with beside(server) as connection:
+        name = conninfo_to_dict(dsn)["dbname"]
+        return connection.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s", [name]
+        ).fetchall()[0][0]
+
+
+async def total(store: Store) -> Decimal:
+    async with store.reading() as connection:
+        row = await (await connection.execute("SELECT coalesce(sum(quantity), 0) FROM usage_hourly")).fetchone()
+    assert row is not None
+    return Decimal(row[0])
+
+
+async def write_until_it_is_in(store: Store, batch: list[Point]) -> None:
+    while True:
+        try:
+            await store.write(Batch(points=list(batch)))
+        except StoreUnavailable:
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+async def test_connections_that_the_server_ends_at_any_moment(store: Store, server: str, dsn: str) -> None:
+    batches = [[point(stream(f"a{i}", producer=str(b)), b, b + 1, i) for i in range(300)] for b in range(30)]
+    done = asyncio.Event()
+
+    async def writing() -> None:
+        for batch in batches:
+            await write_until_it_is_in(store, batch)
+        done.set()
+
+    rng = random.Random(7)
+    ended = 0
+
+    async def ending() -> None:
+        nonlocal ended
+        while not done.is_set():
+            ended += await asyncio.to_thread(end_connections, server, dsn)
+            await asyncio.sleep(rng.uniform(0.01, 0.3))
+
+    await asyncio.gather(writing(), ending())
+    assert ended > 0
+    assert await total(store) == 30 * sum(range(300))
+
+
+async def test_a_read_only_database_refuses_and_recovers(store: Store, server: str, dsn: str) -> None:
+    batch = [point(stream(), 0, 10, 7)]
+    name = psycopg.sql.Identifier(conninfo_to_dict(dsn)["dbname"])
+    statement = psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
+    for state in ("on", "off"):
+        with beside(server) as connection:
+            connection.execute(statement.format(name, psycopg.sql.SQL(state)))
+        end_connections(server, dsn)
+        if state == "on":
+            with pytest.raises(StoreUnavailable, match="read-only"):
+                await store.write(Batch(points=batch))
+    await write_until_it_is_in(store, batch)
+    assert await total(store) == 7
+
+
+async def test_a_batch_that_fails_late_leaves_nothing(store: Store, dsn: str) -> None:
+    """The last table that a batch touches is broken: what came before it must be gone, and the next try complete."""
+    bad = point(stream(), 0, 10, 5)
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        await store.write(Batch(points=[bad]))
+        connection.execute("ALTER TABLE usage_quarantine RENAME TO elsewhere")
+        new = point(stream("globex"), 0, 10, 3)
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await store.write(Batch(points=[new, bad._replace(value=Decimal(6))]))
+        assert await total(store) == 5
+        assert connection.execute("SELECT count(*) FROM usage_stream WHERE account = 'globex'").fetchone() == (0,)
+        connection.execute("ALTER TABLE elsewhere RENAME TO usage_quarantine")
+        result = await store.write(Batch(points=[new, bad._replace(value=Decimal(6))]))
+    assert (result.inserted, len(result.conflicts)) == (1, 1)
+    assert await total(store) == 8
