@@ -1,0 +1,93 @@
+"""Options that several commands have, and how a person writes times."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, timedelta, timezone
+from typing import Annotated, Final
+
+import typer
+
+from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY
+from tallymark_collector.errors import UserError
+
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        envvar="TALLYMARK_DATABASE",
+        metavar="DATABASE",
+        show_default="this user's embedded one",
+        help="'embedded:/some/folder' or a PostgreSQL connection string.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+AccountOption = Annotated[str | None, typer.Option("--account", metavar="ACCOUNT", help="Only this account.")]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="TIME", help="First instant: a day (UTC), or a time such as 2026-09-01T08:30Z or …+02:00."
+    ),
+]
+ToOption = Annotated[str | None, typer.Option("--to", metavar="TIME", help="First instant that is not included.")]
+
+_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TIME: Final = re.compile(
+    r"(?P<day>\d{4}-\d\d-\d\d)[Tt ](?P<clock>\d\d:\d\d(?::\d\d)?)(?:\.(?P<fraction>\d{1,6}))?"
+    r"(?P<zone>[Zz]|[+-]\d\d:?\d\d)?",
+    re.ASCII,
+)
+_HOUR: Final = timedelta(hours=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def day_or_instant(text: str, option: str) -> date | datetime:
+    """A day, or an instant in UTC. Raises UserError, naming the option."""
+    try:
+        found = _TIME.fullmatch(text)
+        if found is None:
+            return _in_calendar(date.fromisoformat(text if _DAY.fullmatch(text) else ""))
+        if found["zone"] is not None:
+            return _instant(found)
+    except ValueError:
+        raise UserError(
+            f"{option} {text!r} is no time from {FIRST_DAY} on: write a day such as 2026-09-01, or a time with its"
+            " zone such as 2026-09-01T08:30:00Z or 2026-09-01T10:30:00+02:00"
+        ) from None
+    raise UserError(f"{option} {text!r} has no time zone: write {text}Z for UTC, or an offset, such as {text}+02:00")
+
+
+def time_range(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """`--from` and `--to` as instants; a day is its UTC midnight. Raises UserError."""
+    start = None if since is None else _midnight(day_or_instant(since, "--from"))
+    end = None if until is None else _midnight(day_or_instant(until, "--to"))
+    if start is not None and end is not None and end < start:
+        raise UserError(f"--to {until} lies before --from {since}: the range would be empty, swap them")
+    return start, end
+
+
+def hours_touched(start: datetime, end: datetime) -> tuple[datetime, datetime]:
+    """The whole UTC hours that have any of `[start, end)` in them."""
+    return (start - _EPOCH) // _HOUR * _HOUR + _EPOCH, -(-(end - _EPOCH) // _HOUR) * _HOUR + _EPOCH
+
+
+def _midnight(moment: date | datetime) -> datetime:
+    if isinstance(moment, datetime):
+        return moment
+    return datetime(moment.year, moment.month, moment.day, tzinfo=timezone.utc)
+
+
+def _instant(found: re.Match[str]) -> datetime:
+    """Python 3.10 reads neither Z nor +0200, and only three or six digits of a fraction."""
+    zone = "+00:00" if found["zone"] in "Zz" else f"{found['zone'][:3]}:{found['zone'][-2:]}"
+    fraction = (found["fraction"] or "").ljust(6, "0")
+    clock = found["clock"] if found["clock"].count(":") == 2 else f"{found['clock']}:00"
+    instant = datetime.fromisoformat(f"{found['day']}T{clock}.{fraction}{zone}")
+    _in_calendar(instant.date())
+    return instant.astimezone(timezone.utc)
+
+
+def _in_calendar(day: date) -> date:
+    if not FIRST_DAY <= day < LAST_DAY:
+        raise ValueError(day)
+    return day

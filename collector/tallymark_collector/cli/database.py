@@ -1,0 +1,153 @@
+"""`tallymark migrate` and `tallymark status`: the database itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Final
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tallymark_collector import application
+from tallymark_collector.cli import opening, output
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption
+from tallymark_collector.cli.redaction import shown
+from tallymark_collector.query.status import Contents, Count, Server, contents, server
+from tallymark_collector.settings import DEFAULT_PORT
+from tallymark_collector.store import migrations
+
+_HEALTH_TIMEOUT: Final = 2.0
+"""Seconds that a collector has to say how it is."""
+
+
+def migrate(
+    database: DatabaseOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing: list what is pending; exit status 1 if anything is.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database to this version. Safe to run again, and by several at once; `serve` does it too."""
+    found = opening.named(database)
+    with output.progress("looking for migrations") as now:
+        names = asyncio.run(_pending(opening.existing(found)) if check else _migrate(found, now))
+    if as_json:
+        output.write_json({"pending" if check else "applied": names})
+    else:
+        for name in names:
+            output.say(f"{'pending' if check else 'applied'}: {name}")
+        if not names:
+            output.say("nothing is pending: the database is at this version")
+    if check and names:
+        raise typer.Exit(1)
+
+
+async def _pending(database: str) -> list[str]:
+    async with application.opened(database) as store, store.reading() as connection:
+        return [migration.name for migration in await migrations.pending(connection)]
+
+
+async def _migrate(database: str, now: output.Saying) -> list[str]:
+    async with application.opened(database) as store:
+        async with store.reading() as connection:
+            pending = await migrations.pending(connection)
+        now(f"applying {', '.join(migration.name for migration in pending)}" if pending else "nothing is pending")
+        return await store.migrate()
+
+
+def status(
+    database: DatabaseOption = None,
+    endpoint: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A collector to ask how it is.")
+    ] = f"127.0.0.1:{DEFAULT_PORT}",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the database is, what is in it and waits, and whether a collector answers.
+
+    Large tables are estimated, and then it says so.
+    """
+    found = opening.existing(opening.named(database))
+    with output.progress("looking at the database"):
+        about, pending, held = asyncio.run(_status(found))
+        health = _health(endpoint)
+    lacking = [migration.name for migration in pending]
+    applied = [migration.name for migration in migrations.available() if migration.name not in lacking]
+    if as_json:
+        output.write_json(
+            {
+                "database": shown(found),
+                "server": {"version": about.version, "timescaledb_license": about.timescaledb_license},
+                "migrations": {"applied": applied, "pending": lacking},
+                **_contents_document(held),
+                "collector": {"endpoint": endpoint, "state": health},
+            }
+        )
+        return
+    output.write_facts(
+        {
+            "database": shown(found),
+            "server": f"PostgreSQL {about.version}",
+            **({"TimescaleDB": f"license {about.timescaledb_license}"} if about.timescaledb_license else {}),
+            "migrations": f"{len(applied)} applied, {len(lacking)} pending",
+            **_contents_facts(held),
+            "collector": f"{endpoint} {health}",
+        }
+    )
+    if lacking:
+        output.say(f"pending: {', '.join(lacking)}; run `tallymark migrate`")
+
+
+async def _status(database: str) -> tuple[Server, list[migrations.Migration], Contents | None]:
+    async with application.opened(database) as store, store.reading() as connection:
+        about = await server(connection)
+        pending = await migrations.pending(connection)
+        return about, pending, None if pending else await contents(connection)
+
+
+def _health(endpoint: str) -> str:
+    """What a collector says about itself. That none answers is an answer too."""
+    with grpc.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT)
+        except grpc.RpcError as error:
+            code = getattr(error, "code", lambda: None)()
+            return "does not say (no health service)" if code is grpc.StatusCode.UNIMPLEMENTED else "not reachable"
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower().replace("_", " ")
+
+
+def _contents_document(held: Contents | None) -> dict[str, object]:
+    if held is None:
+        return {}
+    return {
+        "points": _count_document(held.points),
+        "oldest": held.oldest,
+        "newest": held.newest,
+        "hours_waiting": held.waiting,
+        "quarantine": dict(held.quarantine),
+        "evidence": _count_document(held.evidence),
+    }
+
+
+def _count_document(count: Count) -> dict[str, object]:
+    return {"count": count.rows, "exact": count.exact}
+
+
+def _contents_facts(held: Contents | None) -> dict[str, object]:
+    if held is None:
+        return {}
+    total = sum(held.quarantine.values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in held.quarantine.items())
+    return {
+        "points": _counted(held.points),
+        "oldest point": held.oldest or "none",
+        "newest point": held.newest or "none",
+        "hours waiting": f"{held.waiting:,} for a refresh",
+        "quarantine": f"{total:,} ({reasons})" if total else "0",
+        "evidence": f"{_counted(held.evidence)} spans",
+    }
+
+
+def _counted(count: Count) -> str:
+    return f"{count.rows:,}" if count.exact else f"about {count.rows:,} (estimated)"

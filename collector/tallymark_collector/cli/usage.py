@@ -1,0 +1,62 @@
+"""`tallymark usage`: what was used, by any dimensions."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from tallymark_collector.cli import opening, output
+from tallymark_collector.cli.arguments import (
+    AccountOption,
+    DatabaseOption,
+    FromOption,
+    ToOption,
+    time_range,
+)
+from tallymark_collector.cli.output import Format
+from tallymark_collector.errors import UserError
+from tallymark_collector.query.usage import DIMENSIONS, Usage
+from tallymark_collector.query.usage import usage as query_usage
+from tallymark_collector.settings import DEFAULT_TENANT
+
+
+def usage(
+    database: DatabaseOption = None,
+    since: FromOption = None,
+    until: ToOption = None,
+    by: Annotated[
+        str, typer.Option(metavar="NAMES", help=f"Dimensions, separated by commas, of: {', '.join(DIMENSIONS)}.")
+    ] = "account,meter",
+    account: AccountOption = None,
+    meter: Annotated[str | None, typer.Option(metavar="METER", help="Only this meter.")] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="How to write it.", show_default="table")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Show usage, exact, right whether or not hours have been refreshed.
+
+    Quantities in JSON are text in plain digits; times are ISO 8601 in UTC.
+    """
+    if as_json and format_ not in (None, Format.JSON):
+        raise UserError(f"--json and --format {format_.value} contradict each other: give one of them")
+    start, end = time_range(since, until)
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    with output.progress("summing usage"):
+        found = asyncio.run(_usage(opening.named(database), names, start, end, account, meter))
+    chosen = Format.JSON if as_json else format_ or Format.TABLE
+    if not found.rows and output.interactive():
+        output.tell("no usage there" if account is None else f"no usage of account {account!r} there")
+        if chosen is Format.TABLE:
+            return
+    output.write_rows(chosen, found.columns, found.rows, numbers=("quantity", "points"))
+
+
+async def _usage(
+    database: str, by: list[str], start: datetime | None, end: datetime | None, account: str | None, meter: str | None
+) -> Usage:
+    async with opening.opened(database) as store, store.reading() as connection:
+        return await query_usage(
+            connection, tenant=DEFAULT_TENANT, by=by, start=start, end=end, account=account, meter=meter
+        )

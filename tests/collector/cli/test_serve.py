@@ -1,0 +1,126 @@
+"""`tallymark serve` as a process: ready, takes usage over a real channel, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import grpc
+import psycopg
+import pytest
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+
+from tallymark_collector.application import keep_periods
+from tallymark_collector.billing import read_catalog
+from tallymark_collector.billing.records import apply
+from tallymark_collector.cli.redaction import shown
+from tallymark_collector.cli.serve import address, is_loopback
+from tallymark_collector.errors import StoreUnavailable
+from tallymark_collector.store import Store
+from tallymark_collector.store.database import Connection
+from tests.collector.cli.conftest import Run, execute, program
+from tests.support.usage import SECOND, number, request, sum_metric
+
+COMMAND = [sys.executable, "-m", "tallymark_collector", "serve", "--port", "0"]
+
+
+@contextmanager
+def serving(dsn: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [*COMMAND, "--database", dsn, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # without effect where it has ended; else a failed test would wait for it
+
+
+def export(port: int, quantity: int) -> None:
+    now = time.time_ns()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = metrics_service_pb2_grpc.MetricsServiceStub(channel)
+        point = number(now - SECOND, now, quantity, {"tallymark.account.id": "acme"})
+        answer = stub.Export(request(sum_metric([point])), timeout=20)
+    assert not answer.HasField("partial_success")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_ready_then_usage_then_the_end(run: Run, plans: Path, dsn: str, end: signal.Signals) -> None:
+    assert run("plans", "apply", str(plans)).exit_code == 0
+    execute(dsn, "DELETE FROM billing_period")
+    with serving(dsn, "--json") as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert (ready["pid"], ready["host"], ready["database"]) == (process.pid, "127.0.0.1", shown(dsn))
+        export(ready["port"], 5)
+        state = run("status", "--json", "--endpoint", f"127.0.0.1:{ready['port']}")
+        assert json.loads(state.stdout)["collector"]["state"] == "serving"
+
+        second = program("serve", "--port", str(ready["port"]), "--database", dsn)
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr.count("\n") == 1, "one sentence, no traceback, nothing of gRPC's own"
+        assert f"error: cannot listen on 127.0.0.1:{ready['port']}" in second.stderr
+
+        process.send_signal(end)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "", "")
+    with psycopg.connect(dsn) as another:
+        assert another.execute("SELECT sum(quantity) FROM tallymark.usage_point").fetchone() == (5,)
+        assert another.execute("SELECT count(*) > 40 FROM tallymark.billing_period").fetchone() == (True,)
+
+
+def test_people_get_a_line_and_a_warning_where_others_may_write(empty_dsn: str) -> None:
+    with serving(empty_dsn, "--host", "0.0.0.0") as process:
+        assert process.stderr is not None
+        assert "there are no credentials yet" in process.stderr.readline()
+        ready = process.stderr.readline()
+        assert ready.startswith("listening on 0.0.0.0:")
+        assert shown(empty_dsn) in ready
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "")
+
+
+def test_addresses(offline: Run) -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost")] == [True] * 5
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.com")] == [False] * 4
+    assert [address(host) for host in ("::1", "[::1]", "localhost")] == ["[::1]", "[::1]", "localhost"]
+    assert "--host is empty" in offline("serve", "--host", "").stderr
+    assert offline("serve", "--port", "65536").exit_code == 2
+
+
+class Away:
+    """A store that is not available at first."""
+
+    def __init__(self, behind: Store, times: int) -> None:
+        self.behind, self.times = behind, times
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        self.times -= 1
+        if self.times >= 0:
+            raise StoreUnavailable("away")
+        async with self.behind.transaction() as connection:
+            yield connection
+
+
+async def test_periods_are_extended_once_the_database_is_back(store: Store, plans: Path, dsn: str) -> None:
+    async with store.transaction() as connection:
+        await apply(connection, "default", read_catalog(plans), datetime.now(timezone.utc))
+    written = execute(dsn, "DELETE FROM billing_period")
+    extending = asyncio.create_task(keep_periods(Away(store, 2), interval=0.01, retry=0.01))  # type: ignore[arg-type]
+    try:
+        while execute(dsn, "SELECT FROM billing_period") < written:
+            assert not extending.done()
+            await asyncio.sleep(0.01)
+    finally:
+        extending.cancel()
+    assert written > 60
