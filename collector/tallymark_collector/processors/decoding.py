@@ -57,9 +57,14 @@ class StreamCache:
 
     def __init__(self, limit: int = MAX_CACHED_STREAMS) -> None:
         self._limit = limit
-        self._size = 0
+        self._counted = 0
         self._metrics: dict[tuple[str, Origin], dict[tuple[bytes, ...], Resolved]] = {}
         self._scopes: dict[bytes, str] = {}
+
+    @property
+    def size(self) -> int:
+        """What is remembered now; never more than the limit."""
+        return len(self._scopes) + len(self._metrics) + sum(map(len, self._metrics.values()))
 
     def scope_name(self, scope: bytes) -> str:
         """The name in an InstrumentationScope message. Raises MalformedRequest."""
@@ -82,15 +87,19 @@ class StreamCache:
             header.is_monotonic,
             attributes=(),
         )
-        return MetricStreams(self, tenant, origin, self._metrics.setdefault((tenant, origin), {}))
+        known = self._metrics.get((tenant, origin))
+        if known is None:
+            self.make_room()
+            known = self._metrics[tenant, origin] = {}
+        return MetricStreams(self, tenant, origin, known)
 
     def make_room(self) -> None:
         """Counts one more entry; at the limit everything is forgotten, which costs time and changes nothing."""
-        self._size += 1
-        if self._size > self._limit:
+        self._counted += 1
+        if self._counted > self._limit:
             self._metrics.clear()
             self._scopes.clear()
-            self._size = 1
+            self._counted = 1
 
 
 class MetricStreams:

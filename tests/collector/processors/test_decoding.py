@@ -199,6 +199,15 @@ def test_the_cache_forgets_without_changing_anything() -> None:
         assert identity(message) == decode(message, cache).points[0].stream.id
 
 
+def test_the_cache_is_bounded_whatever_differs() -> None:
+    cache = StreamCache(limit=50)
+    for i in range(500):
+        decode(request(sum_metric([], name=f"empty{i}")), cache)
+        decode(request(sum_metric([number(BASE, NOW, 1, ACME)]), scope=f"tallymark.{i}"), cache)
+        decode(request(sum_metric([number(BASE, NOW, 1, ACME)]), producer=str(i)), cache)
+        assert 0 < cache.size <= 50
+
+
 @pytest.mark.parametrize("body", [b"\x0a\x05abc", b"\xff", b"not protobuf at all", b"\x0a\xff\xff\xff\xff\x0f"])
 def test_malformed(body: bytes) -> None:
     with pytest.raises(MalformedRequest, match="not an OTLP ExportMetricsServiceRequest"):

@@ -14,6 +14,8 @@ CREATE TABLE usage_hour (
     points   bigint      NOT NULL,
     PRIMARY KEY (account, bucket, series)
 );
+-- All accounts of a day; the primary key serves one account over time.
+CREATE INDEX usage_hour_bucket ON usage_hour (bucket);
 
 CREATE TABLE usage_dirty (
     bucket  timestamptz NOT NULL,
