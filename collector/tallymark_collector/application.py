@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import Final
 
 from tallymark_collector.aggregates.refresher import keep_refreshed
+from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
 from tallymark_collector.pipeline import Pipeline
@@ -75,6 +76,10 @@ async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: 
         except TransientError as error:
             logger.warning("billing periods are not extended, the next try is in %s s: %s", retry, error)
             await asyncio.sleep(retry)
+        except (BillingError, ValueError):
+            # A subscription that this machine cannot read (its time zone is unknown here) must not stop ingestion.
+            logger.exception("billing periods are not extended, the next try is in %s s", interval)
+            await asyncio.sleep(interval)
         else:
             await asyncio.sleep(interval)
 

@@ -59,6 +59,8 @@ class Reason(str, enum.Enum):
     VALUE_NEGATIVE = "value_negative"
     VALUE_CONFLICT = "value_conflict"
     VALUE_DECREASED = "value_decreased"
+    VALUE_OUT_OF_RANGE = "value_out_of_range"
+    NOT_STORABLE = "not_storable"
     TIME_MISSING = "time_missing"
     TIME_REVERSED = "time_reversed"
     TIME_AHEAD = "time_ahead"
@@ -123,6 +125,9 @@ class Point(NamedTuple):
     start_ns: int
     time_ns: int
     value: Decimal
+    cause: int = 0
+    """Of an increase that was taken from totals: 64 bits over the epoch and the total that brought it about, since
+    increases and corrections of one stream may share their two times. 0 for a point as it was sent."""
 
 
 class Evidence(NamedTuple):
@@ -176,7 +181,15 @@ class WriteResult:
     evidence: int = 0
     """Spans that were new."""
     conflicts: Sequence[Quarantined] = ()
-    """What was there before with another value, or contradicts its own stream: now in quarantine."""
+    """What was there before with another value, contradicts its own stream, or cannot be stored: now in quarantine."""
+
+    def __add__(self, other: WriteResult) -> WriteResult:
+        return WriteResult(
+            self.inserted + other.inserted,
+            self.duplicates + other.duplicates,
+            self.evidence + other.evidence,
+            [*self.conflicts, *other.conflicts],
+        )
 
 
 FINGERPRINT_BYTES: Final = 16
@@ -214,15 +227,28 @@ def _tagged(value: object) -> object:
             raise TypeError(f"no fingerprint for a {type(value).__name__}")
 
 
+def cause(epoch_ns: int, sample_ns: int, role: str) -> int:
+    """`Point.cause` of what the total at `sample_ns` in the epoch `epoch_ns` brought about; `role` tells two apart."""
+    digest = hashlib.blake2b(f"{epoch_ns} {sample_ns} {role}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True) or 1
+
+
 def attributes_json(attributes: Attributes) -> str:
-    """Attributes as a JSON object for people and SQL; bytes become hexadecimal, floats that JSON lacks, strings."""
+    """Attributes as a JSON object for people and SQL: bytes become hexadecimal, floats that JSON lacks become strings,
+    and NUL, which PostgreSQL's jsonb lacks, becomes U+FFFD."""
     return json.dumps(_plain(attributes), ensure_ascii=False, separators=(",", ":"))
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _plain(value: AttributeValue) -> object:
     match value:
         case Attributes():
-            return {key: _plain(item) for key, item in value}
+            return {_without_nul(key): _plain(item) for key, item in value}
+        case str():
+            return _without_nul(value)
         case bytes():
             return value.hex()
         case tuple():

@@ -56,7 +56,8 @@ class Meters:
         """The meter of a declaration. Raises DeclarationError when another one gave this name another unit."""
         meter = Meter(name, unit)
         with self._lock:
-            known = self._declared.setdefault(name, meter)
+            # What was recorded before its declaration has an object already: two would make two points of one stream.
+            known = self._declared.setdefault(name, self._undeclared.get((name, unit), meter))
         if known.unit != unit:
             raise DeclarationError(
                 f"meter {name!r} is declared with the units {known.unit!r} and {unit!r}: one meter has one unit"
@@ -78,6 +79,9 @@ class Meters:
         except KeyError:
             meter = Meter(*key)
         with self._lock:
+            declared = self._declared.get(name)
+            if declared is not None and declared.unit == meter.unit:
+                return declared
             if len(self._undeclared) >= MAX_UNDECLARED:
                 raise DeclarationError(f"more than {MAX_UNDECLARED} meters are in use: is {name!r} made from data?")
             return self._undeclared.setdefault(key, meter)

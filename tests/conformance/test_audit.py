@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import psycopg
 
-from tallymark_collector.aggregates.audit import Report, audit, mark
+from tallymark_collector.aggregates.audit import Report, audit
 from tallymark_collector.model import Batch, Temporality
 from tallymark_collector.store import Store
 from tallymark_collector.store.rows import HOUR_NS, hour_start
@@ -48,8 +48,7 @@ async def test_a_wrong_cached_sum_is_found_and_mended(store: Store, dsn: str) ->
     assert [(d.account, d.bucket, d.meter, d.raw, d.aggregated) for d in found.differences] == [
         ("acme", FIRST, "api.requests", Decimal(10), Decimal(99))
     ]
-    async with store.transaction() as connection:
-        await mark(connection, found.differences)
+    await store.mark({(d.bucket, d.account, d.tenant) for d in found.differences})
     assert (await report(store)).clean, "right from the mark on, before any refresh"
     assert await store.refresh() == 1
     assert (await report(store)).clean
@@ -66,8 +65,7 @@ async def test_a_lost_and_an_invented_hour_are_found_and_mended(store: Store, ds
     found = await report(store)
     assert sorted((d.raw, d.aggregated) for d in found.differences if d.raw is not None) == [(5, None)]
     assert [(d.raw, d.aggregated) for d in found.differences if d.raw is None] == [(None, 1)]
-    async with store.transaction() as connection:
-        await mark(connection, found.differences)
+    await store.mark({(d.bucket, d.account, d.tenant) for d in found.differences})
     await store.refresh()
     assert (await report(store)).clean
 

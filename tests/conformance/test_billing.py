@@ -8,6 +8,7 @@ from decimal import Decimal
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
 
 from tallymark_collector.billing import records
@@ -197,3 +198,37 @@ async def test_accounts_that_the_file_does_not_name_are_left_alone(store: Store)
     assert applied.only_in_database == ("acme",)
     async with store.reading() as connection:
         assert set(await records.subscriptions(connection, "default")) == {"acme", "globex"}
+
+
+@pytest.mark.parametrize("edge", ["period_start", "period_end"])
+async def test_a_period_row_that_differs_from_the_calendar_is_no_empty_invoice(
+    store: Store, dsn: str, edge: str
+) -> None:
+    """Another machine's time zone data: neither "no usage" nor the same usage in two periods."""
+    await apply(store, catalog(ACME))
+    inside = local("Asia/Kolkata", 2026, 8, 20)
+    await store.write(Batch(points=[at(inside, 7)]))
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute(
+            f"UPDATE billing_period SET {edge} = {edge} + interval '1 hour'"
+            " WHERE period_start <= %s AND period_end > %s",
+            [inside, inside],
+        )
+    async with store.transaction() as connection:
+        await records.extend_periods(connection, "default", NOW)
+    async with store.reading() as connection:
+        with pytest.raises(BillingError, match="was written down as"):
+            await records.invoice(connection, "default", "acme", inside)
+    assert len(await by_period(store)) == 1
+
+
+async def test_an_open_period_follows_new_time_zone_data(store: Store, dsn: str) -> None:
+    await apply(store, catalog(ACME))
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute(
+            "UPDATE billing_period SET period_end = period_end + interval '1 hour' WHERE period_end > %s", [NOW]
+        )
+    async with store.transaction() as connection:
+        await records.extend_periods(connection, "default", NOW)
+    async with store.reading() as connection:
+        assert (await records.invoice(connection, "default", "acme", NOW)).total == Decimal("10.00")

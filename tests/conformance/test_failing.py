@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tallymark_collector.errors import StoreUnavailable
-from tallymark_collector.model import Batch, Point
+from tallymark_collector.model import Batch, Point, Temporality
 from tallymark_collector.store import Store
 from tests.support.usage import point, stream
 
@@ -103,3 +103,20 @@ async def test_a_batch_that_fails_late_leaves_nothing(store: Store, dsn: str) ->
         result = await store.write(Batch(points=[new, bad._replace(value=Decimal(6))]))
     assert (result.inserted, len(result.conflicts)) == (1, 1)
     assert await total(store) == 8
+
+
+async def test_a_deadlock_is_tried_again_at_once(store: Store, dsn: str) -> None:
+    """Somebody else's session takes the lock that the writer needs next, and waits for the one that it has."""
+    of = stream(temporality=Temporality.CUMULATIVE)
+    await store.write(Batch(points=[point(of, 0, 10, 1)]))
+    async with await psycopg.AsyncConnection.connect(dsn, options="-c search_path=tallymark") as other:
+        await other.execute("SET deadlock_timeout = '10s'")
+        await other.execute("LOCK TABLE usage_point IN SHARE MODE")
+        writing = asyncio.ensure_future(store.write(Batch(points=[point(of, 0, 20, 3)])))
+        await asyncio.sleep(0.3)
+        # The writer holds the stream's row and waits for usage_point; its own deadlock_timeout is the shorter one.
+        await other.execute("SELECT FROM usage_stream FOR UPDATE")
+        await other.commit()
+        result = await writing
+    assert result.inserted == 1
+    assert await total(store) == 3

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import replace
 from decimal import Decimal
 
+import psycopg
 import pytest
 
-from tallymark_collector.model import Batch, Reason, Temporality
+from tallymark_collector.model import Attributes, Batch, Evidence, Quarantined, Reason, Refusal, Temporality
 from tallymark_collector.store import Store
-from tests.support.usage import point, stream
+from tests.support.usage import SECOND, point, stream
 
 
 async def total(store: Store) -> Decimal:
@@ -124,3 +127,62 @@ async def test_a_cumulative_stream_through_two_stores_at_once(store: Store, dsn:
     async with store.reading() as connection:
         row = await (await connection.execute("SELECT count(*) FROM usage_sample")).fetchone()
     assert row == (60,)
+
+
+async def test_a_refusal_that_a_retry_words_otherwise_is_one_row(store: Store) -> None:
+    for seconds in (3000, 2995, 2990):
+        refusal = Refusal(Reason.TIME_AHEAD, f"it lies {seconds} s past the allowed skew")
+        await store.write(Batch(quarantined=[Quarantined("default", "acme", "m", 1, refusal, "metrics", b"payload")]))
+    assert await quarantined(store) == [("acme", "time_ahead")]
+
+
+async def test_streams_are_registered_again_in_a_database_that_lost_them(store: Store, server: str, dsn: str) -> None:
+    """A failover to a standby that lags, or a restored copy: known connections end, and so does what was known."""
+    await store.write(Batch(points=[point(stream(), 0, 10, 5)]))
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute("TRUNCATE usage_point, usage_dirty, usage_stream, usage_series")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    await store.write(Batch(points=[point(stream(), 10, 20, 7)]))
+    assert await total(store) == 7
+
+
+async def test_text_that_only_looks_like_an_escape_survives(store: Store) -> None:
+    of = stream()
+    odd = replace(of, resource=Attributes.of({"service.name": "a\\u0000b", "other": "c\0d"}))
+    await store.write(Batch(points=[point(odd, 0, 10, 5)]))
+    async with store.reading() as connection:
+        rows = await (await connection.execute("SELECT resource FROM usage_stream")).fetchall()
+    assert rows == [({"service.name": "a\\u0000b", "other": "c\N{REPLACEMENT CHARACTER}d"},)]
+
+
+async def test_what_the_database_cannot_hold_is_set_apart_from_the_rest(store: Store) -> None:
+    """Validation lets none of these through; if it ever does, a client must not send the batch for ever."""
+    points = [point(stream(f"account-{i}"), 0, 10, 1) for i in range(9)]
+    points[3] = points[3]._replace(time_ns=2**62 + 2**61)  # the year 2188 is fine for PostgreSQL
+    points[5] = point(stream("a\0b"), 0, 10, 1)
+    evidence = [
+        Evidence(
+            "default",
+            "acme",
+            meter,
+            b"t" * 16,
+            b"s" * 8,
+            10 * SECOND,
+            20 * SECOND,
+            Decimal(1),
+            "",
+            "",
+            None,
+            Attributes(),
+        )
+        for meter in ("fine", os.urandom(6000).hex())
+    ]
+    result = await store.write(Batch(points=points, evidence=evidence))
+    assert (result.inserted, result.evidence) == (8, 1)
+    assert [conflict.refusal.reason for conflict in result.conflicts] == [Reason.NOT_STORABLE] * 2
+    again = await store.write(Batch(points=points, evidence=evidence))
+    assert (again.inserted, again.duplicates, again.evidence) == (0, 8, 0)
+    assert len(await quarantined(store)) == 2

@@ -55,3 +55,12 @@ def test_a_recording_takes_the_declared_unit_and_keeps_another_one() -> None:
     assert meters.at_call("tokens", "{token}") is declared
     assert meters.at_call("tokens", "By").unit == "By"
     assert meters.at_call("other", None).unit == "1"
+
+
+def test_a_meter_recorded_before_its_declaration_is_the_declared_one() -> None:
+    """Two objects would be two sums, and on the wire two points of one stream and interval."""
+    meters = Meters()
+    early = meters.at_call("jobs", None)
+    assert meters.declare("jobs", "1") is early
+    assert meters.at_call("jobs", "1") is early
+    assert meters.at_call("jobs", None) is early

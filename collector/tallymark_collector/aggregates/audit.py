@@ -136,10 +136,6 @@ WHERE start_time < previous
 ORDER BY tenant, account, stream, start_time
 LIMIT {MAX_OVERLAPS}"""  # noqa: S608 - a constant of ours
 
-_MARK_SQL: Final = """
-INSERT INTO usage_dirty (bucket, account, tenant)
-SELECT * FROM unnest(%s::timestamptz[], %s::text[], %s::text[])"""
-
 
 async def audit(
     connection: Connection,
@@ -159,11 +155,3 @@ async def audit(
     drifts = [Drift(*row) for row in await (await connection.execute(_DRIFT_SQL, bounds)).fetchall()]
     overlaps = [Overlap(*row) for row in await (await connection.execute(_OVERLAP_SQL, bounds)).fetchall()]
     return Report(rows[0][6], rows[0][7], differences, drifts, overlaps)
-
-
-async def mark(connection: Connection, differences: Sequence[Difference]) -> None:
-    """Marks differing hours: from this transaction's commit the views take them from the points, and the next refresh
-    recomputes them."""
-    keys = sorted({(found.bucket, found.account, found.tenant) for found in differences})
-    if keys:
-        await connection.execute(_MARK_SQL, [list(column) for column in zip(*keys, strict=True)])

@@ -113,6 +113,7 @@ async def invoice(connection: Connection, tenant: str, account: str, at: datetim
     for subscription in terms:
         period = period_containing(subscription, at)
         if period is not None:
+            await _check_written_down(connection, tenant, subscription, period)
             usage = await _usage(connection, tenant, account, period)
             plan = await plan_for(connection, tenant, subscription.plan, period)
             return build_invoice(subscription, plan, period, usage)
@@ -132,6 +133,25 @@ async def plan_for(connection: Connection, tenant: str, plan: str, period: Perio
     if row is None:
         raise BillingError(f"plan {plan!r} is in no catalogue that was applied")
     return Plan.from_document(row[0])
+
+
+async def _check_written_down(connection: Connection, tenant: str, subscription: Subscription, period: Period) -> None:
+    """Usage is summed over the period's row. A row that is not there, or another one, must not read as "no usage"."""
+    row = await (
+        await connection.execute(
+            """SELECT period_start, period_end FROM billing_period
+               WHERE tenant = %s AND account = %s AND since = %s AND number = %s""",
+            [tenant, subscription.account, subscription.since, period.index],
+        )
+    ).fetchone()
+    name = f"account {subscription.account!r}: its period from {period.start.isoformat()} to {period.end.isoformat()}"
+    if row is None:
+        raise BillingError(f"{name} is not written down yet: run `tallymark serve`, or apply the plans file again")
+    if row != (period.start, period.end):
+        raise BillingError(
+            f"{name} was written down as {row[0].isoformat()} to {row[1].isoformat()}: this machine's time zone data"
+            f" says otherwise about {subscription.time_zone}. Use the data that the period was made with"
+        )
 
 
 async def _usage(connection: Connection, tenant: str, account: str, period: Period) -> dict[tuple[str, str], Decimal]:
@@ -201,6 +221,13 @@ async def _write_periods(connection: Connection, tenant: str, terms: Sequence[Su
     ]
     if not rows:
         return 0
+    # What has not ended yet follows the time zone data of today; what has ended stays.
+    await connection.execute(
+        """DELETE FROM billing_period WHERE tenant = %s AND account = %s AND period_end > %s
+           AND (since, number, period_start, period_end) NOT IN (
+               SELECT * FROM unnest(%s::date[], %s::int[], %s::timestamptz[], %s::timestamptz[]))""",
+        [tenant, terms[0].account, now, *([row[i] for row in rows] for i in (4, 5, 0, 1))],
+    )
     columns = [list(column) for column in zip(*rows, strict=True)]
     result = await connection.execute(
         """INSERT INTO billing_period (period_start, period_end, account, tenant, since, number, plan)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from tallymark_collector.aggregates.audit import MAX_OVERLAPS, Difference, Drift, Overlap, Report, mark
+from tallymark_collector.aggregates.audit import MAX_OVERLAPS, Difference, Drift, Overlap, Report
 from tallymark_collector.aggregates.audit import audit as compare
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import (
@@ -22,6 +22,10 @@ from tallymark_collector.cli.arguments import (
     time_range,
 )
 from tallymark_collector.store import Store
+from tallymark_collector.store.hours import BATCH
+
+REPAIR_ROUNDS: Final = 20
+"""Refreshes that a repair makes beyond those that its own hours need, for what was waiting before them."""
 
 
 def audit(
@@ -69,14 +73,17 @@ async def _audit(
         report = await _report(store, account, start, end)
         if not (repair and report.differences):
             return report, 0
-        async with store.transaction() as connection:
-            await mark(connection, report.differences)
+        hours = {(found.bucket, found.account, found.tenant) for found in report.differences}
+        await store.mark(hours)
+        # Views are right from here on. Beside a busy collector there is always more to refresh, so not until the end.
         done = 0
-        while count := await store.refresh():
+        for _ in range(len(hours) // BATCH + REPAIR_ROUNDS):
+            count = await store.refresh()
+            if not count:
+                break
             done += count
             now(f"making hours again: {done:,}")
         now("comparing again")
-        hours = {(found.tenant, found.account, found.bucket) for found in report.differences}
         return await _report(store, account, start, end), len(hours)
 
 

@@ -40,7 +40,7 @@ class _Outcome:
 
     @property
     def differs(self) -> bool:
-        return self.report is not None and bool(self.report.differences)
+        return self.report is not None and bool(self.report.differences or self.report.drifts)
 
 
 def invoice(
@@ -119,7 +119,7 @@ async def _priced(connection: Connection, account: str, at: datetime, now: datet
     start, end = hours_touched(priced.period.start, priced.period.end)
     report = await compare(connection, account=account, start=start, end=end)
     preliminary = priced.period.end > now
-    return _Outcome(account, None if report.differences else priced, report, preliminary=preliminary)
+    return _Outcome(account, None if report.differences or report.drifts else priced, report, preliminary=preliminary)
 
 
 def _instant(terms: Sequence[Subscription], at: date | datetime, now: datetime) -> datetime | None:
@@ -143,8 +143,8 @@ def _remark(outcome: _Outcome) -> None:
         output.fail(outcome.error)
     if outcome.differs:
         output.fail(
-            f"no invoice for account {outcome.account!r}: cached hours of the period differ from their points;"
-            " run `tallymark audit --repair`"
+            f"no invoice for account {outcome.account!r}: what would be billed differs from what was received; see"
+            " `tallymark audit`, and mend cached hours with `tallymark audit --repair`"
         )
     if outcome.invoice is not None:
         for entry in outcome.invoice.unpriced:

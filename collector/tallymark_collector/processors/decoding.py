@@ -67,10 +67,13 @@ class StreamCache:
         return len(self._scopes) + len(self._metrics) + sum(map(len, self._metrics.values()))
 
     def scope_name(self, scope: bytes) -> str:
-        """The name in an InstrumentationScope message. Raises MalformedRequest."""
+        """The name in an InstrumentationScope message, "" where it cannot be read."""
         name = self._scopes.get(scope)
         if name is None:
-            name = wire.decode_scope(scope).name
+            try:
+                name = wire.decode_scope(scope).name
+            except MalformedRequest:
+                name = ""  # its points are refused one by one, if they are usage at all
             self.make_room()
             self._scopes[scope] = name
         return name
@@ -114,10 +117,13 @@ class MetricStreams:
         self._known = known
 
     def resolve(self, attributes: tuple[bytes, ...]) -> Resolved:
-        """The stream of a point with these attributes, or why it has none. Raises MalformedRequest."""
+        """The stream of a point with these attributes, or why it has none."""
         found = self._known.get(attributes)
         if found is None:
-            found = self._decode(self._origin._replace(attributes=attributes))
+            try:
+                found = self._decode(self._origin._replace(attributes=attributes))
+            except MalformedRequest as error:
+                found = Refusal(Reason.ATTRIBUTES_INVALID, str(error))
             self._cache.make_room()
             self._known[attributes] = found
         return found
@@ -180,7 +186,8 @@ def identifying(resource: Attributes) -> Attributes:
 
 
 def decode_metrics(tenant: str, body: bytes, cache: StreamCache, limits: validation.TimeLimits, now_ns: int) -> Decoded:
-    """Points of an ExportMetricsServiceRequest. Raises MalformedRequest, and then nothing of the request counts."""
+    """Points of an ExportMetricsServiceRequest. Raises MalformedRequest where the request as a whole cannot be read;
+    what is wrong with a single point's attributes, resource or scope is that point's refusal."""
     decoded = Decoded()
     window = limits.window(now_ns)
     for resource_metrics in wire.parse_metrics(body).resource_metrics:
@@ -226,10 +233,12 @@ def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -
         decoded.unmatched += 1
         return
     try:
-        whole = metrics_pb2.Metric.FromString(metric.SerializeToString())
+        points = getattr(metrics_pb2.Metric.FromString(metric.SerializeToString()), kind).data_points
     except DecodeError as error:
-        raise MalformedRequest(f"metric {metric.name!r} is not an OTLP Metric: {error}") from None
-    points = getattr(whole, kind).data_points
+        refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
+        decoded.rejected += 1
+        decoded.quarantined.append(Quarantined(tenant, "", metric.name, 0, refusal, "metrics", payload))
+        return
     if not points:
         decoded.unmatched += 1
         return

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.model import Attributes, AttributeValue, Evidence, Quarantined, Reason, Refusal
+from tallymark_collector.model import AttributeValue, Evidence, Quarantined, Reason, Refusal
 from tallymark_collector.processors import validation
 
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
-_MAX_SPAN_NAME: Final = 1024
-_MAX_DIGITS: Final = 1000
-"""Digits before or after the point of a quantity given as text: "1e999999999" is ten bytes and a gigabyte of digits."""
+_MAX_TEXT: Final = 1024
+"""Characters of a span's name, a service or a user that are kept."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class DecodedSpans:
 
 
 def decode_spans(tenant: str, body: bytes, limits: validation.TimeLimits, now_ns: int) -> DecodedSpans:
-    """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest, and then nothing of the request counts."""
+    """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest where the request as a whole cannot be read."""
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError as error:
@@ -55,18 +55,15 @@ def decode_spans(tenant: str, body: bytes, limits: validation.TimeLimits, now_ns
 
 def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> None:
     carriers = [span.attributes, *(e.attributes for e in span.events if e.name == conventions.USAGE_EVENT)]
-    usage = [
-        attributes
-        for attributes in map(wire.decode_attributes, carriers)
-        if any(name.startswith(conventions.METER_PREFIX) for name, _ in attributes)
-    ]
+    # Names first: what other spans carry is not even decoded.
+    usage = [items for items in carriers if any(item.key.startswith(conventions.METER_PREFIX) for item in items)]
     if not usage:
         decoded.unmatched += 1
         return
     found: dict[tuple[str, str], Evidence] = {}
     refusals: list[Refusal] = []
-    for attributes in usage:
-        for item in _read(tenant, resource, span, attributes, window):
+    for items in usage:
+        for item in _read(tenant, resource, span, items, window):
             if isinstance(item, Refusal):
                 refusals.append(item)
             else:
@@ -86,9 +83,15 @@ def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int,
 
 
 def _read(
-    tenant: str, resource: Resource, span: Span, attributes: Attributes, window: tuple[int, int]
+    tenant: str, resource: Resource, span: Span, items: Iterable[KeyValue], window: tuple[int, int]
 ) -> Iterator[Evidence | Refusal]:
-    refusal = validation.check_attributes(attributes) or validation.check_times(
+    try:
+        attributes = wire.decode_attributes(items)
+        service = wire.decode_attributes(resource.attributes).get(conventions.SERVICE_NAME)
+    except MalformedRequest as error:
+        yield Refusal(Reason.ATTRIBUTES_INVALID, str(error))
+        return
+    refusal = validation.check_account(attributes.get(conventions.ACCOUNT)) or validation.check_times(
         span.start_time_unix_nano, span.end_time_unix_nano, *window
     )
     if len(span.trace_id) != _TRACE_ID_BYTES or len(span.span_id) != _SPAN_ID_BYTES:
@@ -97,30 +100,34 @@ def _read(
         yield refusal
         return
     account = validation.account_name(attributes.get(conventions.ACCOUNT))
-    assert account is not None, "check_attributes refuses a span without an account"
-    service = wire.decode_attributes(resource.attributes).get(conventions.SERVICE_NAME)
+    assert account is not None, "check_account refuses a span without an account"
     user = attributes.get(conventions.USER)
-    meters = [name for name, _ in attributes if name.startswith(conventions.METER_PREFIX)]
-    rest = attributes.without(conventions.ACCOUNT, conventions.USER, *meters)
-    for name in meters:
-        quantity = read_quantity(attributes.get(name))
+    names = [name for name, _ in attributes if name.startswith(conventions.METER_PREFIX)]
+    rest = validation.shortened(attributes.without(conventions.ACCOUNT, conventions.USER, *names))
+    for name in names:
+        meter = name.removeprefix(conventions.METER_PREFIX)
+        quantity = validation.check_meter(meter) or read_quantity(attributes.get(name))
         if isinstance(quantity, Refusal):
             yield quantity
             continue
         yield Evidence(
             tenant=tenant,
             account=account,
-            meter=name.removeprefix(conventions.METER_PREFIX),
+            meter=meter,
             trace_id=span.trace_id,
             span_id=span.span_id,
             start_ns=span.start_time_unix_nano,
             time_ns=span.end_time_unix_nano,
             quantity=quantity,
-            name=span.name[:_MAX_SPAN_NAME].replace("\0", "\N{REPLACEMENT CHARACTER}"),
-            service=str(service or "").replace("\0", "\N{REPLACEMENT CHARACTER}"),
-            user=None if user is None else str(user),
+            name=_text(span.name),
+            service=_text(service or ""),
+            user=None if user is None else _text(user),
             attributes=rest,
         )
+
+
+def _text(value: AttributeValue) -> str:
+    return str(value)[:_MAX_TEXT].replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def read_quantity(value: AttributeValue) -> Decimal | Refusal:
@@ -141,10 +148,4 @@ def read_quantity(value: AttributeValue) -> Decimal | Refusal:
             quantity = None
     if quantity is None or not quantity.is_finite():
         return Refusal(Reason.VALUE_NOT_FINITE, f"the quantity {str(value)[:64]!r} is not a finite number")
-    exponent = quantity.as_tuple().exponent
-    assert isinstance(exponent, int), "is_finite() excludes the others"
-    if quantity.adjusted() > _MAX_DIGITS or -exponent > _MAX_DIGITS:
-        return Refusal(Reason.VALUE_NOT_FINITE, f"the quantity has more than {_MAX_DIGITS} digits")
-    if quantity < 0:
-        return Refusal(Reason.VALUE_NEGATIVE, f"a quantity used cannot be {quantity}")
-    return quantity
+    return validation.check_quantity(quantity) or quantity

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
-from tallymark_collector.model import Point, Reason, Refusal
+from tallymark_collector.model import Point, Reason, Refusal, cause
 
 ZERO = Decimal(0)
 
@@ -76,11 +76,13 @@ def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases)
     increase = _increase(start_ns, before, sample)
     if increase:
         begin = before.time_ns if before is not None else start_ns
-        result.points.append(Point(point.stream, begin, sample.time_ns, increase))
+        own = cause(start_ns, sample.time_ns, "increase")
+        result.points.append(Point(point.stream, begin, sample.time_ns, increase, own))
     if after is not None:
         correction = _increase(start_ns, sample, after) - _increase(start_ns, before, after)
         if correction:
-            result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction))
+            own = cause(start_ns, sample.time_ns, "correction")
+            result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction, own))
 
 
 def _increase(start_ns: int, before: Sample | None, sample: Sample) -> Decimal:

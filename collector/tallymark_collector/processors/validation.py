@@ -22,6 +22,10 @@ MAX_ATTRIBUTES: Final = 64
 MAX_ATTRIBUTE_TEXT: Final = 4096
 """Characters of one attribute's name and value. A unique key's entry must stay below a third of an 8 KiB page."""
 
+MAX_WHOLE_DIGITS: Final = 25
+MAX_DECIMALS: Final = 30
+"""Sums of such quantities stay within the 60 digits that `billing.money` prices exactly."""
+
 _NANOSECONDS: Final = 1_000_000_000
 
 
@@ -43,8 +47,8 @@ class TimeLimits:
 
 def check_metric(name: str, unit: str, temporality: int, monotonic: bool) -> Refusal | None:
     """What is wrong with a sum as a whole."""
-    if not name or len(name) > MAX_METER_LENGTH or "\0" in name:
-        return Refusal(Reason.METER_INVALID, f"a meter's name has 1 to {MAX_METER_LENGTH} characters, none NUL")
+    if refusal := check_meter(name):
+        return refusal
     if len(unit) > MAX_UNIT_LENGTH or "\0" in unit:
         return Refusal(Reason.METER_INVALID, f"a meter's unit has at most {MAX_UNIT_LENGTH} characters, none NUL")
     if temporality not in (Temporality.DELTA, Temporality.CUMULATIVE):
@@ -54,6 +58,13 @@ def check_metric(name: str, unit: str, temporality: int, monotonic: bool) -> Ref
         )
     if not monotonic:
         return Refusal(Reason.TYPE_UNSUPPORTED, "a sum that can fall (UpDownCounter) is not billed")
+    return None
+
+
+def check_meter(name: str) -> Refusal | None:
+    """What is wrong with a meter's name."""
+    if not name or len(name) > MAX_METER_LENGTH or "\0" in name:
+        return Refusal(Reason.METER_INVALID, f"a meter's name has 1 to {MAX_METER_LENGTH} characters, none NUL")
     return None
 
 
@@ -70,7 +81,11 @@ def check_attributes(attributes: Attributes) -> Refusal | None:
     for name, value in attributes:
         if problem := _text_problem(name) or _text_problem(value):
             return Refusal(Reason.ATTRIBUTES_INVALID, f"attribute {name[:64]!r} {problem}")
-    account = attributes.get(conventions.ACCOUNT)
+    return check_account(attributes.get(conventions.ACCOUNT))
+
+
+def check_account(account: AttributeValue) -> Refusal | None:
+    """What is wrong with the attribute that names the account."""
     if account is None or account == "":
         return Refusal(Reason.ACCOUNT_MISSING, f"no {conventions.ACCOUNT}")
     if account_name(account) is None:
@@ -87,6 +102,24 @@ def account_name(value: AttributeValue) -> str | None:
         return None
     name = str(value)
     return name if 0 < len(name) <= MAX_ACCOUNT_LENGTH and "\0" not in name else None
+
+
+def shortened(attributes: Attributes) -> Attributes:
+    """Attributes of evidence as they are kept: the first `MAX_ATTRIBUTES`, texts cut to `MAX_ATTRIBUTE_TEXT`. What a
+    host puts on its spans beside the usage (prompts, statements) is no reason to refuse the evidence."""
+    return Attributes(
+        (name, _shortened(value)) for name, value in attributes[:MAX_ATTRIBUTES] if not _text_problem(name)
+    )
+
+
+def _shortened(value: AttributeValue) -> AttributeValue:
+    match value:
+        case str() | bytes():
+            return value[:MAX_ATTRIBUTE_TEXT]
+        case Attributes() | tuple() if _text_problem(value):
+            return f"({type(value).__name__.lower()} left out: too large)"
+        case _:
+            return value
 
 
 def _text_problem(value: AttributeValue) -> str | None:
@@ -119,9 +152,19 @@ def read_value(point: NumberDataPoint) -> Decimal | Refusal:
             return Refusal(Reason.VALUE_NOT_FINITE, f"the value is {point.as_double}")
         case _:
             return Refusal(Reason.VALUE_MISSING, "the point has neither an integer nor a double")
+    return check_quantity(value) or value
+
+
+def check_quantity(value: Decimal) -> Refusal | None:
+    """What is wrong with a finite quantity."""
     if value < 0:
-        return Refusal(Reason.VALUE_NEGATIVE, f"a monotonic sum cannot be {value}")
-    return value
+        return Refusal(Reason.VALUE_NEGATIVE, f"a quantity used cannot be {value:.6G}")
+    exponent = value.as_tuple().exponent
+    assert isinstance(exponent, int), "only finite values come here"
+    if value.adjusted() >= MAX_WHOLE_DIGITS or exponent < -MAX_DECIMALS:
+        detail = f"{value:.6E} has more than {MAX_WHOLE_DIGITS} digits before or {MAX_DECIMALS} after the point"
+        return Refusal(Reason.VALUE_OUT_OF_RANGE, detail)
+    return None
 
 
 def check_times(start_ns: int, time_ns: int, oldest_ns: int, latest_ns: int) -> Refusal | None:

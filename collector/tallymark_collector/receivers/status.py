@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tallymark_collector.errors import CollectorError, MalformedRequest, Overloaded, PermanentError, TransientError
+from tallymark_collector.errors import CollectorError, PermanentError, StoreUnavailable, TransientError
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,8 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where gRPC's standard, and every other exporter, has it."""
 
 _CODES: Final[tuple[tuple[type[CollectorError], grpc.StatusCode], ...]] = (
-    (MalformedRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (PermanentError, grpc.StatusCode.INVALID_ARGUMENT),
-    # RESOURCE_EXHAUSTED is retried by some clients only if they understand RetryInfo; UNAVAILABLE by all.
-    (Overloaded, grpc.StatusCode.UNAVAILABLE),
+    # Overloaded too: RESOURCE_EXHAUSTED is retried only by clients that understand RetryInfo, UNAVAILABLE by all.
     (TransientError, grpc.StatusCode.UNAVAILABLE),
 )
 
@@ -42,6 +40,10 @@ class Answer(NamedTuple):
 
 def answer(error: Exception) -> Answer:
     """Status and trailing metadata for an error; RetryInfo in both forms where a retry may help."""
+    if isinstance(error, StoreUnavailable):
+        # The database's words may name its host and user: they are for the log.
+        logger.warning("a request is refused for now: %s", error)
+        return _answer(grpc.StatusCode.UNAVAILABLE, "the database is not available", error.retry_after)
     for kind, code in _CODES:
         if isinstance(error, kind):
             delay = error.retry_after if isinstance(error, TransientError) else None

@@ -1,6 +1,7 @@
 """The store: what is behind the acknowledgement.
 
     store.write(batch)    all of a batch or nothing; returns after the commit; the same batch again changes nothing
+    store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
@@ -11,25 +12,29 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from typing import Final
 
-from tallymark_collector.errors import StoreUnavailable
-from tallymark_collector.model import Batch, WriteResult
-from tallymark_collector.store import dictionaries, hours, migrations, writer
-from tallymark_collector.store.database import Connection, Database, is_worth_another_try
+import psycopg
 
-MAX_ATTEMPTS: Final = 4
-"""A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once."""
+from tallymark_collector.errors import StoreUnavailable
+from tallymark_collector.model import Batch, Reason, WriteResult
+from tallymark_collector.store import dictionaries, hours, migrations, writer
+from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
+
+MAX_ATTEMPTS: Final = POOL_SIZE + 2
+"""A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
+server's restart every connection of the pool may be dead."""
 
 
 class Store:
     """Usage in one database."""
 
     def __init__(self, dsn: str) -> None:
-        self._database = Database(dsn)
         self._dictionaries = dictionaries.Dictionaries()
+        self._database = Database(dsn, connected=self._dictionaries.forget)
 
     async def open(self) -> None:
         """Connects. Raises UserError with the reason."""
@@ -45,7 +50,11 @@ class Store:
             return await migrations.migrate(connection)
 
     async def write(self, batch: Batch) -> WriteResult:
-        """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept."""
+        """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.
+
+        Data that the database cannot hold, whatever it is, would be sent for ever by a client that is told to retry:
+        the batch is then halved until what cannot be held stands alone, and that goes to quarantine.
+        """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 async with self._database.connection() as connection:
@@ -53,6 +62,10 @@ class Store:
             except StoreUnavailable as error:
                 if attempt == MAX_ATTEMPTS or not is_worth_another_try(error.__cause__):
                     raise
+            except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
+                halves = writer.halved(batch, error)
+                apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
+                return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
         raise AssertionError("the loop returns or raises")
 
     async def refresh(self, limit: int = hours.BATCH) -> int:
@@ -60,12 +73,31 @@ class Store:
         async with self._database.connection() as connection:
             return await hours.refresh(connection, limit)
 
+    async def mark(self, keys: Iterable[tuple[datetime, str, str]]) -> None:
+        """Says that hours, as (bucket, account, tenant), have to be recomputed; views take them from the points now."""
+        async with self._database.connection() as connection:
+            await hours.mark(connection, keys)
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
         """A connection whose statements all see one moment of the database and cannot write."""
-        async with self._database.connection() as connection, connection.transaction():
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            yield connection
+        async with AsyncExitStack() as stack:
+            yield await self._begin_reading(stack)
+
+    async def _begin_reading(self, stack: AsyncExitStack) -> Connection:
+        """Dead connections are found and dropped here: a reader's own statements cannot be tried again for it."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                async with AsyncExitStack() as beginning:
+                    connection = await beginning.enter_async_context(self._database.connection())
+                    await beginning.enter_async_context(connection.transaction())
+                    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                    stack.push_async_exit(beginning.pop_all())
+                    return connection
+            except StoreUnavailable as error:
+                if attempt == MAX_ATTEMPTS or not is_worth_another_try(error.__cause__):
+                    raise
+        raise AssertionError("the loop returns or raises")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -34,7 +34,13 @@ Connection = psycopg.AsyncConnection[TupleRow]
 class Database:
     """A pool of connections to one database, each with our schema, UTC and durable commits."""
 
-    def __init__(self, dsn: str, pool_size: int = POOL_SIZE) -> None:
+    def __init__(self, dsn: str, *, pool_size: int = POOL_SIZE, connected: Callable[[], None] = lambda: None) -> None:
+        """`connected` is called after each new connection: the server behind it may be another one than before."""
+
+        async def prepare(connection: Connection) -> None:
+            await configure(connection)
+            connected()
+
         self.dsn = dsn
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
@@ -45,7 +51,7 @@ class Database:
             open=False,
             name="tallymark",
             kwargs={"autocommit": True, "application_name": "tallymark"},
-            configure=configure,
+            configure=prepare,
             # No check on the way out: it costs a round trip for every request and pauses for a second and more after
             # each connection that it finds dead. A dead one fails its first statement, and `Store` tries again.
         )
@@ -82,6 +88,8 @@ async def configure(connection: Connection) -> None:
     """Sets what statements of ours rely on."""
     await connection.execute(
         f"SET search_path = {SCHEMA}, public; SET TimeZone = 'UTC'; SET synchronous_commit = on;"
+        # A transaction that waits for a lock must see what was committed while it waited.
+        " SET default_transaction_isolation = 'read committed';"
         " SET intervalstyle = 'iso_8601'; SET client_min_messages = warning"
     )
 
@@ -90,9 +98,9 @@ def is_worth_another_try(error: BaseException | None) -> bool:
     """True if the same transaction may succeed at once: the server rolled it back, or the connection was a dead one."""
     if isinstance(error, (PoolTimeout, PoolClosed, TooManyRequests)):
         return False
-    if isinstance(error, (psycopg.errors.TransactionRollback, psycopg.errors.OperatorIntervention)):
-        return True
-    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    return error.sqlstate is None or error.sqlstate[:2] in ("40", "57")
 
 
 def is_transient(error: psycopg.Error) -> bool:

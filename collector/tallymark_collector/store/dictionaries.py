@@ -37,6 +37,10 @@ class Dictionaries:
         found = {stream.id: stream for stream in streams if stream.id not in self._committed}
         return [found[identity] for identity in sorted(found)]
 
+    def forget(self) -> None:
+        """The database may be another one than before (a standby, a restored copy): what it holds is unknown again."""
+        self._committed.clear()
+
     def remember(self, streams: Iterable[Stream]) -> None:
         """Says that these streams are committed."""
         if len(self._committed) > MAX_REMEMBERED:
@@ -71,7 +75,6 @@ def _series_row(series: Series) -> tuple[object, ...]:
 
 def _stream_row(stream: Stream) -> tuple[object, ...]:
     series = stream.series
-    resource = attributes_json(stream.resource).replace("\\u0000", "\N{REPLACEMENT CHARACTER}")
     return (
         series.account,
         stream.id,
@@ -79,7 +82,7 @@ def _stream_row(stream: Stream) -> tuple[object, ...]:
         series.tenant,
         int(stream.temporality),
         stream.scope_name.replace("\0", "\N{REPLACEMENT CHARACTER}"),
-        resource,
+        attributes_json(stream.resource),
     )
 
 

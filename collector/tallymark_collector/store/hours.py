@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Final
 
 from tallymark_collector.store.database import Connection
@@ -10,6 +12,10 @@ BATCH: Final = 500
 """Account-hours recomputed in one transaction; each holds one advisory lock, of some thousands that a server has."""
 
 _LOCK_SPACE: Final = "tallymark.usage_hour"
+
+_MARK_SQL: Final = """
+INSERT INTO usage_dirty (bucket, account, tenant)
+SELECT * FROM unnest(%s::timestamptz[], %s::text[], %s::text[])"""
 
 # The oldest marks first (a heap is read in the order in which it was written), so that an account that never rests
 # cannot keep the others waiting.
@@ -44,6 +50,13 @@ JOIN usage_point p
   ON p.account = k.account AND p.tenant = k.tenant
  AND p.time >= k.bucket AND p.time < k.bucket + interval '1 hour'
 GROUP BY k.bucket, p.series, p.account, p.tenant"""
+
+
+async def mark(connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:
+    """Says that (bucket, account, tenant) have to be recomputed; until then the views take them from the points."""
+    columns = [list(column) for column in zip(*sorted(keys), strict=True)]
+    if columns:
+        await connection.execute(_MARK_SQL, columns)
 
 
 async def refresh(connection: Connection, limit: int = BATCH) -> int:

@@ -13,7 +13,7 @@ HOUR_NS: Final = 3_600_000_000_000
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
-POINT_COLUMNS: Final = "time, start_time, stream, series, nanos, account, tenant, quantity"
+POINT_COLUMNS: Final = "time, start_time, stream, series, part, account, tenant, quantity"
 EVIDENCE_COLUMNS: Final = (
     "time, start_time, account, tenant, meter, trace_id, span_id, quantity, name, service, user_id, attributes"
 )
@@ -35,16 +35,16 @@ def hour_start(hour: int) -> datetime:
     return EPOCH + timedelta(hours=hour)
 
 
-def nanos(point: Point) -> int:
-    """What timestamptz cannot hold of the point's two times, so that its identity stays exact to the nanosecond."""
-    return point.time_ns % 1000 * 1000 + point.start_ns % 1000
+def part(point: Point) -> int:
+    """What tells the point apart from others of its stream with the same two timestamps (see sql/0001_usage.sql)."""
+    return point.cause or point.time_ns % 1000 * 1000 + point.start_ns % 1000
 
 
 def point_line(point: Point) -> str:
     """A row of usage_point."""
-    stream, start_ns, time_ns, value = point
+    stream, start_ns, time_ns, value, _ = point
     ids, names = _stream_columns(stream)
-    return f"{timestamp(time_ns)}\t{timestamp(start_ns)}\t{ids}\t{nanos(point)}\t{names}\t{value}\n"
+    return f"{timestamp(time_ns)}\t{timestamp(start_ns)}\t{ids}\t{part(point)}\t{names}\t{value}\n"
 
 
 @lru_cache(maxsize=200_000)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Final
 
+import psycopg
 from psycopg.errors import UniqueViolation
 
 from tallymark_collector import wire
@@ -29,17 +30,13 @@ from tallymark_collector.model import (
     WriteResult,
     attributes_json,
 )
-from tallymark_collector.store import dictionaries, rows, samples
+from tallymark_collector.store import dictionaries, hours, rows, samples
 from tallymark_collector.store.database import Connection
-
-_MARK_SQL: Final = """
-INSERT INTO usage_dirty (bucket, account, tenant)
-SELECT * FROM unnest(%s::timestamptz[], %s::text[], %s::text[])"""
 
 _STAGE_SQL: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_point (
     position int GENERATED ALWAYS AS IDENTITY, time timestamptz, start_time timestamptz, stream uuid, series uuid,
-    nanos int, account text, tenant text, quantity numeric
+    part bigint, account text, tenant text, quantity numeric
 ) ON COMMIT DELETE ROWS"""
 
 _UNSTAGE_SQL: Final = f"""
@@ -59,7 +56,7 @@ SELECT count(*) FROM inserted"""  # noqa: S608 - a constant of ours
 _CONFLICT_SQL: Final = """
 SELECT s.position - (SELECT min(position) FROM staged_point), p.quantity
 FROM staged_point s
-JOIN usage_point p USING (account, time, stream, start_time, nanos)
+JOIN usage_point p USING (account, time, stream, start_time, part)
 WHERE p.quantity <> s.quantity"""
 
 _STAGE_EVIDENCE_SQL: Final = """
@@ -105,6 +102,26 @@ async def write(connection: Connection, batch: Batch, known: dictionaries.Dictio
     return WriteResult(inserted, duplicates, evidence, conflicts)
 
 
+def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:
+    """Smaller batches that hold the same, for a batch that the database cannot hold. Raises `error` where that is due
+    to what is in quarantine already."""
+    points, evidence = batch.points, batch.evidence
+    if points and evidence:
+        return [Batch(points=points, quarantined=batch.quarantined), Batch(evidence=evidence)]
+    if len(points) > 1 or len(evidence) > 1:
+        middle = max(len(points), len(evidence)) // 2
+        return [
+            Batch(points[:middle], evidence[:middle], batch.quarantined),
+            Batch(points[middle:], evidence[middle:]),
+        ]
+    refusal = Refusal(Reason.NOT_STORABLE, f"the database cannot hold it: {str(error).splitlines()[0]}")
+    alone = [samples.conflict(point, refusal) for point in points]
+    alone += [_evidence_refused(item, refusal) for item in evidence]
+    if not alone:
+        raise error
+    return [Batch(quarantined=[*batch.quarantined, *alone])]
+
+
 async def _insert(connection: Connection, points: list[Point]) -> tuple[int, list[Quarantined]]:
     if not points:
         return 0, []
@@ -117,8 +134,7 @@ async def _insert(connection: Connection, points: list[Point]) -> tuple[int, lis
     except UniqueViolation:
         return await _insert_staged(connection, points, lines)
     marks = {(p.time_ns // rows.HOUR_NS, p.stream.series.account, p.stream.series.tenant) for p in points}
-    hours, accounts, tenants = zip(*sorted(marks), strict=True)
-    await connection.execute(_MARK_SQL, [list(map(rows.hour_start, hours)), list(accounts), list(tenants)])
+    await hours.mark(connection, [(rows.hour_start(hour), account, tenant) for hour, account, tenant in marks])
     return len(points), []
 
 
@@ -153,7 +169,10 @@ def _value_conflict(point: Point, there: Decimal) -> Quarantined:
 
 def _evidence_conflict(item: Evidence, there: Decimal) -> Quarantined:
     detail = f"{there} was stored before for the same span and meter, {item.quantity} came now"
-    refusal = Refusal(Reason.VALUE_CONFLICT, detail)
+    return _evidence_refused(item, Refusal(Reason.VALUE_CONFLICT, detail))
+
+
+def _evidence_refused(item: Evidence, refusal: Refusal) -> Quarantined:
     payload = wire.encode_evidence(item)
     return Quarantined(item.tenant, item.account, item.meter, item.time_ns, refusal, "traces", payload)
 
@@ -168,8 +187,9 @@ async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> N
 def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes]:
     reason, detail = item.refusal
     digest = hashlib.blake2b(digest_size=16)
-    for part in (item.tenant.encode(), reason.value.encode(), detail.encode(), item.payload):
-        digest.update(len(part).to_bytes(8, "big") + part)
+    # Not the detail: it may tell how far off a time is, which differs at each retry.
+    for piece in (item.tenant.encode(), reason.value.encode(), item.payload):
+        digest.update(len(piece).to_bytes(8, "big") + piece)
     in_range = 0 < item.time_ns < 2**63
     return (
         _storable(item.account),

@@ -216,11 +216,30 @@ def test_malformed(body: bytes) -> None:
         decode(body)
 
 
-def test_malformed_inside_the_parts_that_are_read_late() -> None:
-    for text in (b"acme", b"tallymark.account.id"):
-        body = one().SerializeToString().replace(text, b"\xff" * len(text))
-        with pytest.raises(MalformedRequest):
-            decode(body)
+@pytest.mark.parametrize("part", [b"acme", b"tallymark.account.id", b"shop", b"tallymark"])
+def test_what_is_malformed_inside_a_point_is_that_points_refusal(part: bytes) -> None:
+    """The first attribute of the first point, its resource or its scope; the good point beside it is kept."""
+    good = one(attributes={"tallymark.account.id": "globex"})
+    broken = one().SerializeToString().replace(part, b"\xff" * len(part), 1)
+    decoded = decode(broken + good.SerializeToString())
+    assert [point.stream.series.account for point in decoded.points] == ["globex"]
+    if part != b"tallymark":  # a scope that cannot be read still has a point that names an account
+        assert [kept.refusal.reason for kept in decoded.quarantined] == [Reason.ATTRIBUTES_INVALID]
+    assert decoded.rejected == 1
+
+
+def test_attributes_nested_without_end_are_refused() -> None:
+    message = one()
+    value = message.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points[0].attributes.add(key="deep").value
+    for _ in range(30):
+        value = value.array_value.values.add()
+    value.int_value = 1
+    assert [kept.refusal.reason for kept in decode(message).quarantined] == [Reason.ATTRIBUTES_INVALID]
+
+
+@pytest.mark.parametrize("value", [1e-31, 1e26, 5e-324, 1.7e308])
+def test_quantities_that_could_not_be_priced_exactly_are_kept_aside(value: float) -> None:
+    assert [kept.refusal.reason for kept in decode(one(value)).quarantined] == [Reason.VALUE_OUT_OF_RANGE]
 
 
 @settings(max_examples=400, deadline=None)

@@ -37,19 +37,22 @@ CREATE TABLE usage_stream (
 
 -- The truth. One quantity of one stream for (start_time, time]. Rows are only ever added: a late sample of a
 -- cumulative stream adds a correction (a negative quantity), see processors/temporality.py.
--- The wide columns come first, so that none of the fixed ones is padded.
+-- The columns of fixed width come first, so that none of them is padded.
 CREATE TABLE usage_point (
     time        timestamptz NOT NULL,
     start_time  timestamptz NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT now(),
     stream      uuid        NOT NULL,
     series      uuid        NOT NULL,
-    nanos       integer     NOT NULL,  -- what timestamptz cannot hold: time's nanoseconds below 1 us * 1000 + start_time's
+    part        bigint      NOT NULL,  -- tells apart what has the same times, see below
     account     text        NOT NULL,
     tenant      text        NOT NULL,
     quantity    numeric     NOT NULL,
-    PRIMARY KEY (account, time, stream, start_time, nanos)
+    PRIMARY KEY (account, time, stream, start_time, part)
 );
+-- `part`: of a delta point, what timestamptz cannot hold of its two times (time's nanoseconds below 1 us * 1000 +
+-- start_time's). Of an increase or correction taken from cumulative totals, 64 bits over the epoch and the total that
+-- brought it about: a total that comes late may correct an interval that has a row already.
 
 -- The totals that cumulative producers sent, from which increases are taken. Nanoseconds since the Unix epoch.
 CREATE TABLE usage_sample (

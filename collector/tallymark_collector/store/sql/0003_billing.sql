@@ -32,7 +32,8 @@ CREATE TABLE billing_period (
     since        date        NOT NULL,  -- the subscription's
     number       integer     NOT NULL,  -- the subscription's periods count from 0
     plan         text        NOT NULL,
-    PRIMARY KEY (account, period_start, tenant)
+    PRIMARY KEY (account, period_start, tenant),
+    UNIQUE (account, tenant, since, number)
 );
 
 -- PUBLIC. Usage by billing period: whole hours from usage_hourly, the pieces of hours at a period's edges (time zones
