@@ -15,6 +15,7 @@ from tallymark.errors import DeclarationError
 from tallymark.meters import PLAIN_UNIT, REQUEST_UNIT, Meter
 from tallymark.quantities import Exact, RefusedQuantityError, exact
 from tallymark.runtime import Runtime
+from tallymark.streams import Series
 from tallymark.usage import checked_attributes, count
 
 P = ParamSpec("P")
@@ -78,7 +79,7 @@ class _Tally:
         self._quantity_of: Callable[[Any], object] | None = None
         self._own: Dimensions = ()
         self._attributes_of: Callable[[Any], object] | None = None
-        self._remembered: dict[tuple[object, ...], Dimensions] = {}
+        self._remembered: dict[tuple[object, ...], Series] = {}
         if callable(quantity):
             self._quantity_of = quantity
         else:
@@ -115,24 +116,24 @@ class _Tally:
             except BaseException as error:
                 _unless_interrupted(error)
                 self._report(into, "the attributes function raised; the call is counted without them", error)
-        count(into, self._meter, quantity, self._dimensions(into, result, None, own))
+        count(into, self._series(into, result, None, own), quantity)
 
     def failed(self, error: BaseException) -> None:
         into = runtime.current()
         if into.enabled and self._quantity_of is None:
-            count(into, self._meter, self._quantity, self._dimensions(into, None, error, self._own))
+            count(into, self._series(into, None, error, self._own), self._quantity)
 
-    def _dimensions(self, into: Runtime, result: object, error: BaseException | None, own: Dimensions) -> Dimensions:
+    def _series(self, into: Runtime, result: object, error: BaseException | None, own: Dimensions) -> Series:
         try:
             key = (*describe(current_call.get(), result, error), own)
         except Exception as failure:
             self._report(into, "the call could not be described and is counted without its attributes", failure)
-            return own
+            return into.series.of(self._meter, own)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            known = self._remembered[key] = of_call(*key)
+            known = self._remembered[key] = Series(self._meter, of_call(*key))
         return known
 
     def _report(self, into: Runtime, what: str, error: BaseException) -> None:

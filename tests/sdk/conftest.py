@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +24,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 
 from tallymark import runtime
+from tallymark.quantities import EXACT
 from tallymark.runtime import Runtime
 from tallymark.settings import Settings
 
@@ -88,7 +91,7 @@ class FakeCollector:
     def totals(self) -> dict[str, Decimal]:
         totals: dict[str, Decimal] = {}
         for key, value in self.points().items():
-            totals[key[1]] = totals.get(key[1], Decimal(0)) + value
+            totals[key[1]] = EXACT.add(totals.get(key[1], Decimal(0)), value)
         return totals
 
 
@@ -110,6 +113,13 @@ def collector(start_collector: Callable[..., FakeCollector]) -> FakeCollector:
     return start_collector()
 
 
+@pytest.fixture(autouse=True)
+def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test writes to the folder of whoever runs it."""
+    monkeypatch.setenv("TALLYMARK_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
 @pytest.fixture
 def fresh() -> Iterator[Runtime]:
     """The whole process's usage goes to a runtime of this test alone."""
@@ -119,9 +129,10 @@ def fresh() -> Iterator[Runtime]:
 
 
 @pytest.fixture
-def settings() -> Callable[..., Settings]:
+def settings(state_dir: Path) -> Callable[..., Settings]:
     def make(endpoint: str, **kwargs: Any) -> Settings:
-        return Settings(**{"endpoint": endpoint, "timeout_s": 0.5, "interval_s": 0.2, **kwargs})
+        given = {"endpoint": endpoint, "timeout_s": 0.5, "interval_s": 0.2, "state_dir": str(state_dir), **kwargs}
+        return Settings(**given)
 
     return make
 
@@ -157,13 +168,19 @@ def serve() -> Iterator[Callable[..., int]]:
 
 
 @pytest.fixture
-def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_script(state_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python source in a process of its own, with nothing of OpenTelemetry in its environment but `env`."""
 
     def run(source: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(source)],
-            env={"PATH": "/usr/bin:/bin", "TALLYMARK_TIMEOUT": "1", **env},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+                "TALLYMARK_TIMEOUT": "1",
+                "TALLYMARK_STATE_DIR": str(state_dir),
+                **env,
+            },
             capture_output=True,
             text=True,
             timeout=30,
