@@ -22,7 +22,6 @@ ATTRIBUTES: Final = {
     "http.request.method": "GET",
     "http.route": "/items/{id}",
     "http.response.status_code": 200,
-    "tallymark.plan": "pro",
 }
 
 
@@ -40,14 +39,14 @@ def tables() -> Iterator[Table]:
         return None
 
     def count(name: str) -> None:
-        counter.add(1, {**ATTRIBUTES, "tallymark.account.id": name})
+        counter.add(1, {**ATTRIBUTES, "tallymark.plan": "pro", "tallymark.account.id": name})
 
     def call_bare(name: str) -> None:
-        with tallymark.identify(account=name):
+        with tallymark.identify(account=name, plan="pro"):
             bare()
 
     def call_decorated(name: str) -> None:
-        with tallymark.identify(account=name):
+        with tallymark.identify(account=name, plan="pro"):
             decorated()
 
     subjects: dict[str, Callable[[str], None]] = {
