@@ -8,10 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
+from opentelemetry.context import get_current
+
 from tallymark import runtime
 from tallymark.calls import current_call, describe
 from tallymark.dimensions import Dimensions, Value, from_mapping, of_call
 from tallymark.errors import DeclarationError
+from tallymark.identity import current_held
 from tallymark.meters import PLAIN_UNIT, REQUEST_UNIT, Meter
 from tallymark.quantities import Exact, RefusedQuantityError, exact
 from tallymark.runtime import Runtime
@@ -71,7 +74,7 @@ def track_usage(
 class _Tally:
     """What one declaration counts. `returned` and `failed` never raise."""
 
-    __slots__ = ("_attributes_of", "_meter", "_own", "_quantity", "_quantity_of", "_remembered")
+    __slots__ = ("_attributes_of", "_meter", "_own", "_plain", "_quantity", "_quantity_of", "_remembered")
 
     def __init__(self, meter: Meter, quantity: object, attributes: object) -> None:
         self._meter = meter
@@ -95,10 +98,25 @@ class _Tally:
                 raise DeclarationError(f"meter {meter.name!r}: " + "; ".join(problems))
         elif attributes is not None:
             raise DeclarationError(f"meter {meter.name!r}: attributes must be a mapping or a function of the result")
+        # What a call outside of a request adds to, where everything about it is known from the start.
+        self._plain: Series | None = None
+        if self._quantity_of is None and self._attributes_of is None and type(self._quantity) is int and self._quantity:
+            self._plain = Series(meter, of_call(None, None, None, None, self._own))
 
     def returned(self, result: object) -> None:
-        into = runtime.current()
+        into = runtime.active
         if not into.enabled:
+            return
+        plain = self._plain
+        if plain is not None and current_call.get() is None:
+            # The same as below, without what takes time: this is every call of a service's inner functions.
+            try:
+                identity = current_held.get().identity
+                into.recorder.add((plain, identity.account, identity.plan), self._quantity)
+                if get_current():
+                    into.evidence.add_to_current_span(self._meter, identity, self._quantity)
+            except Exception as error:
+                self._report(into, "usage could not be recorded, or not on the span", error)
             return
         quantity: object = self._quantity
         if self._quantity_of is not None:

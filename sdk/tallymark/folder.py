@@ -76,7 +76,9 @@ class Folder:
         """The folder of a process that is gone; None where it lives, or another process was first. Raises OSError."""
         try:
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # its last owner was killed between removing the lock and the folder
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,10 +125,11 @@ class Folder:
                 self.set_aside(path, "it is none of Tallymark's files", reporter)
 
     def remove(self) -> None:
-        """Removes the folder, which holds nothing but its lock any more, and lets go of the lock."""
+        """Removes the folder if it holds nothing but its lock any more, and lets go of the lock."""
         with contextlib.suppress(OSError):
-            (self.path / LOCK).unlink()
-            self.path.rmdir()
+            if [path.name for path in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
         self.release()
 
     def release(self) -> None:

@@ -41,7 +41,10 @@ class Recorder:
         on_first: Callable[[], None] = lambda: None,
         max_streams: int = MAX_STREAMS,
     ) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant, for it knows its owner: see `add`.
+        self._lock = threading.RLock()
+        self._acquire = self._lock.acquire
+        self._release = self._lock.release
         self._cutting = threading.Lock()
         self._new_segment = new_segment
         self._on_first = on_first
@@ -63,7 +66,11 @@ class Recorder:
         When it returns, the quantity is in the mapped file; killed before that, the process leaves it in whole or not
         at all.
         """
-        with self._lock:
+        first = False
+        # Not `with`, which takes as long as all the rest. An exception out of a signal's handler may come in acquire(),
+        # without the lock, or right after it; a lock that one does not own cannot be released by mistake.
+        try:
+            self._acquire()
             slot = self._slots.get(stream)
             if slot is not None and type(quantity) is int:
                 view, index = slot
@@ -71,11 +78,14 @@ class Recorder:
                     view[index] += quantity
                 except ValueError:  # the sum is over int64, and unchanged
                     self._add_wide(stream, quantity)
-                return
-            if not quantity:
-                return
-            first = not self
-            self._add_otherwise(stream, quantity)
+            elif quantity:
+                first = not self
+                self._add_otherwise(stream, quantity)
+        finally:
+            try:  # noqa: SIM105 - suppress() takes as long as `with`
+                self._release()
+            except RuntimeError:
+                pass
         if first:
             self._on_first()
 

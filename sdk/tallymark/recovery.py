@@ -65,8 +65,8 @@ class Recovery:
                 folder = Folder.adopt(path)
                 if folder is not None:
                     self._recover(folder)
-            except OSError as error:
-                self._reporter.error("recover", "usage in %s cannot be recovered now: %s", path, error)
+            except Exception as error:
+                self._reporter.error("recover", "usage in %s cannot be recovered now: %r", path, error)
 
     def release(self) -> None:
         """Leaves what is not delivered to other processes."""
@@ -101,10 +101,10 @@ class Recovery:
                     self._unreadable.add(folder.path)
                     self._reporter.error(f"newer.{folder.path}", "usage in %s is left alone: %s", folder.path, error)
                     finished()
-                except OSError:
+                except BaseException:
                     finished()
                     raise
-        except OSError:
+        except BaseException:
             adopted.keep = True
             raise
         finally:
@@ -196,11 +196,12 @@ class Recovery:
             adopted.open -= 1
             if adopted.open > 0 or self._adopted.get(adopted.folder.path) is not adopted:
                 return
-            del self._adopted[adopted.folder.path]
         if adopted.keep:
             adopted.folder.release()
         else:
             adopted.folder.remove()
+        with self._lock:
+            self._adopted.pop(adopted.folder.path, None)
 
 
 class _Adopted:

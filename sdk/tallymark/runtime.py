@@ -199,25 +199,26 @@ def _connect(endpoint: Endpoint) -> Client:
 
 _inherited: list[object] = []
 _runtimes: list[Runtime] = [Runtime()]
-_current: Runtime = _runtimes[0]
+active: Runtime = _runtimes[0]
+"""The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
 
 
 def current() -> Runtime:
     """The runtime that usage goes to."""
-    return _current
+    return active
 
 
 @contextmanager
 def using(runtime: Runtime) -> Iterator[Runtime]:
     """For tests: usage of the whole process goes to `runtime` inside the block."""
-    global _current
+    global active
     _runtimes.append(runtime)
-    _current = runtime
+    active = runtime
     try:
         yield runtime
     finally:
         _runtimes.remove(runtime)
-        _current = _runtimes[-1]
+        active = _runtimes[-1]
 
 
 def configure(
@@ -262,7 +263,7 @@ def configure(
         disabled=disabled,
         state_dir=state_dir,
     )
-    _current.configure(settings)
+    active.configure(settings)
 
 
 def flush(timeout: float = 10.0) -> bool:
@@ -272,7 +273,7 @@ def flush(timeout: float = 10.0) -> bool:
     has not is kept and sent later. What the collector refuses for good goes to a dead-letter file beside the journal;
     the next flush tells of it by False, once. It blocks: on an event loop, call it by `asyncio.to_thread`.
     """
-    return _current.flush(timeout)
+    return active.flush(timeout)
 
 
 def shutdown(timeout: float | None = None) -> bool:
@@ -281,7 +282,7 @@ def shutdown(timeout: float | None = None) -> bool:
     Waits at most `timeout` seconds (the `shutdown_timeout` of `configure()` when left out). It is called at the end of
     the process by itself. Usage recorded afterwards, or not delivered, waits for another `configure()`.
     """
-    return _current.shutdown(timeout)
+    return active.shutdown(timeout)
 
 
 def _after_fork_in_parent() -> None:
@@ -296,7 +297,7 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    runtime = _current
+    runtime = active
     if runtime.shutdown(None):
         return
     left = runtime.undelivered()

@@ -81,8 +81,12 @@ from tallymark import runtime
 tallymark.configure(interval=0.05)
 tallymark.record("last")
 deadline = time.monotonic() + 30
-while not (tallymark.flush(1) and not runtime.current().outbox.batches(own=False)
-           and not runtime.current().recovery.is_needed(runtime.current().letters.place, runtime.current().journal.where())):
+own = runtime.current()
+while (
+    not tallymark.flush(1)
+    or own.outbox.batches(own=False)
+    or own.recovery.is_needed(own.letters.place, own.journal.where())
+):
     assert time.monotonic() < deadline, "not everything was recovered"
     time.sleep(0.05)
 assert tallymark.shutdown(5)
