@@ -166,6 +166,8 @@ class _Tally:
 
 
 def _counted(function: Callable[P, R], tally: _Tally) -> Callable[P, R]:
+    returned = tally.returned
+
     @functools.wraps(function)
     def counted(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -173,7 +175,7 @@ def _counted(function: Callable[P, R], tally: _Tally) -> Callable[P, R]:
         except BaseException as error:
             tally.failed(error)
             raise
-        tally.returned(result)
+        returned(result)
         return result
 
     return counted

@@ -28,6 +28,7 @@ try:
 except ImportError:  # Windows: usage is kept in memory
     fcntl = None  # type: ignore[assignment]
 
+HAS_LOCKS: Final = fcntl is not None
 LOCK: Final = "lock"
 DAMAGED: Final = "damaged"
 DEAD_LETTER: Final = "dead-letter"

@@ -31,7 +31,8 @@ class Recorder:
     """The sums since the last cut. `add` may be called from any thread, `cut` too.
 
     `new_segment(start_ns)` gives the segment of a new interval and never fails: without a disk it gives one in memory.
-    `on_first` is called, outside the lock, with the first usage after a cut.
+    `on_first` is called, outside the lock, with the first usage after a cut; `on_spill` when the disk has no room for a
+    sum, which is then in memory.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Recorder:
         now_ns: int,
         new_segment: Callable[[int], Segment] = lambda start_ns: Segment(None, start_ns, 0),
         on_first: Callable[[], None] = lambda: None,
+        on_spill: Callable[[OSError], None] = lambda error: None,
         max_streams: int = MAX_STREAMS,
     ) -> None:
         # Re-entrant, for it knows its owner: see `add`.
@@ -48,6 +50,10 @@ class Recorder:
         self._cutting = threading.Lock()
         self._new_segment = new_segment
         self._on_first = on_first
+        self._on_spill = on_spill
+        self._spill_error: OSError | None = None
+        self._adding = False
+        self._meanwhile: list[tuple[Stream, Exact]] = []
         self._max_streams = max_streams
         self._last_ns = now_ns
         self._segment: Segment | None = None
@@ -66,7 +72,7 @@ class Recorder:
         When it returns, the quantity is in the mapped file; killed before that, the process leaves it in whole or not
         at all.
         """
-        first = False
+        first = is_new = False
         # Not `with`, which takes as long as all the rest. An exception out of a signal's handler may come in acquire(),
         # without the lock, or right after it; a lock that one does not own cannot be released by mistake.
         try:
@@ -77,17 +83,17 @@ class Recorder:
                 try:
                     view[index] += quantity
                 except ValueError:  # the sum is over int64, and unchanged
-                    self._add_wide(stream, quantity)
+                    self._add_new(stream, quantity)
             elif quantity:
-                first = not self
-                self._add_otherwise(stream, quantity)
+                first, is_new = not self, True
+                self._add_new(stream, quantity)
         finally:
             try:  # noqa: SIM105 - suppress() takes as long as `with`
                 self._release()
             except RuntimeError:
                 pass
-        if first:
-            self._on_first()
+        if is_new:
+            self._tell(first)
 
     def refuse(self, meter: str) -> None:
         """Count a recording that had no usable quantity."""
@@ -155,6 +161,27 @@ class Recorder:
         """True while something waits for a cut."""
         return self._spill is not None or (self._segment is not None and not self._segment.empty)
 
+    def _tell(self, first: bool) -> None:
+        error, self._spill_error = self._spill_error, None
+        if error is not None:
+            self._on_spill(error)
+        if first:
+            self._on_first()
+
+    def _add_new(self, stream: Stream, quantity: Exact) -> None:
+        """A record is being made in a thread at most once: a signal's handler that records something in the midst of it
+        has its usage added right afterwards."""
+        if self._adding:
+            self._meanwhile.append((stream, quantity))
+            return
+        self._adding = True
+        try:
+            self._add_otherwise(stream, quantity)
+            while self._meanwhile:
+                self._add_otherwise(*self._meanwhile.pop())
+        finally:
+            self._adding = False
+
     def _add_otherwise(self, stream: Stream, quantity: Exact) -> None:
         units, scale = units_of(quantity)
         slot = self._slots.get(stream) if scale == 0 else self._scaled.get((stream, scale))
@@ -186,15 +213,15 @@ class Recorder:
         body = encode(stream)
         try:
             self._scaled[stream, WIDE_PLACES] = self._running().add_wide(body, amount)
-        except OSError:
-            self._scaled[stream, WIDE_PLACES] = self._spilling().add_wide(body, amount)
+        except OSError as error:
+            self._scaled[stream, WIDE_PLACES] = self._spilling(error).add_wide(body, amount)
 
     def _new_slot(self, stream: Stream, scale: int, units: int) -> None:
         body = encode(stream)
         try:
             slot = self._running().append(STREAM, body, scale, units)
-        except OSError:
-            slot = self._spilling().append(STREAM, body, scale, units)
+        except OSError as error:
+            slot = self._spilling(error).append(STREAM, body, scale, units)
         if scale == 0:
             self._slots[stream] = slot
         else:
@@ -217,8 +244,9 @@ class Recorder:
             self._segment = self._new_segment(self._last_ns)
         return self._segment
 
-    def _spilling(self) -> Segment:
+    def _spilling(self, error: OSError) -> Segment:
         self.spilled += 1
+        self._spill_error = error
         if self._spill is None:
             self._spill = Segment(None, self._last_ns, 0)
         return self._spill

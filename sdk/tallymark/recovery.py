@@ -68,6 +68,22 @@ class Recovery:
             except Exception as error:
                 self._reporter.error("recover", "usage in %s cannot be recovered now: %r", path, error)
 
+    def tell_of_other_credentials(self, place: Path) -> None:
+        """Warns of usage that this service left under another endpoint or credential: it is not sent with this one."""
+        service = place.name.rpartition("-")[0]
+        try:
+            for other in place.parent.glob(f"{service}-*"):
+                if other != place and other.name.rpartition("-")[0] == service and self._has_orphans(other):
+                    self._reporter.error(
+                        f"elsewhere.{other}",
+                        "usage of ended processes waits in %s for the endpoint and the headers that it was recorded for: "
+                        "where only these have changed, move the folders in it to %s",
+                        other,
+                        place,
+                    )
+        except OSError as error:
+            self._reporter.error("recover", "usage of earlier processes cannot be looked for now: %s", error)
+
     def release(self) -> None:
         """Leaves what is not delivered to other processes."""
         self._outbox.forget_others()
@@ -83,6 +99,14 @@ class Recovery:
 
     def _others(self, place: Path, own: Path | None) -> list[Path]:
         return [p for p in folders_in(place) if p != own and p not in self._adopted and p not in self._unreadable]
+
+    def _has_orphans(self, place: Path) -> bool:
+        for path in folders_in(place):
+            folder = Folder.adopt(path)
+            if folder is not None:
+                folder.release()
+                return True
+        return False
 
     def _recover(self, folder: Folder) -> None:
         adopted = self._adopted[folder.path] = _Adopted(folder)

@@ -29,6 +29,7 @@ from tallymark.delivery import Delivery
 from tallymark.endpoint import Endpoint, endpoint_of
 from tallymark.errors import SettingsError
 from tallymark.exporting import UsageExporter
+from tallymark.folder import HAS_LOCKS
 from tallymark.journal import Journal
 from tallymark.meters import Meters
 from tallymark.outbox import Outbox
@@ -65,7 +66,9 @@ class Runtime:
         self.packer = Packer(self.outbox, self.reporter)
         self.journal = Journal(self.outbox, self.packer, self.reporter)
         self.recovery = Recovery(self.outbox, self.packer, self.reporter)
-        self.recorder = Recorder(time.time_ns(), self.journal.new_segment, self._on_first_usage)
+        self.recorder = Recorder(
+            time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
+        )
         self.exporter: UsageExporter | None = None
         self._lock = threading.Lock()
 
@@ -90,6 +93,8 @@ class Runtime:
                 self.exporter.start()
             elif self.recovery.is_needed(self.letters.place, self.journal.where()):
                 self.exporter.start(recover=False)
+            if self.letters.place is not None:
+                self.recovery.tell_of_other_credentials(self.letters.place)
 
     def flush(self, timeout_s: float) -> bool:
         """True when everything recorded before the call is acknowledged."""
@@ -153,7 +158,7 @@ class Runtime:
         endpoint = endpoint_of(settings)
         place = Path(settings.state_dir or default_state_dir()) / service_key(resource, endpoint)
         producer = producer_record(resource, conventions.SCOPE_NAME, VERSION)
-        self.letters.place = place
+        self.letters.place = place if HAS_LOCKS else None
         self.exporter = UsageExporter(
             self.recorder,
             self.outbox,

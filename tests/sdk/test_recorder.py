@@ -191,11 +191,13 @@ class FullDisk(Segment):
 
 
 def test_a_full_disk_turns_to_memory_and_streams_keep_their_points_apart(tmp_path: Path) -> None:
-    recorder = Recorder(0, lambda start: FullDisk(tmp_path / f"{start}.segment", start, 10))
+    told: list[OSError] = []
+    recorder = Recorder(0, lambda start: FullDisk(tmp_path / f"{start}.segment", start, 10), on_spill=told.append)
     for n in range(2000):
         recorder.add(stream(f"account-{n}"), 1)
         recorder.add(stream(f"account-{n}"), Decimal("0.5"))
     assert recorder.spilled > 1000
+    assert len(told) == recorder.spilled
     first, second = recorder.cut(10**12)
     a, b = first.contents(), second.contents()
     assert (first.path is not None, second.path) == (True, None)
@@ -209,3 +211,38 @@ def test_streams_are_read_back_as_they_were(account: str | None) -> None:
     found = decode(encode((Series(METER, dimensions), account, None)))
     assert found == Described("m", "1", account, None, dimensions)
     assert [type(value) for _, _, value in found.dimensions] == [bool, float, int, str]
+
+
+def test_a_signals_handler_that_records_in_the_midst_of_recording(tmp_path: Path) -> None:
+    class Interrupted(Segment):
+        def _grow(self, length: int) -> None:
+            super()._grow(length)
+            if self._used > 1000:  # the handler runs here
+                recorder.add(stream("handler"), 1)
+                recorder.add(stream("handler"), Decimal("0.5"))
+
+    recorder = Recorder(0, lambda start: Interrupted(tmp_path / "1.segment", start, 10))
+    for n in range(2000):
+        recorder.add(stream(f"account-{n}"), 1)
+    sums = recorder.sums()
+    assert sums.pop(described("handler")) in (1.5, 3)
+    assert set(sums.values()) == {1}
+    assert len(sums) == 2000
+
+
+def test_an_exception_out_of_a_signals_handler_leaves_the_lock_free() -> None:
+    recorder = Recorder(0)
+    recorder.add(stream(), 1)
+
+    class Waiting:
+        def __call__(self) -> None:
+            raise KeyboardInterrupt
+
+    acquire, recorder._acquire = recorder._acquire, Waiting()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        recorder.add(stream(), 1)
+    recorder._acquire = acquire
+    thread = threading.Thread(target=recorder.add, args=(stream(), 1))
+    thread.start()
+    thread.join(5)
+    assert recorder.sums() == {described(): 2}
