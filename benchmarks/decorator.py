@@ -1,4 +1,4 @@
-"""What a decorated call, journal included, costs more than the bare call, over one `Counter.add` with the same attributes."""
+"""What a decorated call, with its journal, costs more than the bare call, over one `Counter.add` of the same."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Recovery:
                 if other != place and other.name.rpartition("-")[0] == service and self._has_orphans(other):
                     self._reporter.error(
                         f"elsewhere.{other}",
-                        "usage of ended processes waits in %s for the endpoint and the headers that it was recorded for: "
+                        "usage of ended processes waits in %s for the endpoint and the headers it was recorded for: "
                         "where only these have changed, move the folders in it to %s",
                         other,
                         place,

@@ -199,7 +199,7 @@ def test_usage_of_one_credential_is_not_sent_with_another(tmp_path: Path, collec
     run(killed, TALLYMARK_HEADERS="authorization=a")
     told = run(DELIVER, TALLYMARK_HEADERS="authorization=b")
     assert told.returncode == 0
-    assert "for the endpoint and the headers that it was recorded for" in told.stderr
+    assert "for the endpoint and the headers it was recorded for" in told.stderr
     assert collector.totals() == {"last": 1}
     assert run(DELIVER, TALLYMARK_HEADERS="authorization=a").returncode == 0
     assert collector.totals() == {"last": 2, "calls": 7}
