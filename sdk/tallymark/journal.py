@@ -77,6 +77,9 @@ class Journal:
         """A segment for an interval that begins; in memory, with an error in the log, where the disk takes none."""
         number = self._number = self._number + 1
         if self._place is not None:
+            if self._folder is not None and not self._folder.path.is_dir():
+                self._folder.release()  # somebody has removed it
+                self._folder = None
             try:
                 if self._folder is None:
                     self._folder = Folder.create(self._place)

@@ -23,8 +23,9 @@ MAX_STREAMS: Final = 250_000
 MAX_NARROW_PLACES: Final = 24
 """Quantities of more decimal places share one wide sum for each stream, so that a stream has few sums."""
 
-SPARE_NS: Final = 1_000_000
-"""The least length of an interval: room to tell several points of one stream apart by their times."""
+SPARE_NS: Final = 1_000
+"""Half of the least length of an interval: room to tell several points of one stream apart by their times, and too
+little for a program that flushes all the time to run ahead of the clock."""
 
 
 class Recorder:

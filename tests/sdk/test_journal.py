@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from decimal import Decimal
@@ -422,3 +423,29 @@ def test_full_outbox_stops_recovery_until_there_is_room(place: Path, collector: 
     process.deliver(collector)
     assert collector.totals() == {"m": 3}
     assert folders_in(place) == []
+
+
+def test_a_folder_that_somebody_removed_is_made_again(place: Path, collector: Stored) -> None:
+    process = Process(place)
+    process.add(1)
+    first = process.journal.where()
+    assert first is not None
+    shutil.rmtree(first)
+    process.add(2)
+    process.cut()
+    assert process.journal.where() not in (None, first)
+    process.add(4)
+    process.deliver(collector)
+    process.die()
+    heir(place, collector)
+    assert collector.totals() == {"m": 7}
+
+
+def test_nobody_else_can_read_what_is_there(place: Path) -> None:
+    process = Process(place)
+    process.add(1)
+    process.cut()
+    folder = process.journal.where()
+    assert folder is not None
+    assert folder.stat().st_mode & 0o077 == 0
+    assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
