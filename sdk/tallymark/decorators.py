@@ -74,11 +74,11 @@ def track_usage(
 class _Tally:
     """What one declaration counts. `returned` and `failed` never raise."""
 
-    __slots__ = ("_attributes_of", "_meter", "_own", "_plain", "_quantity", "_quantity_of", "_remembered")
+    __slots__ = ("_attributes_of", "_meter", "_own", "_quantity_of", "_remembered", "plain", "quantity")
 
     def __init__(self, meter: Meter, quantity: object, attributes: object) -> None:
         self._meter = meter
-        self._quantity: Exact = 0
+        self.quantity: Exact = 0
         self._quantity_of: Callable[[Any], object] | None = None
         self._own: Dimensions = ()
         self._attributes_of: Callable[[Any], object] | None = None
@@ -87,7 +87,7 @@ class _Tally:
             self._quantity_of = quantity
         else:
             try:
-                self._quantity = exact(quantity)
+                self.quantity = exact(quantity)
             except RefusedQuantityError as error:
                 raise DeclarationError(f"meter {meter.name!r}: the quantity cannot be counted: {error}") from None
         if callable(attributes):
@@ -99,33 +99,33 @@ class _Tally:
         elif attributes is not None:
             raise DeclarationError(f"meter {meter.name!r}: attributes must be a mapping or a function of the result")
         # What a call outside of a request adds to, where everything about it is known from the start.
-        self._plain: Series | None = None
-        if self._quantity_of is None and self._attributes_of is None and type(self._quantity) is int and self._quantity:
-            self._plain = Series(meter, of_call(None, None, None, None, self._own))
+        self.plain: Series | None = None
+        if self._quantity_of is None and self._attributes_of is None and type(self.quantity) is int and self.quantity:
+            self.plain = Series(meter, of_call(None, None, None, None, self._own))
 
     def returned(self, result: object) -> None:
         into = runtime.active
         if not into.enabled:
             return
-        plain = self._plain
+        plain = self.plain
         if plain is not None and current_call.get() is None:
             # The same as below, without what takes time: this is every call of a service's inner functions.
             try:
                 identity = current_held.get().identity
-                into.recorder.add((plain, identity.account, identity.plan), self._quantity)
+                into.recorder.add((plain, identity.account, identity.plan), self.quantity)
                 if get_current():
-                    into.evidence.add_to_current_span(self._meter, identity, self._quantity)
+                    into.evidence.add_to_current_span(self._meter, identity, self.quantity)
             except Exception as error:
-                self._report(into, "usage could not be recorded, or not on the span", error)
+                self.report(into, "usage could not be recorded, or not on the span", error)
             return
-        quantity: object = self._quantity
+        quantity: object = self.quantity
         if self._quantity_of is not None:
             try:
                 quantity = self._quantity_of(result)
             except BaseException as error:
                 _unless_interrupted(error)
                 into.recorder.refuse(self._meter.name)
-                self._report(into, "the quantity function raised; the call is not billed", error)
+                self.report(into, "the quantity function raised; the call is not billed", error)
                 return
         own = self._own
         if self._attributes_of is not None:
@@ -133,19 +133,19 @@ class _Tally:
                 own = checked_attributes(into, self._meter, self._attributes_of(result))
             except BaseException as error:
                 _unless_interrupted(error)
-                self._report(into, "the attributes function raised; the call is counted without them", error)
+                self.report(into, "the attributes function raised; the call is counted without them", error)
         count(into, self._series(into, result, None, own), quantity)
 
     def failed(self, error: BaseException) -> None:
         into = runtime.current()
         if into.enabled and self._quantity_of is None:
-            count(into, self._series(into, None, error, self._own), self._quantity)
+            count(into, self._series(into, None, error, self._own), self.quantity)
 
     def _series(self, into: Runtime, result: object, error: BaseException | None, own: Dimensions) -> Series:
         try:
             key = (*describe(current_call.get(), result, error), own)
         except Exception as failure:
-            self._report(into, "the call could not be described and is counted without its attributes", failure)
+            self.report(into, "the call could not be described and is counted without its attributes", failure)
             return into.series.of(self._meter, own)
         known = self._remembered.get(key)
         if known is None:
@@ -154,7 +154,7 @@ class _Tally:
             known = self._remembered[key] = Series(self._meter, of_call(*key))
         return known
 
-    def _report(self, into: Runtime, what: str, error: BaseException) -> None:
+    def report(self, into: Runtime, what: str, error: BaseException) -> None:
         into.reporter.error(
             f"{what}.{self._meter.name}",
             "meter %s: %s: %s",
@@ -166,7 +166,7 @@ class _Tally:
 
 
 def _counted(function: Callable[P, R], tally: _Tally) -> Callable[P, R]:
-    returned = tally.returned
+    returned, plain, quantity = tally.returned, tally.plain, tally.quantity
 
     @functools.wraps(function)
     def counted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -175,7 +175,17 @@ def _counted(function: Callable[P, R], tally: _Tally) -> Callable[P, R]:
         except BaseException as error:
             tally.failed(error)
             raise
-        returned(result)
+        into = runtime.active
+        if plain is None or not into.enabled or current_call.get() is not None:
+            returned(result)
+            return result
+        try:
+            identity = current_held.get().identity
+            into.recorder.add((plain, identity.account, identity.plan), quantity)
+            if get_current():
+                into.evidence.add_to_current_span(plain.meter, identity, quantity)
+        except Exception as error:
+            tally.report(into, "usage could not be recorded, or not on the span", error)
         return result
 
     return counted

@@ -73,28 +73,27 @@ class Recorder:
         When it returns, the quantity is in the mapped file; killed before that, the process leaves it in whole or not
         at all.
         """
-        first = is_new = False
         # Not `with`, which takes as long as all the rest. An exception out of a signal's handler may come in acquire(),
         # without the lock, or right after it; a lock that one does not own cannot be released by mistake.
         try:
             self._acquire()
-            slot = self._slots.get(stream)
-            if slot is not None and type(quantity) is int:
-                view, index = slot
-                try:
+            try:
+                if type(quantity) is int:
+                    view, index = self._slots[stream]
                     view[index] += quantity
-                except ValueError:  # the sum is over int64, and unchanged
-                    self._add_new(stream, quantity)
-            elif quantity:
-                first, is_new = not self, True
-                self._add_new(stream, quantity)
+                    return
+            except (KeyError, ValueError):  # the first of this stream, or a sum over int64: nothing has been added
+                pass
+            if not quantity:
+                return
+            first = not self
+            self._add_new(stream, quantity)
         finally:
             try:  # noqa: SIM105 - suppress() takes as long as `with`
                 self._release()
             except RuntimeError:
                 pass
-        if is_new:
-            self._tell(first)
+        self._tell(first)
 
     def refuse(self, meter: str) -> None:
         """Count a recording that had no usable quantity."""
