@@ -8,11 +8,14 @@
 The main path of a unit of usage, one module a step:
 
 1. `decorators` runs the handler, then asks `calls` what the call was and `identity` whom it is for;
-2. `usage` hands the exact quantity (`quantities`) to the `recorder`, and to the current span (`spans`), the evidence;
-3. each interval `exporting` cuts the recorder: the sums of (start, time] become OTLP delta sums (`batches`),
-4. which wait in the `outbox` until the collector has acknowledged them, and are sent again unchanged until then.
+2. `usage` hands the exact quantity (`quantities`) to the `recorder`, which adds it to a sum in a memory-mapped file
+   (`segment`), and to the current span (`spans`), the evidence;
+3. each interval (`exporting`) the `journal` cuts: the sums of (start, end] become OTLP requests (`batches`) in a file
+   (`parcels`), which are in the `outbox` from then on;
+4. `delivery` sends them (`sending`), unchanged each time, until the collector has acknowledged them.
 
-What is recorded goes out exactly once, or is reported: nothing raises in a handler, nothing is dropped in silence.
+What is recorded goes out exactly once, or is reported: nothing raises in a handler, nothing is dropped in silence. A
+process that is killed leaves its files in its `folder`, and the next one delivers them (`recovery`).
 `runtime` holds the process's one instance of all this; a forked child begins with an empty one.
 """
 

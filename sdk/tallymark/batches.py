@@ -1,111 +1,167 @@
-"""A cut as OpenTelemetry metrics: delta sums, in batches that fit one request."""
+"""A segment's contents as OTLP requests: delta sums, each request small enough for any receiver.
+
+The same contents give the same bytes, in whichever process: what is sent again is known again by the collector.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
-    Metric,
-    MetricsData,
-    NumberDataPoint,
-    ResourceMetrics,
-    ScopeMetrics,
-    Sum,
-)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA, NumberDataPoint
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ProtoResource
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from tallymark import conventions, quantities
-from tallymark.dimensions import Value
-from tallymark.meters import Meter
-from tallymark.outbox import Batch
-from tallymark.quantities import Exact, Wire
-from tallymark.recorder import Cut, Stream
+from tallymark import quantities
+from tallymark.quantities import Exact
+from tallymark.recorder import total_of
+from tallymark.segment import Contents
+from tallymark.streams import attributes_of
 
 MAX_BATCH_POINTS: Final = 2_000
 
 MAX_BATCH_BYTES: Final = 2 * 2**20
-"""Estimated, and half of gRPC's default limit of 4 MiB: a batch over the receiver's limit could never be sent."""
+"""Half of gRPC's default limit of 4 MiB: a batch over the receiver's limit could never be sent."""
 
-_POINT_BYTES: Final = 60  # times, value and the framing of a point
-_ATTRIBUTE_BYTES: Final = 16  # a number and the framing of an attribute
+NOBODY: Final = b'{"resource":{},"schema_url":"","scope":["",""]}'
 
-
-def batches_of(
-    cut: Cut,
-    resource: Resource,
-    scope: InstrumentationScope,
-    max_points: int = MAX_BATCH_POINTS,
-    max_bytes: int = MAX_BATCH_BYTES,
-) -> Iterator[Batch]:
-    """The cut's values as batches of at most `max_points` points and about `max_bytes` bytes, all of one interval."""
-    values: list[tuple[Stream, Wire]] = []
-    size = 0
-    for stream, value in cut.values:
-        cost = _size_of(stream)
-        if values and (len(values) >= max_points or size + cost > max_bytes):
-            yield _batch(values, cut, resource, scope)
-            values, size = [], 0
-        values.append((stream, value))
-        size += cost
-    if values:
-        yield _batch(values, cut, resource, scope)
+_FRAMING_BYTES: Final = 8  # a point's own tag and length, and its share of the metric's
 
 
-def _batch(values: list[tuple[Stream, Wire]], cut: Cut, resource: Resource, scope: InstrumentationScope) -> Batch:
-    points: dict[Meter, list[NumberDataPoint]] = {}
-    amounts: dict[str, Exact] = {}
-    for stream, value in values:
-        meter = stream[0]
-        points.setdefault(meter, []).append(
-            NumberDataPoint(
-                attributes=attributes_of(stream),
-                start_time_unix_nano=cut.start_ns,
-                time_unix_nano=cut.time_ns,
-                value=value,
-            )
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One export request, encoded."""
+
+    body: bytes
+    points: int
+    amounts: Mapping[str, Exact]
+    """Quantity by meter, for reports."""
+
+
+def producer_record(resource: Resource, scope: str, version: str) -> bytes:
+    """Who counts, as a segment's producer record."""
+    attributes = {name: _plain(value) for name, value in resource.attributes.items()}
+    return json.dumps({"resource": attributes, "schema_url": resource.schema_url, "scope": [scope, version]}).encode()
+
+
+def requests_of(
+    contents: Contents, producer: bytes, max_points: int = MAX_BATCH_POINTS, max_bytes: int = MAX_BATCH_BYTES
+) -> Iterator[Request]:
+    """The sums of (start, end] as requests; `producer` stands in where the segment names none.
+
+    What one value cannot carry exactly becomes several points of the stream, of which all but the first last one
+    nanosecond each, at the interval's end. Raises ValueError for records that Tallymark did not write.
+    """
+    batch = _Batch(contents.producer or producer)
+    for stream, total in total_of(contents).items():
+        values = quantities.wire_parts(total)
+        end_ns = max(contents.end_ns, contents.start_ns + len(values))
+        attributes = [KeyValue(key=name, value=any_value(value)) for name, value in attributes_of(stream).items()]
+        start_ns = contents.start_ns
+        for left, value in zip(reversed(range(len(values))), values, strict=True):
+            point = NumberDataPoint(attributes=attributes, start_time_unix_nano=start_ns, time_unix_nano=end_ns - left)
+            start_ns = end_ns - left
+            if isinstance(value, int):
+                point.as_int = value
+            else:
+                point.as_double = value
+            size = point.ByteSize() + _FRAMING_BYTES
+            if batch.points and (batch.points >= max_points or batch.size + size > max_bytes):
+                yield batch.request()
+                batch = _Batch(contents.producer or producer)
+            batch.add(stream.meter, stream.unit, point, size, quantities.shortest(value))
+    if batch.points:
+        yield batch.request()
+
+
+class _Batch:
+    """A request being filled."""
+
+    def __init__(self, producer: bytes) -> None:
+        self.points = 0
+        self._amounts: dict[str, Exact] = {}
+        self._points: dict[tuple[str, str], list[NumberDataPoint]] = {}
+        known: dict[str, Any] = json.loads(producer or NOBODY)
+        self._message = ExportMetricsServiceRequest()
+        resource = self._message.resource_metrics.add()
+        resource.resource.CopyFrom(
+            ProtoResource(attributes=[KeyValue(key=k, value=any_value(v)) for k, v in known["resource"].items()])
         )
-        amounts[meter.name] = quantities.add(amounts.get(meter.name, 0), quantities.shortest(value))
-    metrics = [
-        Metric(
-            name=meter.name,
-            description="",
-            unit=meter.unit,
-            data=Sum(data_points=own, aggregation_temporality=AggregationTemporality.DELTA, is_monotonic=True),
-        )
-        for meter, own in points.items()
-    ]
-    data = MetricsData(
-        resource_metrics=[
-            ResourceMetrics(
-                resource=resource,
-                scope_metrics=[ScopeMetrics(scope=scope, metrics=metrics, schema_url="")],
-                schema_url=resource.schema_url,
-            )
-        ]
+        resource.schema_url = known["schema_url"]
+        self._scope = resource.scope_metrics.add()
+        self._scope.scope.name, self._scope.scope.version = known["scope"]
+        self.size = self._message.ByteSize()
+
+    def add(self, meter: str, unit: str, point: NumberDataPoint, size: int, amount: Exact) -> None:
+        own = self._points.get((meter, unit))
+        if own is None:
+            own = self._points[meter, unit] = []
+            size += len(meter) + len(unit) + 32
+        own.append(point)
+        self.points += 1
+        self.size += size
+        self._amounts[meter] = quantities.add(self._amounts.get(meter, 0), amount)
+
+    def request(self) -> Request:
+        for (meter, unit), points in self._points.items():
+            metric = self._scope.metrics.add(name=meter, unit=unit)
+            metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_DELTA
+            metric.sum.is_monotonic = True
+            metric.sum.data_points.extend(points)
+        return Request(self._message.SerializeToString(deterministic=True), self.points, self._amounts)
+
+
+def halves(body: bytes) -> tuple[bytes, bytes] | None:
+    """A request's points in two requests, None when there is but one: to find the point that a receiver refuses."""
+    parts = ExportMetricsServiceRequest.FromString(body), ExportMetricsServiceRequest.FromString(body)
+    count = count_points(body)
+    if count < 2:
+        return None
+    for which, part in enumerate(parts):
+        seen = 0
+        for resource in part.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    points = list(metric.sum.data_points)
+                    kept = [p for n, p in enumerate(points, seen) if (n >= count // 2) == bool(which)]
+                    seen += len(points)
+                    del metric.sum.data_points[:]
+                    metric.sum.data_points.extend(kept)
+                kept_metrics = [m for m in scope.metrics if m.sum.data_points]
+                del scope.metrics[:]
+                scope.metrics.extend(kept_metrics)
+    return parts[0].SerializeToString(deterministic=True), parts[1].SerializeToString(deterministic=True)
+
+
+def count_points(body: bytes) -> int:
+    """The points in a request."""
+    message = ExportMetricsServiceRequest.FromString(body)
+    return sum(
+        len(metric.sum.data_points)
+        for resource in message.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
     )
-    return Batch(data, len(values), tuple(amounts.items()))
 
 
-def attributes_of(stream: Stream) -> dict[str, Value]:
-    """A stream's attributes as they go on the wire, without those that are not known."""
-    _, account, plan, dimensions = stream
-    attributes: dict[str, Value] = {}
-    if account is not None:
-        attributes[conventions.ACCOUNT] = account
-    if plan is not None:
-        attributes[conventions.PLAN] = plan
-    for name, _, value in dimensions:
-        attributes[name] = value
-    return attributes
+def any_value(value: object) -> AnyValue:
+    """An attribute's value on the wire."""
+    if isinstance(value, bool):
+        return AnyValue(bool_value=value)
+    if isinstance(value, int):
+        return AnyValue(int_value=value)
+    if isinstance(value, float):
+        return AnyValue(double_value=value)
+    if isinstance(value, (list, tuple)):
+        return AnyValue(array_value=ArrayValue(values=[any_value(item) for item in value]))
+    return AnyValue(string_value=str(value))
 
 
-def _size_of(stream: Stream) -> int:
-    size = _POINT_BYTES + len(stream[0].name)
-    for name, value in attributes_of(stream).items():
-        size += _ATTRIBUTE_BYTES + len(name)
-        if isinstance(value, str):
-            size += len(value) if value.isascii() else 4 * len(value)
-    return size
+def _plain(value: object) -> object:
+    if isinstance(value, (str, bool, int, float)) or value is None:
+        return value
+    return [_plain(item) for item in value] if isinstance(value, Sequence) else str(value)

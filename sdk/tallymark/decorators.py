@@ -8,13 +8,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
+from opentelemetry.context import get_current
+
 from tallymark import runtime
 from tallymark.calls import current_call, describe
 from tallymark.dimensions import Dimensions, Value, from_mapping, of_call
 from tallymark.errors import DeclarationError
+from tallymark.identity import current_held
 from tallymark.meters import PLAIN_UNIT, REQUEST_UNIT, Meter
 from tallymark.quantities import Exact, RefusedQuantityError, exact
 from tallymark.runtime import Runtime
+from tallymark.streams import Series
 from tallymark.usage import checked_attributes, count
 
 P = ParamSpec("P")
@@ -70,20 +74,20 @@ def track_usage(
 class _Tally:
     """What one declaration counts. `returned` and `failed` never raise."""
 
-    __slots__ = ("_attributes_of", "_meter", "_own", "_quantity", "_quantity_of", "_remembered")
+    __slots__ = ("_attributes_of", "_meter", "_own", "_quantity_of", "_remembered", "plain", "quantity")
 
     def __init__(self, meter: Meter, quantity: object, attributes: object) -> None:
         self._meter = meter
-        self._quantity: Exact = 0
+        self.quantity: Exact = 0
         self._quantity_of: Callable[[Any], object] | None = None
         self._own: Dimensions = ()
         self._attributes_of: Callable[[Any], object] | None = None
-        self._remembered: dict[tuple[object, ...], Dimensions] = {}
+        self._remembered: dict[tuple[object, ...], Series] = {}
         if callable(quantity):
             self._quantity_of = quantity
         else:
             try:
-                self._quantity = exact(quantity)
+                self.quantity = exact(quantity)
             except RefusedQuantityError as error:
                 raise DeclarationError(f"meter {meter.name!r}: the quantity cannot be counted: {error}") from None
         if callable(attributes):
@@ -94,19 +98,34 @@ class _Tally:
                 raise DeclarationError(f"meter {meter.name!r}: " + "; ".join(problems))
         elif attributes is not None:
             raise DeclarationError(f"meter {meter.name!r}: attributes must be a mapping or a function of the result")
+        # What a call outside of a request adds to, where everything about it is known from the start.
+        self.plain: Series | None = None
+        if self._quantity_of is None and self._attributes_of is None and type(self.quantity) is int and self.quantity:
+            self.plain = Series(meter, of_call(None, None, None, None, self._own))
 
     def returned(self, result: object) -> None:
-        into = runtime.current()
+        into = runtime.active
         if not into.enabled:
             return
-        quantity: object = self._quantity
+        plain = self.plain
+        if plain is not None and current_call.get() is None:
+            # The same as below, without what takes time: this is every call of a service's inner functions.
+            try:
+                identity = current_held.get().identity
+                into.recorder.add((plain, identity.account, identity.plan), self.quantity)
+                if get_current():
+                    into.evidence.add_to_current_span(self._meter, identity, self.quantity)
+            except Exception as error:
+                self.report(into, "usage could not be recorded, or not on the span", error)
+            return
+        quantity: object = self.quantity
         if self._quantity_of is not None:
             try:
                 quantity = self._quantity_of(result)
             except BaseException as error:
                 _unless_interrupted(error)
                 into.recorder.refuse(self._meter.name)
-                self._report(into, "the quantity function raised; the call is not billed", error)
+                self.report(into, "the quantity function raised; the call is not billed", error)
                 return
         own = self._own
         if self._attributes_of is not None:
@@ -114,28 +133,28 @@ class _Tally:
                 own = checked_attributes(into, self._meter, self._attributes_of(result))
             except BaseException as error:
                 _unless_interrupted(error)
-                self._report(into, "the attributes function raised; the call is counted without them", error)
-        count(into, self._meter, quantity, self._dimensions(into, result, None, own))
+                self.report(into, "the attributes function raised; the call is counted without them", error)
+        count(into, self._series(into, result, None, own), quantity)
 
     def failed(self, error: BaseException) -> None:
         into = runtime.current()
         if into.enabled and self._quantity_of is None:
-            count(into, self._meter, self._quantity, self._dimensions(into, None, error, self._own))
+            count(into, self._series(into, None, error, self._own), self.quantity)
 
-    def _dimensions(self, into: Runtime, result: object, error: BaseException | None, own: Dimensions) -> Dimensions:
+    def _series(self, into: Runtime, result: object, error: BaseException | None, own: Dimensions) -> Series:
         try:
             key = (*describe(current_call.get(), result, error), own)
         except Exception as failure:
-            self._report(into, "the call could not be described and is counted without its attributes", failure)
-            return own
+            self.report(into, "the call could not be described and is counted without its attributes", failure)
+            return into.series.of(self._meter, own)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            known = self._remembered[key] = of_call(*key)
+            known = self._remembered[key] = Series(self._meter, of_call(*key))
         return known
 
-    def _report(self, into: Runtime, what: str, error: BaseException) -> None:
+    def report(self, into: Runtime, what: str, error: BaseException) -> None:
         into.reporter.error(
             f"{what}.{self._meter.name}",
             "meter %s: %s: %s",
@@ -147,6 +166,8 @@ class _Tally:
 
 
 def _counted(function: Callable[P, R], tally: _Tally) -> Callable[P, R]:
+    returned, plain, quantity = tally.returned, tally.plain, tally.quantity
+
     @functools.wraps(function)
     def counted(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -154,7 +175,17 @@ def _counted(function: Callable[P, R], tally: _Tally) -> Callable[P, R]:
         except BaseException as error:
             tally.failed(error)
             raise
-        tally.returned(result)
+        into = runtime.active
+        if plain is None or not into.enabled or current_call.get() is not None:
+            returned(result)
+            return result
+        try:
+            identity = current_held.get().identity
+            into.recorder.add((plain, identity.account, identity.plan), quantity)
+            if get_current():
+                into.evidence.add_to_current_span(plain.meter, identity, quantity)
+        except Exception as error:
+            tally.report(into, "usage could not be recorded, or not on the span", error)
         return result
 
     return counted

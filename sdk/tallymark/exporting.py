@@ -1,96 +1,112 @@
-"""Carries usage from the recorder through the outbox to the collector, in a thread of its own.
+"""The timetable: each interval what was recorded is cut, and sent until it is acknowledged.
 
-Each interval: cut the recorder, put the batches into the outbox, send them. A batch leaves the outbox when the
-exporter has acknowledged it and is sent again, unchanged, until then. Nothing of gRPC exists before there is
-something to send, so that servers which fork their workers do not fork a channel.
+Two threads, so that a collector that is slow to answer does not make intervals longer: one cuts, leaves the signs of
+life that recovered usage is dated by, and looks for what dead processes have left; the other one sends. Nothing of gRPC
+exists before there is something to send, so that servers which fork their workers do not fork a channel.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from tallymark.batches import batches_of
-from tallymark.outbox import Batch, Outbox
+from tallymark.delivery import Delivery
+from tallymark.journal import Journal
+from tallymark.outbox import Outbox
 from tallymark.recorder import MAX_STREAMS, Recorder
+from tallymark.recovery import Recovery
 from tallymark.reporting import Reporter
 
-FIRST_BACKOFF_S: Final = 0.5
-MAX_DRAIN_CUTS: Final = 32
-"""Cuts that one flush makes for remainders; a sum that fits int64 or 17 digits needs one, any other a few."""
-
-
-class Client(Protocol):
-    """The part of OpenTelemetry's OTLPMetricExporter that is used."""
-
-    def export(self, metrics_data: MetricsData, /) -> MetricExportResult: ...
-
-    def shutdown(self, /) -> None: ...
+RECOVERY_DELAY_S: Final = 30.0
+"""A process that records nothing looks for what dead ones have left after this time, unless it has forked by then:
+the parent of a server's workers should have no channel of its own."""
 
 
 class UsageExporter:
-    """The thread and its timetable. `connect` is called in the thread, when there is something to send."""
+    """The threads. `flush` and `shutdown` may be called from any other."""
 
     def __init__(
         self,
         recorder: Recorder,
         outbox: Outbox,
+        journal: Journal,
+        recovery: Recovery,
+        delivery: Delivery,
         *,
-        connect: Callable[[], Client],
-        resource: Resource,
-        scope: InstrumentationScope,
+        place: Path | None,
         interval_s: float,
         reporter: Reporter,
-        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._recorder = recorder
         self._outbox = outbox
-        self._connect = connect
-        self._scope = scope
+        self._journal = journal
+        self._recovery = recovery
+        self._delivery = delivery
+        self._place = place
         self._interval_s = interval_s
         self._reporter = reporter
-        self._clock_ns = clock_ns
-        self._client: Client | None = None
-        self._resource = resource
-        self._thread: threading.Thread | None = None
+        self._recover_from = time.monotonic() + RECOVERY_DELAY_S
+        self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
-        # Flushes are numbered. All three are guarded by the condition.
+        self._cutting = threading.Lock()
+        # Flushes are numbered. All that follows is guarded by the condition.
         self._changed = threading.Condition()
         self._requested = 0
+        self._cut = 0
         self._confirmed = 0
+        self._told = 0
+        self._away = False
         self._stopping = False
 
-    def start(self) -> bool:
-        """Start the thread if it does not run. False when it cannot: the interpreter is about to end."""
+    def start(self, recover: bool = True) -> bool:
+        """Start the threads if they do not run. False when they cannot: the interpreter is about to end. With `recover`
+        usage of dead processes is looked for without delay."""
         with self._starting:
-            if self._thread is not None and self._thread.is_alive():
+            if recover:
+                self._recover_from = -math.inf
+            if self._threads and all(thread.is_alive() for thread in self._threads):
                 return True
-            thread = threading.Thread(target=self._run, name="tallymark-exporter", daemon=True)
+            self._threads = [
+                threading.Thread(target=target, name=f"tallymark-{name}", daemon=True)
+                for name, target in (("exporter", self._run_cuts), ("sender", self._run_sending))
+            ]
             try:
-                thread.start()
+                for thread in self._threads:
+                    thread.start()
             except RuntimeError:
+                self._threads = []
                 return False
-            self._thread = thread
             return True
 
+    def leave_recovery_to_others(self) -> None:
+        """This process has forked: if it records nothing itself, its children are to recover."""
+        if self._recover_from != -math.inf:
+            self._recover_from = math.inf
+
     def flush(self, timeout_s: float) -> bool:
-        """Send now, and wait. True when everything recorded before the call is acknowledged, False after
-        `timeout_s` seconds without that; it then goes on being tried."""
-        if self._thread is None and not self._recorder and not len(self._outbox):
+        """Send now, and wait. True when everything that this process recorded before the call is acknowledged; False
+        after `timeout_s` seconds without that, it then goes on being tried; False, once, when some was refused for
+        good since the flush before."""
+        deadline = time.monotonic() + timeout_s
+        if (
+            not self._threads
+            and self._is_delivered()
+            and not self._recovery.is_needed(self._place, self._journal.where())
+        ):
             return True
         if not self.start():
-            return self._round(drain=True)
-        deadline = time.monotonic() + timeout_s
+            self._cut_now()
+            self._delivery.run()
+            return self._is_delivered() and not self._delivery.rejections
         with self._changed:
+            told = self._told
             if self._stopping:
-                return not self._recorder and not len(self._outbox)
+                return self._is_delivered()
             self._requested += 1
             ticket = self._requested
             self._changed.notify_all()
@@ -99,93 +115,98 @@ class UsageExporter:
                 if left <= 0 or self._stopping:
                     return False
                 self._changed.wait(left)
-            return True
+            self._told = max(self._told, self._delivery.rejections)
+            return self._delivery.rejections <= told
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Flush as above, then end the thread and close the channel. Again: nothing happens."""
+        """Flush as above, use what is left of the time for usage of dead processes, then end the threads and close the
+        channel. Again: nothing happens."""
         deadline = time.monotonic() + timeout_s
         delivered = self.flush(timeout_s)
         with self._changed:
+            while self._threads and not self._away and self._outbox.batches(own=False) and not self._stopping:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 0.1))
             self._stopping = True
             self._changed.notify_all()
-        if self._client is not None:
-            self._client.shutdown()  # also wakes an export that waits for its next attempt
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(max(0.1, deadline - time.monotonic()))
+        self._delivery.close()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.1, deadline - time.monotonic()))
         return delivered
 
-    def _run(self) -> None:
-        # Instrumentation of gRPC must neither trace these calls nor count them as the service's own.
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        failures = 0
-        attempted = 0
+    def _is_delivered(self) -> bool:
+        return not self._recorder and not self._journal.unconverted() and not self._outbox.batches()
+
+    def _run_cuts(self) -> None:
         due = time.monotonic() + self._interval_s
         while True:
             with self._changed:
-                while not self._stopping and self._requested == attempted and (left := due - time.monotonic()) > 0:
+                while not self._stopping and not self._wants_cut() and (left := due - time.monotonic()) > 0:
                     self._changed.wait(left)
                 if self._stopping:
                     return
-                attempted = self._requested
-                wanted = attempted > self._confirmed
-            done = self._round(drain=wanted)
+                requested = self._requested
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._interval_s
+            done = self._cut_now()
             with self._changed:
-                if done and wanted:
-                    self._confirmed = attempted
-                    self._changed.notify_all()
-            failures = 0 if done else failures + 1
-            pause = self._interval_s if done else min(self._interval_s, FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
-            due = time.monotonic() + pause
+                if done:
+                    self._cut = max(self._cut, requested)
+                elif self._wants_cut():
+                    self._changed.wait(0.1)
+                self._changed.notify_all()
 
-    def _round(self, drain: bool) -> bool:
-        """Cut and send. True when all that was recorded before is acknowledged; a remainder too, with `drain`."""
-        try:
-            for _ in range(MAX_DRAIN_CUTS):
-                cut = self._cut()
-                if not self._send():
-                    return False
-                if cut and not (drain and self._recorder.has_remainders):
-                    return True
-        except Exception as error:
-            self._reporter.error("export", "usage could not be exported now and is kept: %r", error, exc_info=error)
-        return False
+    def _wants_cut(self) -> bool:
+        return self._requested > self._cut and not self._outbox.full
 
-    def _cut(self) -> bool:
-        if self._outbox.full:
-            self._reporter.warning(
-                "outbox", "the outbox is full: usage is kept in a longer interval until the collector answers"
-            )
-            return False
-        cut = self._recorder.cut(self._clock_ns())
-        if len(cut.values) >= MAX_STREAMS:
-            self._reporter.warning(
-                "streams", "%d streams in one interval: further ones were counted without dimensions", len(cut.values)
-            )
-        try:
-            batches = tuple(batches_of(cut, self._resource, self._scope))
-        except BaseException:
-            self._recorder.take_back(cut)
-            raise
-        for batch in batches:
-            self._outbox.put(batch)
-        return True
+    def _cut_now(self) -> bool:
+        """True when all that was recorded before is in the outbox."""
+        done = False
+        with self._cutting:
+            try:
+                if self._outbox.full:
+                    self._reporter.warning(
+                        "outbox", "the outbox is full: usage is kept in a longer interval until the collector answers"
+                    )
+                else:
+                    if self._journal.cut(self._recorder) >= MAX_STREAMS:
+                        self._reporter.warning(
+                            "streams",
+                            "over %d streams in one interval: some were counted without dimensions",
+                            MAX_STREAMS,
+                        )
+                    done = True
+                self._journal.beat(self._recorder)
+                if time.monotonic() >= self._recover_from:
+                    self._recovery.run(self._place, self._journal.where())
+            except Exception as error:
+                self._reporter.error("cut", "usage is kept, it could not be cut now: %r", error, exc_info=error)
+        return done
 
-    def _send(self) -> bool:
-        """Send until the outbox is empty: True; or until a batch fails: False, and it has gone to the end."""
-        while (batch := self._outbox.head()) is not None:
-            if self._stopping or not self._acknowledged(batch):
-                self._outbox.postpone(batch)
-                return False
-            self._outbox.acknowledge(batch)
-        return True
+    def _run_sending(self) -> None:
+        # Instrumentation of gRPC must neither trace these calls nor count them as the service's own.
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        attempted = 0
+        again = math.inf
+        while True:
+            with self._changed:
+                while not self._stopping and self._cut == attempted and not self._is_due(again):
+                    self._changed.wait(None if math.isinf(again) else max(again - time.monotonic(), 0.001))
+                if self._stopping:
+                    return
+                attempted = self._cut
+            pause = self._delivery.run()
+            again = math.inf if pause is None else time.monotonic() + pause
+            with self._changed:
+                self._away = pause is not None
+                if not self._outbox.batches():
+                    self._confirmed = max(self._confirmed, attempted)
+                self._changed.notify_all()
 
-    def _acknowledged(self, batch: Batch) -> bool:
-        if self._client is None:
-            self._client = self._connect()
-        try:
-            return self._client.export(batch.data) is MetricExportResult.SUCCESS
-        except Exception as error:
-            self._reporter.error(
-                "export", "a batch of usage could not be exported now and is kept: %r", error, exc_info=error
-            )
-            return False
+    def _is_due(self, again: float) -> bool:
+        if math.isinf(again):
+            return self._outbox.head() is not None
+        return time.monotonic() >= again

@@ -54,7 +54,8 @@ class Held:
         self.previous: Held | None = None
 
 
-_held: ContextVar[Held] = ContextVar("tallymark_identity", default=Held(NOBODY))  # noqa: B039 - never changed
+current_held: ContextVar[Held] = ContextVar("tallymark_identity", default=Held(NOBODY))  # noqa: B039 - never changed
+"""What is in force in a context; where no integration serves a request, it is all that there is to know."""
 
 
 class _Keep(enum.Enum):
@@ -78,12 +79,12 @@ class Identified:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._held.ended = True
-        _held.set(self._before)
+        current_held.set(self._before)
 
 
 def current_identity() -> Identity:
     """The identity in force here and now."""
-    held = _held.get()
+    held = current_held.get()
     call = current_call.get()
     if call is None or call.published is None:
         return held.identity
@@ -113,7 +114,7 @@ def identify(
         new_plan = _checked("plan", plan)
     else:
         new_plan = before.plan if before.account in (None, new_account) else None
-    outer = _held.get()
+    outer = current_held.get()
     held = Held(Identity(new_account, new_user, new_plan))
     call = current_call.get()
     if call is not None and _in_worker_thread():
@@ -121,7 +122,7 @@ def identify(
         held.outer = outer
         held.previous = call.published
         call.published = held
-    _held.set(held)
+    current_held.set(held)
     return Identified(held, outer)
 
 
@@ -133,11 +134,11 @@ def serving(call: Call) -> Iterator[None]:
     requests), and a task inherits its maker's context: the other request's account must not come along.
     """
     call_before = current_call.set(call)
-    held_before = _held.set(Held(NOBODY))
+    held_before = current_held.set(Held(NOBODY))
     try:
         yield
     finally:
-        _held.reset(held_before)
+        current_held.reset(held_before)
         current_call.reset(call_before)
 
 

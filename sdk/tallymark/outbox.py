@@ -1,77 +1,77 @@
-"""Batches on their way to the collector: here from before they are first sent until they are acknowledged.
+"""Requests on their way to the collector: here from before they are first sent until they are acknowledged.
 
-In memory: what is in it when the process is killed is lost. The four verbs are the seam behind which a durable outbox
-stands; nothing else knows where batches are kept.
+The order in which the requests are tried, and nothing else: where their bytes are kept is the parcels' affair.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from dataclasses import dataclass
+import time
 from typing import Final
 
-from opentelemetry.sdk.metrics.export import MetricsData
+from tallymark.parcels import Batch, Parcel
 
-from tallymark.quantities import Exact
-
-MAX_POINTS: Final = 100_000
-"""Points that the outbox takes before it is full. A single cut may lie over it: it is never split or dropped."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """One export request. Sent again it has the same content, so that the collector knows the points again."""
-
-    data: MetricsData
-    points: int
-    amounts: tuple[tuple[str, Exact], ...]
-    """Quantity by meter, for the report of what could not be delivered."""
+MAX_BYTES: Final = 64 * 2**20
+"""Size at which the outbox is full. A single cut may lie over it: it is never dropped."""
 
 
 class Outbox:
-    """Batches in the order in which they are to be tried."""
+    """Requests in the order in which they were made; a postponed one stands back without holding up the others."""
 
-    def __init__(self, max_points: int = MAX_POINTS) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._lock = threading.Lock()
-        self._batches: deque[Batch] = deque()
-        self._points = 0
-        self._max_points = max_points
+        self._batches: dict[Batch, None] = {}
+        self._bytes = 0
+        self._max_bytes = max_bytes
 
     @property
     def full(self) -> bool:
-        """True when no cut should be made: usage then goes on adding up in the recorder, in a longer interval."""
-        return self._points >= self._max_points
+        """True when no cut should be made: usage then goes on adding up in its segment, in a longer interval."""
+        return self._bytes >= self._max_bytes
 
-    def put(self, batch: Batch) -> None:
-        """Keep a batch. From here on its usage is the outbox's; to put the same batch twice is an error."""
+    def put(self, parcel: Parcel) -> None:
+        """Keep a parcel's requests. To put the same parcel twice is an error."""
         with self._lock:
-            self._batches.append(batch)
-            self._points += batch.points
+            for batch in parcel.batches:
+                self._batches[batch] = None
+                self._bytes += batch.size
 
     def head(self) -> Batch | None:
-        """The batch to send now, None when there is none. It stays."""
+        """The request to send now, None when none is due: this process's own first. It stays."""
+        now = time.monotonic()
+        other: Batch | None = None
         with self._lock:
-            return self._batches[0] if self._batches else None
+            for batch in self._batches:
+                if batch.due <= now:
+                    if batch.parcel.own:
+                        return batch
+                    other = other or batch
+        return other
 
     def acknowledge(self, batch: Batch) -> None:
-        """The collector has it: forget it. Again for the same batch: nothing happens."""
+        """The collector has it, or a dead-letter file: forget it. Again for the same batch: nothing happens."""
         with self._lock:
-            if batch in self._batches:
-                self._batches.remove(batch)
-                self._points -= batch.points
+            if batch not in self._batches:
+                return
+            del self._batches[batch]
+            self._bytes -= batch.size
+        batch.parcel.handled(batch)
 
-    def postpone(self, batch: Batch) -> None:
-        """Move it behind all others, so that a batch the collector cannot take holds up nobody. Idempotent."""
-        with self._lock:
-            if batch in self._batches:
-                self._batches.remove(batch)
-                self._batches.append(batch)
+    def postpone(self, batch: Batch, seconds: float) -> None:
+        """Do not try it before so many seconds, so that a request which the collector cannot take holds up nobody."""
+        batch.due = time.monotonic() + seconds
 
-    def batches(self) -> tuple[Batch, ...]:
-        """What is not acknowledged yet."""
+    def forget_others(self) -> None:
+        """Leave what was found of dead processes to another process, which finds it where it stands."""
         with self._lock:
-            return tuple(self._batches)
+            for batch in [batch for batch in self._batches if not batch.parcel.own]:
+                del self._batches[batch]
+                self._bytes -= batch.size
+
+    def batches(self, own: bool = True) -> tuple[Batch, ...]:
+        """What is not acknowledged yet: this process's own, or what it found of others."""
+        with self._lock:
+            return tuple(batch for batch in self._batches if batch.parcel.own is own)
 
     def __len__(self) -> int:
         return len(self._batches)

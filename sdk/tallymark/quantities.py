@@ -2,8 +2,8 @@
 
 Inside the process a quantity is an `int`, or a `Decimal` where it has a fraction; a float becomes the shortest
 decimal that denotes it, so that 0.1 recorded ten times is 1. On the wire a point is an int64 or a double, and the
-collector reads a double as its shortest decimal again. What the wire cannot carry exactly is a remainder, which the
-next point of the stream carries.
+collector reads a double as its shortest decimal again. What one value on the wire cannot carry exactly goes out in
+several: `wire_parts`. In a segment a quantity is an integer in units of a power of ten.
 """
 
 import math
@@ -79,6 +79,41 @@ def add(a: Exact, b: Exact) -> Exact:
 def shortest(value: Wire) -> Exact:
     """What a value on the wire denotes: an int64 itself, a double its shortest decimal."""
     return value if isinstance(value, int) else Decimal(repr(value))
+
+
+def units_of(quantity: Exact) -> tuple[int, int]:
+    """(units, decimal places): the quantity is units * 10^-places, with the fewest places."""
+    if isinstance(quantity, int):
+        return quantity, 0
+    _, digits, exponent = quantity.as_tuple()
+    assert isinstance(exponent, int)
+    places = max(-exponent, 0)
+    units = int("".join(map(str, digits))) * 10 ** max(exponent, 0)
+    while places and units % 10 == 0:
+        units, places = units // 10, places - 1
+    return units, places
+
+
+def scaled(quantity: Exact, places: int) -> int:
+    """The quantity in units of 10^-places; it must not have more decimal places than these."""
+    units, own = units_of(quantity)
+    return int(units * 10 ** (places - own))
+
+
+def unscaled(units: int, places: int) -> Exact:
+    """The quantity of so many units of 10^-places, an int where it is integral."""
+    whole, rest = divmod(units, 10**places)
+    return whole if not rest else EXACT.scaleb(Decimal(units), -places)
+
+
+def wire_parts(total: Exact) -> list[Wire]:
+    """Values on the wire, all above 0, that denote `total` (> 0) together: one, but for sums over int64 and for
+    fractions of more than about 17 digits. The same ones for the same total."""
+    parts: list[Wire] = []
+    while total:
+        value, total = to_wire(total)
+        parts.append(value)
+    return parts
 
 
 def to_wire(total: Exact) -> tuple[Wire, Exact]:

@@ -1,6 +1,7 @@
-"""Adds up usage in the process: one exact sum for each stream, taken out whole at each cut.
+"""Adds up usage in the process: one exact sum for each stream, in the segment of the interval that runs.
 
-The handler's path is `add`: a tuple, a dictionary and one lock. No clock, no I/O, no OpenTelemetry.
+The handler's path is `add`: a dictionary, one lock, one addition in mapped memory. No clock, no system call, no
+OpenTelemetry. Only a stream's first usage in an interval makes a record, and a process's first usage its files.
 """
 
 from __future__ import annotations
@@ -8,61 +9,91 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from tallymark.dimensions import Dimensions
 from tallymark.meters import Meter
-from tallymark.quantities import Exact, Wire, add, shortest, to_wire
-
-Stream = tuple[Meter, str | None, str | None, Dimensions]
-"""(meter, account, plan, dimensions): what one sum belongs to."""
+from tallymark.quantities import Exact, add, scaled, units_of, unscaled
+from tallymark.segment import STREAM, WIDE_PLACES, Contents, Segment, Slot, WideSlot
+from tallymark.streams import Described, Series, Stream, decode, encode
 
 MAX_STREAMS: Final = 250_000
-"""Streams in one interval; past it new ones are counted without their dimensions: resolution is lost, usage never."""
+"""Sums in one interval; past it new ones are counted without their dimensions: resolution is lost, usage never."""
 
+MAX_NARROW_PLACES: Final = 24
+"""Quantities of more decimal places share one wide sum for each stream, so that a stream has few sums."""
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What was recorded in (start_ns, time_ns], Unix nanoseconds: one wire value for each stream."""
-
-    start_ns: int
-    time_ns: int
-    values: tuple[tuple[Stream, Wire], ...]
+SPARE_NS: Final = 1_000
+"""Half of the least length of an interval: room to tell several points of one stream apart by their times, and too
+little for a program that flushes all the time to run ahead of the clock."""
 
 
 class Recorder:
     """The sums since the last cut. `add` may be called from any thread, `cut` too.
 
-    `on_first` is called, outside the lock, with the first usage after a cut.
+    `new_segment(start_ns)` gives the segment of a new interval and never fails: without a disk it gives one in memory.
+    `on_first` is called, outside the lock, with the first usage after a cut; `on_spill` when the disk has no room for a
+    sum, which is then in memory.
     """
 
     def __init__(
-        self, now_ns: int, on_first: Callable[[], None] = lambda: None, max_streams: int = MAX_STREAMS
+        self,
+        now_ns: int,
+        new_segment: Callable[[int], Segment] = lambda start_ns: Segment(None, start_ns, 0),
+        on_first: Callable[[], None] = lambda: None,
+        on_spill: Callable[[OSError], None] = lambda error: None,
+        max_streams: int = MAX_STREAMS,
     ) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant, for it knows its owner: see `add`.
+        self._lock = threading.RLock()
+        self._acquire = self._lock.acquire
+        self._release = self._lock.release
         self._cutting = threading.Lock()
-        self._sums: dict[Stream, Exact] = {}
-        self._remainders: dict[Stream, Exact] = {}
-        self._last_ns = now_ns
+        self._new_segment = new_segment
         self._on_first = on_first
+        self._on_spill = on_spill
+        self._spill_error: OSError | None = None
+        self._adding = False
+        self._meanwhile: list[tuple[Stream, Exact]] = []
         self._max_streams = max_streams
+        self._last_ns = now_ns
+        self._segment: Segment | None = None
+        # What the disk had no room for: a segment in memory, of the same interval but for its last SPARE_NS.
+        self._spill: Segment | None = None
+        self._slots: dict[Stream, Slot] = {}
+        self._scaled: dict[tuple[Stream, int], Slot | WideSlot] = {}
+        self._plain: dict[Meter, Series] = {}
         self._refused: Counter[str] = Counter()
+        self.spilled = 0
+        """Sums that went to memory for want of disk space, since the process began."""
 
     def add(self, stream: Stream, quantity: Exact) -> None:
-        """Add a quantity, as `tallymark.quantities.exact` returns it, to a stream's sum."""
-        with self._lock:
-            sums = self._sums
-            total = sums.get(stream)
-            if total is not None:
-                sums[stream] = total + quantity if type(total) is type(quantity) is int else add(total, quantity)
+        """Add a quantity, as `tallymark.quantities.exact` returns it, to a stream's sum.
+
+        When it returns, the quantity is in the mapped file; killed before that, the process leaves it in whole or not
+        at all.
+        """
+        # Not `with`, which takes as long as all the rest. An exception out of a signal's handler may come in acquire(),
+        # without the lock, or right after it; a lock that one does not own cannot be released by mistake.
+        try:
+            self._acquire()
+            try:
+                if type(quantity) is int:
+                    view, index = self._slots[stream]
+                    view[index] += quantity
+                    return
+            except (KeyError, ValueError):  # the first of this stream, or a sum over int64: nothing has been added
+                pass
+            if not quantity:
                 return
-            if len(sums) >= self._max_streams:
-                stream = (*stream[:3], ())
-            first = not sums
-            sums[stream] = add(sums.get(stream, 0), quantity)
-        if first:
-            self._on_first()
+            first = not self
+            self._add_new(stream, quantity)
+        finally:
+            try:  # noqa: SIM105 - suppress() takes as long as `with`
+                self._release()
+            except RuntimeError:
+                pass
+        self._tell(first)
 
     def refuse(self, meter: str) -> None:
         """Count a recording that had no usable quantity."""
@@ -74,49 +105,169 @@ class Recorder:
         with self._lock:
             return dict(self._refused)
 
-    def cut(self, now_ns: int) -> Cut:
-        """Take everything recorded since the last cut, atomically; calling it again takes what came since.
+    def cut(self, now_ns: int) -> list[Segment]:
+        """Take everything recorded since the last cut, atomically, and begin a new interval; nothing when there is
+        nothing. The segments are frozen and have an end; each stream's points must come from one alone, or differ in
+        their interval: the second, if any, lies in memory and after the first.
 
-        `time_ns` lies after every earlier cut, also when the wall clock has stepped back. What a value on the wire
-        cannot carry exactly stays here and goes out with the next cut.
+        An interval's end lies after every earlier one, also when the wall clock has stepped back.
         """
         with self._cutting:
+            if not self:
+                return []
+            end_ns = max(now_ns, self._last_ns + 2 * SPARE_NS)
+            fresh = self._new_segment(end_ns)
             with self._lock:
-                taken, self._sums = self._sums, {}
-                start_ns, time_ns = self._last_ns, max(now_ns, self._last_ns + 1)
-                self._last_ns = time_ns
-            for stream, remainder in self._remainders.items():
-                taken[stream] = add(taken.get(stream, 0), remainder)
-            values: list[tuple[Stream, Wire]] = []
-            remainders: dict[Stream, Exact] = {}
-            for stream, total in taken.items():
-                value, remainder = to_wire(total)
-                if value:
-                    values.append((stream, value))
-                if remainder:
-                    remainders[stream] = remainder
-            self._remainders = remainders
-            return Cut(start_ns, time_ns, tuple(values))
+                taken, spill = self._segment, self._spill
+                assert taken is not None
+                if spill is not None:
+                    spill.begin(end_ns - SPARE_NS)
+                    spill.end(end_ns)
+                taken.end(end_ns if spill is None else end_ns - SPARE_NS)
+                self._segment, self._spill = fresh, None
+                self._slots, self._scaled = {}, {}
+                self._last_ns = end_ns
+        return [taken] if spill is None else [taken, spill]
 
-    def sums(self) -> dict[Stream, Exact]:
-        """A copy of what the next cut would take, remainders included."""
+    def beat(self, now_ns: int) -> None:
+        """Leave a sign of life in the running interval's file."""
+        with self._lock:
+            if self._segment is not None:
+                self._segment.beat(now_ns)
+
+    def let_go(self) -> tuple[bool, Segment | None]:
+        """Give up the running interval's segment if nothing is in it: (True, the segment); the next usage gets a new
+        one. (False, None), and nothing happens, when there is usage in it."""
         with self._cutting, self._lock:
-            result = dict(self._sums)
-            for stream, remainder in self._remainders.items():
-                result[stream] = add(result.get(stream, 0), remainder)
-            return result
+            if self:
+                return False, None
+            segment, self._segment = self._segment, None
+            return True, segment
 
-    def take_back(self, cut: Cut) -> None:
-        """Undo a cut of which nothing has been sent: its values go out with the next one."""
-        with self._cutting:
-            for stream, value in cut.values:
-                self._remainders[stream] = add(self._remainders.get(stream, 0), shortest(value))
+    def sums(self) -> dict[Described, Exact]:
+        """What the next cut would take."""
+        with self._cutting, self._lock:
+            found = [s.contents() for s in (self._segment, self._spill) if s is not None]
+        return total_of(*found)
 
-    @property
-    def has_remainders(self) -> bool:
-        """True while the last cut left something that its values could not carry."""
-        return bool(self._remainders)
+    def close_inherited(self) -> None:
+        """In a forked child: give back the parent's mappings, which nothing may be written to here."""
+        for segment in (self._segment, self._spill):
+            if segment is not None:
+                segment.close()
+        self._segment = self._spill = None
 
     def __bool__(self) -> bool:
         """True while something waits for a cut."""
-        return bool(self._sums or self._remainders)
+        return self._spill is not None or (self._segment is not None and not self._segment.empty)
+
+    def _tell(self, first: bool) -> None:
+        error, self._spill_error = self._spill_error, None
+        if error is not None:
+            self._on_spill(error)
+        if first:
+            self._on_first()
+
+    def _add_new(self, stream: Stream, quantity: Exact) -> None:
+        """A record is being made in a thread at most once: a signal's handler that records something in the midst of it
+        has its usage added right afterwards."""
+        if self._adding:
+            self._meanwhile.append((stream, quantity))
+            return
+        self._adding = True
+        try:
+            self._add_otherwise(stream, quantity)
+            while self._meanwhile:
+                self._add_otherwise(*self._meanwhile.pop())
+        finally:
+            self._adding = False
+
+    def _add_otherwise(self, stream: Stream, quantity: Exact) -> None:
+        units, scale = units_of(quantity)
+        slot = self._slots.get(stream) if scale == 0 else self._scaled.get((stream, scale))
+        if slot is None or isinstance(slot, WideSlot):
+            if scale <= MAX_NARROW_PLACES and units < 2**63:
+                stream, known = self._within_limit(stream, scale)
+                if not known:
+                    self._new_slot(stream, scale, units)
+                    return
+                slot = self._slots[stream] if scale == 0 else self._scaled[stream, scale]
+            else:
+                self._add_wide(stream, quantity)
+                return
+        assert isinstance(slot, tuple)
+        view, index = slot
+        try:
+            view[index] += units
+        except ValueError:
+            self._add_wide(stream, quantity)
+
+    def _add_wide(self, stream: Stream, quantity: Exact) -> None:
+        amount = scaled(quantity, WIDE_PLACES)
+        stream, known = self._within_limit(stream, WIDE_PLACES)
+        if known:
+            slot = self._scaled[stream, WIDE_PLACES]
+            assert isinstance(slot, WideSlot)
+            slot.add(amount)
+            return
+        body = encode(stream)
+        try:
+            self._scaled[stream, WIDE_PLACES] = self._running().add_wide(body, amount)
+        except OSError as error:
+            self._scaled[stream, WIDE_PLACES] = self._spilling(error).add_wide(body, amount)
+
+    def _new_slot(self, stream: Stream, scale: int, units: int) -> None:
+        body = encode(stream)
+        try:
+            slot = self._running().append(STREAM, body, scale, units)
+        except OSError as error:
+            slot = self._spilling(error).append(STREAM, body, scale, units)
+        if scale == 0:
+            self._slots[stream] = slot
+        else:
+            self._scaled[stream, scale] = slot
+
+    def _within_limit(self, stream: Stream, scale: int) -> tuple[Stream, bool]:
+        """The stream to count under, and whether it has a sum of this scale."""
+        if self._has(stream, scale):
+            return stream, True
+        if len(self._slots) + len(self._scaled) >= self._max_streams:
+            meter = stream[0].meter
+            stream = (self._plain.setdefault(meter, Series(meter, NO_DIMENSIONS)), *stream[1:])
+        return stream, self._has(stream, scale)
+
+    def _has(self, stream: Stream, scale: int) -> bool:
+        return stream in self._slots if scale == 0 else (stream, scale) in self._scaled
+
+    def _running(self) -> Segment:
+        if self._segment is None:
+            self._segment = self._new_segment(self._last_ns)
+        return self._segment
+
+    def _spilling(self, error: OSError) -> Segment:
+        self.spilled += 1
+        self._spill_error = error
+        if self._spill is None:
+            self._spill = Segment(None, self._last_ns, 0)
+        return self._spill
+
+
+NO_DIMENSIONS: Final[Dimensions] = ()
+
+
+def total_of(*contents: Contents) -> dict[Described, Exact]:
+    """The exact sum of each stream in some segments, in the order in which they first appear."""
+    totals: dict[bytes, Exact] = {}
+    for one in contents:
+        for body, scale, units in one.sums:
+            amount = unscaled(units, scale)
+            totals[body] = add(totals[body], amount) if body in totals else amount
+    return {decode(body): total for body, total in totals.items()}
+
+
+def by_meter(*contents: Contents) -> dict[str, Exact]:
+    """The exact sum of each meter in some segments."""
+    totals: dict[str, Exact] = {}
+    for stream, amount in total_of(*contents).items():
+        totals[stream.meter] = add(totals.get(stream.meter, 0), amount)
+    return totals

@@ -1,34 +1,48 @@
 """The process's one runtime, and the only module with global state.
 
-A `Runtime` holds what records and what sends. The recorder and the outbox live as long as the process: usage recorded
-before `configure()`, or after `shutdown()`, waits in them. A forked child starts with empty ones of its own.
+A `Runtime` holds what records and what sends. Before `configure()` usage is in memory; from then on it is in a folder
+on the disk (`tallymark.journal`), also after `shutdown()`. A forked child starts with nothing, and with its own folder
+at its first usage.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib.metadata
+import json
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from tallymark import conventions
+from tallymark.batches import producer_record
+from tallymark.dead_letters import DeadLetters
+from tallymark.delivery import Delivery
+from tallymark.endpoint import Endpoint, endpoint_of
 from tallymark.errors import SettingsError
-from tallymark.exporting import Client, UsageExporter
+from tallymark.exporting import UsageExporter
+from tallymark.folder import HAS_LOCKS
+from tallymark.journal import Journal
 from tallymark.meters import Meters
 from tallymark.outbox import Outbox
+from tallymark.packing import Packer
 from tallymark.quantities import Exact, add
 from tallymark.recorder import Recorder
+from tallymark.recovery import Recovery
 from tallymark.reporting import Reporter
 from tallymark.resource import make_resource, of_forked_child
-from tallymark.settings import Settings, disabled_by, make_settings
+from tallymark.sending import Client, GrpcClient
+from tallymark.settings import Settings, default_state_dir, disabled_by, make_settings
 from tallymark.spans import SpanEvidence
+from tallymark.streams import SeriesCache
 
 VERSION: Final = importlib.metadata.version("tallymark")
 
@@ -44,10 +58,17 @@ class Runtime:
         self._new_parts()
 
     def _new_parts(self) -> None:
-        self.recorder = Recorder(time.time_ns(), on_first=self._on_first_usage)
-        self.outbox = Outbox()
+        self.series = SeriesCache()
         self.evidence = SpanEvidence()
         self.reporter = Reporter()
+        self.outbox = Outbox()
+        self.letters = DeadLetters(self.reporter)
+        self.packer = Packer(self.outbox, self.reporter)
+        self.journal = Journal(self.outbox, self.packer, self.reporter)
+        self.recovery = Recovery(self.outbox, self.packer, self.reporter)
+        self.recorder = Recorder(
+            time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
+        )
         self.exporter: UsageExporter | None = None
         self._lock = threading.Lock()
 
@@ -61,13 +82,19 @@ class Runtime:
                     )
                 return
             if not settings.disabled:
-                _client_class()
+                _import_grpc()
                 self.resource = make_resource(dict(settings.resource))
-                self.exporter = self._make_exporter(settings, self.resource)
+                self._open(settings, self.resource)
             self.settings = settings
             self.enabled = not settings.disabled
-        if self.exporter is not None and (self.recorder or len(self.outbox)):
-            self.exporter.start()
+            if self.exporter is None:
+                return
+            if self.recorder or len(self.outbox):
+                self.exporter.start()
+            elif self.recovery.is_needed(self.letters.place, self.journal.where()):
+                self.exporter.start(recover=False)
+            if self.letters.place is not None:
+                self.recovery.tell_of_other_credentials(self.letters.place)
 
     def flush(self, timeout_s: float) -> bool:
         """True when everything recorded before the call is acknowledged."""
@@ -84,39 +111,65 @@ class Runtime:
             self.exporter = self.settings = None
         if exporter is None or settings is None:
             return self.flush(0)
-        return exporter.shutdown(settings.shutdown_timeout_s if timeout_s is None else timeout_s)
+        delivered = exporter.shutdown(settings.shutdown_timeout_s if timeout_s is None else timeout_s)
+        self.recovery.release()
+        self.journal.close(self.recorder)
+        return delivered
 
     def undelivered(self) -> dict[str, Exact]:
         """Quantity by meter that no collector has acknowledged."""
         amounts: dict[str, Exact] = {}
-        for batch in self.outbox.batches():
-            for meter, amount in batch.amounts:
-                amounts[meter] = add(amounts.get(meter, 0), amount)
+        found = [batch.amounts for batch in self.outbox.batches()]
+        waiting: dict[str, Exact] = {}
         for stream, amount in self.recorder.sums().items():
-            amounts[stream[0].name] = add(amounts.get(stream[0].name, 0), amount)
+            waiting[stream.meter] = add(waiting.get(stream.meter, 0), amount)
+        for some in (*found, self.journal.unconverted(), waiting):
+            for meter, amount in some.items():
+                amounts[meter] = add(amounts.get(meter, 0), amount)
         return {meter: amount for meter, amount in amounts.items() if amount}
+
+    def stats(self) -> dict[str, int]:
+        """What went other ways than it should, since the process began; all 0 where all is well.
+
+        `in_memory`: times that the disk did not take usage, which was kept in memory. `rejected_points`: points in
+        dead-letter files. `refused`: recordings whose quantity could not be counted.
+        """
+        return {
+            "in_memory": self.packer.in_memory + self.recorder.spilled,
+            "rejected_points": self.letters.points,
+            "refused": sum(self.recorder.refused().values()),
+        }
 
     def start_over_in_child(self) -> None:
         """After a fork: drop what the parent counted and will send, with every lock that it may have held."""
+        self.recorder.close_inherited()
+        self.journal.close_inherited()
+        self.recovery.close_inherited()
         # The parent's gRPC channel must not be closed, or collected, by a process that has none of its threads.
-        _inherited.append((self.exporter, self.outbox, self.recorder))
+        _inherited.append((self.exporter, self.outbox, self.recorder, self.journal))
         self.meters.new_lock()
         self._new_parts()
         if self.resource is not None:
             self.resource = of_forked_child(self.resource)
             if self.settings is not None and self.enabled:
-                self.exporter = self._make_exporter(self.settings, self.resource)
+                self._open(self.settings, self.resource)
 
-    def _make_exporter(self, settings: Settings, resource: Resource) -> UsageExporter:
-        return UsageExporter(
+    def _open(self, settings: Settings, resource: Resource) -> None:
+        endpoint = endpoint_of(settings)
+        place = Path(settings.state_dir or default_state_dir()) / service_key(resource, endpoint)
+        producer = producer_record(resource, conventions.SCOPE_NAME, VERSION)
+        self.letters.place = place if HAS_LOCKS else None
+        self.exporter = UsageExporter(
             self.recorder,
             self.outbox,
-            connect=lambda: _connect(settings),
-            resource=resource,
-            scope=InstrumentationScope(conventions.SCOPE_NAME, VERSION),
+            self.journal,
+            self.recovery,
+            Delivery(self.outbox, self.letters, self.reporter, lambda: _connect(endpoint)),
+            place=place,
             interval_s=settings.interval_s,
             reporter=self.reporter,
         )
+        self.journal.open(place, producer, int(settings.interval_s * 1e9), self.recorder)
 
     def _on_first_usage(self) -> None:
         exporter = self.exporter
@@ -128,44 +181,49 @@ class Runtime:
             )
 
 
-def _client_class() -> Callable[..., Client]:
-    """OpenTelemetry's exporter, with which gRPC is imported: in `configure()`, not in the exporter's thread, because a
-    child forked during that import could never finish it, and an interpreter that is ending may not begin it."""
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+def service_key(resource: Resource, endpoint: Endpoint) -> str:
+    """The name of the folder that one service's processes share, for as long as they send to one place with one
+    credential: usage never goes out under another one, which may be another tenant's."""
+    names = [
+        str(resource.attributes.get(name, "")) for name in (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME)
+    ]
+    identifying = [*names, endpoint.url, endpoint.headers, endpoint.client_certificate]
+    readable = re.sub(r"[^A-Za-z0-9_.]+", "_", ".".join(filter(None, names)))[:80].lstrip(".")
+    return f"{readable or 'service'}-{hashlib.sha256(json.dumps(identifying).encode()).hexdigest()[:16]}"
 
-    return OTLPMetricExporter
+
+def _import_grpc() -> None:
+    """In `configure()`, not in the sender's thread, because a child forked during that import could never finish it,
+    and an interpreter that is ending may not begin it."""
+    import grpc  # noqa: F401
 
 
-def _connect(settings: Settings) -> Client:
-    return _client_class()(
-        endpoint=settings.endpoint,
-        insecure=settings.insecure,
-        headers=settings.headers or None,
-        timeout=settings.timeout_s,
-    )
+def _connect(endpoint: Endpoint) -> Client:
+    return GrpcClient(endpoint, VERSION)
 
 
 _inherited: list[object] = []
 _runtimes: list[Runtime] = [Runtime()]
-_current: Runtime = _runtimes[0]
+active: Runtime = _runtimes[0]
+"""The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
 
 
 def current() -> Runtime:
     """The runtime that usage goes to."""
-    return _current
+    return active
 
 
 @contextmanager
 def using(runtime: Runtime) -> Iterator[Runtime]:
     """For tests: usage of the whole process goes to `runtime` inside the block."""
-    global _current
+    global active
     _runtimes.append(runtime)
-    _current = runtime
+    active = runtime
     try:
         yield runtime
     finally:
         _runtimes.remove(runtime)
-        _current = _runtimes[-1]
+        active = _runtimes[-1]
 
 
 def configure(
@@ -178,6 +236,7 @@ def configure(
     shutdown_timeout: float | None = None,
     resource: Mapping[str, str] | None = None,
     disabled: bool | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
 ) -> None:
     """Say where usage goes, and start sending what was recorded so far.
 
@@ -186,11 +245,14 @@ def configure(
     - `endpoint` (TALLYMARK_ENDPOINT): the collector, as in "http://localhost:4317".
     - `headers` (TALLYMARK_HEADERS, name=value,name=value): sent with every export; the tenant's credential.
     - `insecure` (TALLYMARK_INSECURE): no TLS for an endpoint without a scheme.
-    - `timeout` (TALLYMARK_TIMEOUT): seconds for one export with its retries.
+    - `timeout` (TALLYMARK_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT): seconds for one attempt of an export, 10.
     - `interval` (TALLYMARK_EXPORT_INTERVAL, OTEL_METRIC_EXPORT_INTERVAL in ms): seconds between exports, 10.
     - `shutdown_timeout` (TALLYMARK_SHUTDOWN_TIMEOUT): seconds that the end of the process waits for delivery, 10.
     - `resource`: attributes of this process, over OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.
     - `disabled` (TALLYMARK_DISABLED): record nothing at all. OTEL_SDK_DISABLED does not silence usage.
+    - `state_dir` (TALLYMARK_STATE_DIR): the folder that keeps usage until it is acknowledged, whatever becomes of the
+      process; $XDG_STATE_HOME/tallymark or ~/.local/state/tallymark. It must outlive the process (a volume, in a
+      container). Where it cannot be written to, usage is kept in memory, with an error in the log.
 
     The same settings again do nothing. Raises SettingsError when other ones are in force (call `shutdown()` first:
     nothing recorded is lost by it), and when settings cannot work, with all the problems in one message.
@@ -204,17 +266,19 @@ def configure(
         shutdown_timeout=shutdown_timeout,
         resource=resource,
         disabled=disabled,
+        state_dir=state_dir,
     )
-    _current.configure(settings)
+    active.configure(settings)
 
 
 def flush(timeout: float = 10.0) -> bool:
     """Send usage now and wait for it, at most `timeout` seconds.
 
-    True only when everything recorded before the call has been acknowledged by the collector. What has not is kept
-    and sent later. It blocks: on an event loop, call it by `asyncio.to_thread`.
+    True only when everything that this process recorded before the call has been acknowledged by the collector. What
+    has not is kept and sent later. What the collector refuses for good goes to a dead-letter file beside the journal;
+    the next flush tells of it by False, once. It blocks: on an event loop, call it by `asyncio.to_thread`.
     """
-    return _current.flush(timeout)
+    return active.flush(timeout)
 
 
 def shutdown(timeout: float | None = None) -> bool:
@@ -223,7 +287,13 @@ def shutdown(timeout: float | None = None) -> bool:
     Waits at most `timeout` seconds (the `shutdown_timeout` of `configure()` when left out). It is called at the end of
     the process by itself. Usage recorded afterwards, or not delivered, waits for another `configure()`.
     """
-    return _current.shutdown(timeout)
+    return active.shutdown(timeout)
+
+
+def _after_fork_in_parent() -> None:
+    for runtime in _runtimes:
+        if runtime.exporter is not None:
+            runtime.exporter.leave_recovery_to_others()
 
 
 def _after_fork_in_child() -> None:
@@ -232,18 +302,20 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    runtime = _current
+    runtime = active
     if runtime.shutdown(None):
         return
-    lost = runtime.undelivered()
-    if lost:
+    left = runtime.undelivered()
+    if left:
+        where = runtime.journal.where()
         runtime.reporter.error(
             "lost",
-            "the process ends with usage that no collector has acknowledged: %s",
-            ", ".join(f"{meter}={amount}" for meter, amount in sorted(lost.items())),
+            "the process ends with usage that no collector has acknowledged: %s; %s",
+            ", ".join(f"{meter}={amount}" for meter, amount in sorted(left.items())),
+            "it is lost" if where is None else f"the next process delivers what is in {where}",
         )
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
 atexit.register(_at_exit)

@@ -1,7 +1,7 @@
 """Settings: arguments of `configure()` over TALLYMARK_* over OpenTelemetry's own variables.
 
-What the OTLP exporter reads itself (OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE, _COMPRESSION and their
-_METRICS_ forms) is left to it unless it is given here.
+OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE, _COMPRESSION and their _METRICS_ forms are read by
+`tallymark.endpoint` where they are not given here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _COMPRESSIONS: Final = ("none", "gzip", "deflate")
 
 @dataclass(frozen=True)
 class Settings:
-    """How this process sends usage. Times in seconds; None leaves a choice to the OTLP exporter."""
+    """How this process sends usage. Times in seconds; None leaves a choice to OpenTelemetry's variables.
+
+    `state_dir` None is `default_state_dir`."""
 
     endpoint: str | None = None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # they hold credentials
@@ -37,6 +39,13 @@ class Settings:
     shutdown_timeout_s: float = DEFAULT_SHUTDOWN_S
     resource: tuple[tuple[str, str], ...] = ()
     disabled: bool = False
+    state_dir: str | None = None
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> str:
+    """`$XDG_STATE_HOME/tallymark`, else `~/.local/state/tallymark`."""
+    given = environ.get("XDG_STATE_HOME", "")
+    return os.path.join(given if os.path.isabs(given) else os.path.expanduser("~/.local/state"), "tallymark")  # noqa: PTH117, PTH118, PTH111
 
 
 def disabled_by(environ: Mapping[str, str] = os.environ) -> bool:
@@ -54,6 +63,7 @@ def make_settings(
     shutdown_timeout: float | None = None,
     resource: Mapping[str, str] | None = None,
     disabled: bool | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """The settings in force. Raises SettingsError with every problem that there is, not only the first."""
@@ -68,6 +78,7 @@ def make_settings(
         or DEFAULT_SHUTDOWN_S,
         resource=reader.resource(resource),
         disabled=bool(reader.truth("disabled", disabled, "TALLYMARK_DISABLED")),
+        state_dir=reader.folder("state_dir", state_dir, "TALLYMARK_STATE_DIR"),
     )
     reader.check_exporter_variables()
     if reader.problems:
@@ -134,6 +145,15 @@ class _Reader:
             else:
                 headers[header.lower()] = text
         return tuple(sorted(headers.items()))
+
+    def folder(self, where: str, given: object, variable: str) -> str | None:
+        value = given if given is not None else self._variable(variable)
+        if value is None:
+            return None
+        if not isinstance(value, (str, os.PathLike)) or not is_text(path := os.fspath(value)) or not path:
+            self._problem(where if given is not None else variable, value, "must be a folder's path")
+            return None
+        return os.path.abspath(path)  # noqa: PTH100 - a path as it is told, not resolved
 
     def truth(self, where: str, given: object, variable: str) -> bool | None:
         if given is not None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from tallymark import runtime
-from tallymark.batches import attributes_of
 from tallymark.dimensions import Value
 from tallymark.runtime import Runtime
+from tallymark.streams import attributes_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Captured:
 
     def __iter__(self) -> Iterator[Usage]:
         for stream, quantity in self._runtime.recorder.sums().items():
-            meter, account, plan, _ = stream
-            yield Usage(meter.name, meter.unit, account, plan, attributes_of(stream), quantity)
+            yield Usage(stream.meter, stream.unit, stream.account, stream.plan, attributes_of(stream), quantity)
 
     def total(self, meter: str, **only: str | None) -> int | Decimal:
         """The exact sum of a meter; `account=` and `plan=` pick out those alone (None: those without)."""
@@ -53,6 +52,12 @@ class Captured:
     def refused(self) -> dict[str, int]:
         """Recordings refused for their quantity, by meter."""
         return self._runtime.recorder.refused()
+
+
+def delivery_stats() -> dict[str, int]:
+    """What went other ways than it should in this process, all 0 where all is well: `in_memory` (times that the disk
+    did not take usage), `rejected_points` (in dead-letter files), `refused` (recordings without a usable quantity)."""
+    return runtime.current().stats()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tallymark.identity import current_identity
 from tallymark.meters import Meter
 from tallymark.quantities import Exact, RefusedQuantityError, exact
 from tallymark.runtime import Runtime
+from tallymark.streams import Series
 
 
 def record(
@@ -45,11 +46,12 @@ def record(
         into.reporter.error("call", "the request could not be described: %s", type(error).__name__, exc_info=error)
         method = route = None
     own = checked_attributes(into, known, attributes) if attributes else ()
-    count(into, known, quantity, of_call(method, route, None, None, own))
+    count(into, into.series.of(known, of_call(method, route, None, None, own)), quantity)
 
 
-def count(into: Runtime, meter: Meter, quantity: object, dimensions: Dimensions) -> None:
+def count(into: Runtime, series: Series, quantity: object) -> None:
     """Record one quantity. Never raises."""
+    meter = series.meter
     try:
         try:
             number: Exact = quantity if type(quantity) is int and 0 <= quantity < 2**63 else exact(quantity)
@@ -61,7 +63,7 @@ def count(into: Runtime, meter: Meter, quantity: object, dimensions: Dimensions)
             return
         identity = current_identity()
         if number:
-            into.recorder.add((meter, identity.account, identity.plan, dimensions), number)
+            into.recorder.add((series, identity.account, identity.plan), number)
     except Exception as error:
         into.reporter.error(
             "count", "usage of meter %s is not recorded: %s", meter.name, type(error).__name__, exc_info=error

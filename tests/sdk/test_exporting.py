@@ -6,58 +6,90 @@ import threading
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from tallymark import configure, flush, identify, record, shutdown
+from tallymark.batches import producer_record
+from tallymark.dead_letters import DeadLetters
+from tallymark.delivery import Delivery
 from tallymark.errors import SettingsError
 from tallymark.exporting import UsageExporter
+from tallymark.journal import Journal
 from tallymark.meters import Meter
 from tallymark.outbox import Outbox
+from tallymark.packing import Packer
+from tallymark.quantities import EXACT
 from tallymark.recorder import Recorder
+from tallymark.recovery import Recovery
 from tallymark.reporting import Reporter
 from tallymark.resource import make_resource, of_forked_child
 from tallymark.runtime import Runtime
+from tallymark.sending import Answer, Verdict
+from tallymark.streams import Series
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 class ScriptedClient:
-    """Answers each export by `answer`, which may raise; keeps what it was given, encoded."""
+    """Answers each export by `answer`, which may raise; keeps what it was given."""
 
     def __init__(self, answer: Callable[[bytes], bool]) -> None:
         self.answer = answer
         self.tried: list[bytes] = []
         self.delivered: list[bytes] = []
 
-    def export(self, metrics_data: MetricsData) -> MetricExportResult:
-        raw = encode_metrics(metrics_data).SerializeToString()
-        self.tried.append(raw)
-        if self.answer(raw):
-            self.delivered.append(raw)
-            return MetricExportResult.SUCCESS
-        return MetricExportResult.FAILURE
+    def send(self, body: bytes) -> Answer:
+        self.tried.append(body)
+        if self.answer(body):
+            self.delivered.append(body)
+            return Answer(Verdict.ACKNOWLEDGED)
+        return Answer(Verdict.NOT_NOW, "as the test wants it")
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         pass
 
 
-def exporter_to(client: ScriptedClient, recorder: Recorder, outbox: Outbox, interval_s: float = 0.02) -> UsageExporter:
-    return UsageExporter(
-        recorder,
-        outbox,
-        connect=lambda: client,
-        resource=Resource({"service.instance.id": "i"}),
-        scope=InstrumentationScope("tallymark"),
-        interval_s=interval_s,
-        reporter=Reporter(),
-    )
+class Parts:
+    """What a runtime makes, without a runtime; on the disk where a place is given."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        *,
+        interval_s: float = 0.02,
+        max_bytes: int = 2**20,
+        place: Path | None = None,
+    ) -> None:
+        reporter = Reporter()
+        self.outbox = Outbox(max_bytes)
+        packer = Packer(self.outbox, reporter)
+        self.journal = Journal(self.outbox, packer, reporter)
+        self.recorder = Recorder(time.time_ns(), self.journal.new_segment)
+        self.letters = DeadLetters(reporter)
+        self.letters.place = place
+        self.journal.open(place, PRODUCER, int(interval_s * 1e9), self.recorder)
+        self.exporter = UsageExporter(
+            self.recorder,
+            self.outbox,
+            self.journal,
+            Recovery(self.outbox, packer, reporter),
+            Delivery(self.outbox, self.letters, reporter, connect),
+            place=place,
+            interval_s=interval_s,
+            reporter=reporter,
+        )
+
+    def add(self, account: str, quantity: int = 1) -> None:
+        self.recorder.add((SERIES, account, None), quantity)
+
+
+SERIES = Series(Meter("m", "1"), ())
+PRODUCER = producer_record(Resource({"service.instance.id": "i"}), "tallymark", "0")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -93,7 +125,7 @@ def test_fractions_arrive_exactly(fresh: Runtime, collector: Any, settings: Any)
     for n in range(1, 200):
         amount = Decimal(n) / Decimal(2**20) + Decimal("0.000000000000000000000001")
         record("gb", amount)
-        total += amount
+        total = EXACT.add(total, amount)
     fresh.configure(settings(collector.endpoint))
     assert flush(5)
     assert collector.totals() == {"gb": total}
@@ -193,18 +225,17 @@ def test_each_process_has_an_instance_of_its_own() -> None:
 
 
 def test_a_batch_the_collector_cannot_take_holds_up_nobody() -> None:
-    recorder, outbox = Recorder(0), Outbox()
     client = ScriptedClient(lambda raw: b"poison" not in raw)
-    exporter = exporter_to(client, recorder, outbox)
-    meter = Meter("m", "1")
-    recorder.add((meter, "poison", None, ()), 1)
-    assert exporter.flush(0.1) is False
+    parts = Parts(lambda: client)
+    parts.add("poison")
+    assert parts.exporter.flush(0.1) is False
     for n in range(5):
-        recorder.add((meter, f"good-{n}", None, ()), 1)
+        parts.add(f"good-{n}")
         wait_for(lambda n=n: any(f"good-{n}".encode() in raw for raw in client.delivered))  # type: ignore[misc]
-    assert [b.points for b in outbox.batches()] == [1]
+        parts.exporter.flush(0)
+    assert [b.points for b in parts.outbox.batches()] == [1]
     assert len({raw for raw in client.tried if b"poison" in raw}) == 1
-    assert exporter.shutdown(0.1) is False
+    assert parts.exporter.shutdown(0.1) is False
 
 
 def test_an_exporter_that_raises_is_tried_again() -> None:
@@ -215,17 +246,15 @@ def test_an_exporter_that_raises_is_tried_again() -> None:
             raise error
         return True
 
-    recorder, outbox = Recorder(0), Outbox()
     client = ScriptedClient(answer)
-    exporter = exporter_to(client, recorder, outbox)
-    recorder.add((Meter("m", "1"), "a", None, ()), 1)
-    assert exporter.flush(5)
+    parts = Parts(lambda: client)
+    parts.add("a")
+    assert parts.exporter.flush(8)
     assert len(client.tried) == 3
-    assert exporter.shutdown(1)
+    assert parts.exporter.shutdown(1)
 
 
 def test_a_channel_that_cannot_be_made_yet_is_tried_again() -> None:
-    recorder, outbox = Recorder(0), Outbox()
     client = ScriptedClient(lambda raw: True)
     failing = iter([FileNotFoundError("certificate")])
 
@@ -234,69 +263,56 @@ def test_a_channel_that_cannot_be_made_yet_is_tried_again() -> None:
             raise error
         return client
 
-    exporter = UsageExporter(
-        recorder,
-        outbox,
-        connect=connect,
-        resource=Resource({}),
-        scope=InstrumentationScope("t"),
-        interval_s=0.02,
-        reporter=Reporter(),
-    )
-    recorder.add((Meter("m", "1"), "a", None, ()), 1)
-    assert exporter.flush(5)
+    parts = Parts(connect)
+    parts.add("a")
+    assert parts.exporter.flush(5)
     assert len(client.delivered) == 1
-    exporter.shutdown(1)
+    parts.exporter.shutdown(1)
 
 
 def test_a_full_outbox_makes_the_interval_longer() -> None:
-    recorder, outbox = Recorder(0), Outbox(max_points=2)
     up = threading.Event()
     client = ScriptedClient(lambda raw: up.is_set())
-    exporter = exporter_to(client, recorder, outbox)
-    meter = Meter("m", "1")
-    exporter.start()
+    parts = Parts(lambda: client, max_bytes=200)
+    parts.exporter.start()
     for _ in range(100):
-        recorder.add((meter, "acme", None, ()), 1)
+        parts.add("acme")
         time.sleep(0.005)
-    assert len(outbox) <= 2
-    held = sum(int(amount) for batch in outbox.batches() for _, amount in batch.amounts)
-    assert held + sum(int(q) for q in recorder.sums().values()) == 100
+    assert 1 <= len(parts.outbox) <= 3
+    held = sum(int(amount) for batch in parts.outbox.batches() for amount in batch.amounts.values())
+    assert held + sum(int(q) for q in parts.recorder.sums().values()) == 100
     up.set()
-    assert exporter.flush(5)
-    assert len(client.delivered) <= 4
-    assert not recorder
-    exporter.shutdown(1)
+    assert parts.exporter.flush(10)
+    assert len(client.delivered) <= 5
+    assert not parts.recorder
+    parts.exporter.shutdown(1)
 
 
 def test_flush_covers_what_a_full_outbox_kept_back() -> None:
-    recorder, outbox = Recorder(0), Outbox(max_points=1)
     up = threading.Event()
     client = ScriptedClient(lambda raw: up.is_set())
-    exporter = exporter_to(client, recorder, outbox, interval_s=30)
-    meter = Meter("m", "1")
-    recorder.add((meter, "a", None, ()), 1)
-    assert not exporter.flush(0.1)
-    recorder.add((meter, "b", None, ()), 2**63 - 1)
-    recorder.add((meter, "b", None, ()), 2**63 - 1)
+    parts = Parts(lambda: client, max_bytes=1, interval_s=30)
+    parts.add("a")
+    assert not parts.exporter.flush(0.1)
+    parts.add("b", 2**63 - 1)
+    parts.add("b", 2**63 - 1)
     up.set()
-    assert exporter.flush(5)
-    assert not recorder
-    assert len(client.delivered) == 3
-    exporter.shutdown(1)
+    assert parts.exporter.flush(5)
+    assert not parts.recorder
+    assert len(client.delivered) == 2
+    parts.exporter.shutdown(1)
 
 
 def test_concurrent_flushes_all_tell_the_truth() -> None:
-    recorder, outbox = Recorder(0), Outbox()
     client = ScriptedClient(lambda raw: True)
-    exporter = exporter_to(client, recorder, outbox, interval_s=30)
-    meter = Meter("m", "1")
+    parts = Parts(lambda: client, interval_s=30)
     wrong: list[str] = []
 
     def work(name: str) -> None:
         for n in range(30):
-            recorder.add((meter, f"{name}-{n}.", None, ()), 1)
-            if not exporter.flush(5) or not any(f"{name}-{n}.".encode() in raw for raw in list(client.delivered)):
+            parts.add(f"{name}-{n}.")
+            delivered = parts.exporter.flush(5)
+            if not delivered or not any(f"{name}-{n}.".encode() in raw for raw in list(client.delivered)):
                 wrong.append(f"{name}-{n}")
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
@@ -305,7 +321,7 @@ def test_concurrent_flushes_all_tell_the_truth() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    exporter.shutdown(1)
+    parts.exporter.shutdown(1)
 
 
 def test_configuring_twice(fresh: Runtime, collector: Any, start_collector: Any) -> None:
@@ -338,7 +354,7 @@ def test_usage_before_configure_is_kept_and_told_once(
 ) -> None:
     for _ in range(5):
         record("calls")
-        fresh.recorder.take_back(fresh.recorder.cut(0))
+        fresh._on_first_usage()
     assert caplog.text.count("configure() has not been called") == 1
     fresh.configure(settings(collector.endpoint))
     wait_for(lambda: collector.totals() == {"calls": 5})

@@ -19,6 +19,7 @@ def test_arguments_over_our_variables_over_opentelemetrys() -> None:
         "TALLYMARK_DISABLED": "TRUE",
         "TALLYMARK_SHUTDOWN_TIMEOUT": "1.5",
         "OTEL_METRIC_EXPORT_INTERVAL": "2500",
+        "TALLYMARK_STATE_DIR": "/var/lib/a",
     }
     assert make_settings(environ=environ) == Settings(
         endpoint="https://a:1",
@@ -28,6 +29,7 @@ def test_arguments_over_our_variables_over_opentelemetrys() -> None:
         interval_s=2.5,
         shutdown_timeout_s=1.5,
         disabled=True,
+        state_dir="/var/lib/a",
     )
     assert make_settings(environ={**environ, "TALLYMARK_EXPORT_INTERVAL": "4"}).interval_s == 4.0
     given = make_settings(
@@ -97,6 +99,8 @@ def test_all_problems_are_told_at_once() -> None:
         {"headers": {1: "a"}},
         {"resource": "a=b"},
         {"resource": {"a": 1}},
+        {"state_dir": 7},
+        {"state_dir": ""},
     ],
 )
 def test_arguments_that_cannot_work(given: dict[str, Any]) -> None:

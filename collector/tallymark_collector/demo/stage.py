@@ -39,7 +39,12 @@ def start_service(folder: Path, endpoint: str, application: str, name: str = "se
     arguments = ["-m", "uvicorn", application, "--host", "127.0.0.1", "--port", "0"]
     # No line for each request, and connections are kept through any pause of the driver's.
     arguments += ["--http", "httptools", "--no-access-log", "--no-use-colors", "--timeout-keep-alive", "60"]
-    environment = clean_environment(TALLYMARK_ENDPOINT=endpoint, TALLYMARK_EXPORT_INTERVAL=EXPORT_INTERVAL, **environ)
+    environment = clean_environment(
+        TALLYMARK_ENDPOINT=endpoint,
+        TALLYMARK_EXPORT_INTERVAL=EXPORT_INTERVAL,
+        TALLYMARK_STATE_DIR=str(folder / "state"),
+        **environ,
+    )
     return Child(name, [sys.executable, *arguments], environment, folder / f"{name}.log")
 
 

@@ -1,0 +1,249 @@
+"""Finds what processes that are gone have left, and sees to it that it is delivered under their own identity.
+
+A folder found is kept locked until its last request is handled, then it is removed. What cannot be read is set aside
+with a message and never deleted; what stands before the damage is billed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tallymark import parcels, segment
+from tallymark.batches import requests_of
+from tallymark.folder import PARCEL, SEGMENT, Folder, folders_in
+from tallymark.outbox import Outbox
+from tallymark.packing import Packer
+from tallymark.parcels import DamagedParcelError, NewerParcelError
+from tallymark.reporting import Reporter
+from tallymark.segment import Contents, DamagedSegmentError, NewerSegmentError
+
+
+class Recovery:
+    """The heirs' side of a process. Its methods belong to one thread at a time."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        packer: Packer,
+        reporter: Reporter,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._outbox = outbox
+        self._packer = packer
+        self._reporter = reporter
+        self._clock_ns = clock_ns
+        self._began_ns = clock_ns()
+        self._adopted: dict[Path, _Adopted] = {}
+        self._unreadable: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def is_needed(self, place: Path | None, own: Path | None) -> bool:
+        """Whether `place` holds folders besides this process's `own`, of processes alive or gone."""
+        try:
+            return place is not None and bool(self._others(place, own))
+        except OSError:
+            return False
+
+    def run(self, place: Path | None, own: Path | None) -> None:
+        """Puts the usage of processes that are gone into the outbox. Never raises; what does not work now is tried
+        again at the next call."""
+        if place is None:
+            return
+        try:
+            others = self._others(place, own)
+        except OSError as error:
+            self._reporter.error("recover", "usage of earlier processes cannot be looked for now: %s", error)
+            return
+        for path in others:
+            if self._outbox.full:
+                return
+            try:
+                folder = Folder.adopt(path)
+                if folder is not None:
+                    self._recover(folder)
+            except Exception as error:
+                self._reporter.error("recover", "usage in %s cannot be recovered now: %r", path, error)
+
+    def tell_of_other_credentials(self, place: Path) -> None:
+        """Warns of usage that this service left under another endpoint or credential: it is not sent with this one."""
+        service = place.name.rpartition("-")[0]
+        try:
+            for other in place.parent.glob(f"{service}-*"):
+                if other != place and other.name.rpartition("-")[0] == service and self._has_orphans(other):
+                    self._reporter.error(
+                        f"elsewhere.{other}",
+                        "usage of ended processes waits in %s for the endpoint and the headers it was recorded for: "
+                        "where only these have changed, move the folders in it to %s",
+                        other,
+                        place,
+                    )
+        except OSError as error:
+            self._reporter.error("recover", "usage of earlier processes cannot be looked for now: %s", error)
+
+    def release(self) -> None:
+        """Leaves what is not delivered to other processes."""
+        self._outbox.forget_others()
+        with self._lock:
+            left, self._adopted = self._adopted, {}
+        for adopted in left.values():
+            adopted.folder.release()
+
+    def close_inherited(self) -> None:
+        """In a forked child: let go of the locks that are the parent's."""
+        for adopted in self._adopted.values():
+            adopted.folder.release()
+
+    def _others(self, place: Path, own: Path | None) -> list[Path]:
+        return [p for p in folders_in(place) if p != own and p not in self._adopted and p not in self._unreadable]
+
+    def _has_orphans(self, place: Path) -> bool:
+        for path in folders_in(place):
+            folder = Folder.adopt(path)
+            if folder is not None:
+                folder.release()
+                return True
+        return False
+
+    def _recover(self, folder: Folder) -> None:
+        adopted = self._adopted[folder.path] = _Adopted(folder)
+        try:
+            folder.tidy(self._reporter)
+            packed = folder.numbers(PARCEL)
+            for number in sorted({*packed, *folder.numbers(SEGMENT)}):
+                with self._lock:
+                    adopted.open += 1
+                finished = _once(lambda: self._finished(adopted))
+                try:
+                    if number not in packed or not self._load(folder, number, finished):
+                        self._convert(folder, number, finished)
+                except (NewerSegmentError, NewerParcelError) as error:
+                    adopted.keep = True
+                    self._unreadable.add(folder.path)
+                    self._reporter.error(f"newer.{folder.path}", "usage in %s is left alone: %s", folder.path, error)
+                    finished()
+                except BaseException:
+                    finished()
+                    raise
+        except BaseException:
+            adopted.keep = True
+            raise
+        finally:
+            self._finished(adopted)  # for the one that it began with, so that it stayed open until here
+
+    def _load(self, folder: Folder, number: int, finished: Callable[[], None]) -> bool:
+        """Puts a parcel into the outbox. False, and it is set aside, when its segment is the better source."""
+        path = folder.segment(number)
+        try:
+            fault = self._packer.load(folder, number, own=False, finished=finished)
+        except NewerParcelError:
+            raise
+        except DamagedParcelError as error:
+            folder.set_aside(folder.parcel(number), str(error), self._reporter)
+            if path.exists():
+                return False
+            finished()
+            return True
+        if fault is None:
+            self._drop(folder, number, self._fault_of(path))
+        elif path.exists():
+            folder.set_aside(folder.parcel(number), fault, self._reporter)
+            return False
+        else:
+            self._repair(folder, number, fault)
+            self._packer.load(folder, number, own=False, finished=finished)
+        return True
+
+    def _convert(self, folder: Folder, number: int, finished: Callable[[], None]) -> None:
+        """Makes the parcel of a segment."""
+        path = folder.segment(number)
+        try:
+            contents = segment.read(path)
+            if not contents.end_ns:
+                segment.seal(path, self._end_of(contents))
+                contents = segment.read(path)
+            requests = list(requests_of(contents, b""))
+        except NewerSegmentError:
+            raise
+        except ValueError as error:
+            folder.set_aside(path, str(error), self._reporter)
+            finished()
+            return
+        fault = "a record's checksum is wrong; what stands before it is billed" if contents.damaged else None
+        self._packer.pack(
+            requests,
+            folder,
+            number,
+            own=False,
+            drop_segment=lambda: self._drop(folder, number, fault),
+            finished=finished,
+        )
+
+    def _end_of(self, contents: Contents) -> int:
+        """When the interval of a process that was killed ended: its last sign of life and one interval, at most now.
+
+        Not after this process began, where that is later than the sign of life: it may count under the same name.
+        """
+        alive_ns = max(contents.start_ns, contents.heartbeat_ns)
+        limit_ns = self._began_ns if self._began_ns > alive_ns else max(self._clock_ns(), alive_ns)
+        return max(min(alive_ns + contents.interval_ns, limit_ns), contents.start_ns + 1)
+
+    def _drop(self, folder: Folder, number: int, fault: str | None) -> None:
+        path = folder.segment(number)
+        if fault is None:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            folder.set_aside(path, fault, self._reporter)
+
+    def _fault_of(self, path: Path) -> str | None:
+        """What is wrong with a segment whose parcel is there, so that it is of no more use."""
+        try:
+            return "a record's checksum is wrong" if segment.read(path).damaged else None
+        except FileNotFoundError:
+            return None
+        except DamagedSegmentError as error:
+            return str(error)
+
+    def _repair(self, folder: Folder, number: int, fault: str) -> None:
+        """Replaces a damaged parcel by one with the requests that can be read, and keeps a copy of the damaged one."""
+        path = folder.parcel(number)
+        copy = path.with_name(path.name + ".copy")
+        shutil.copyfile(path, copy)
+        parcels.repair(path)
+        folder.set_aside(copy, fault, self._reporter)
+
+    def _finished(self, adopted: _Adopted) -> None:
+        with self._lock:
+            adopted.open -= 1
+            if adopted.open > 0 or self._adopted.get(adopted.folder.path) is not adopted:
+                return
+        if adopted.keep:
+            adopted.folder.release()
+        else:
+            adopted.folder.remove()
+        with self._lock:
+            self._adopted.pop(adopted.folder.path, None)
+
+
+class _Adopted:
+    """A folder of a process that is gone, and how many of its files are not done with. `keep`: there is something in it
+    that this process leaves to another one, or to its own next attempt."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.open = 1
+        self.keep = False
+
+
+def _once(function: Callable[[], None]) -> Callable[[], None]:
+    called: list[bool] = []
+
+    def once() -> None:
+        if not called:
+            called.append(True)
+            function()
+
+    return once
