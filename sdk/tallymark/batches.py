@@ -24,6 +24,9 @@ from tallymark.streams import attributes_of
 
 MAX_BATCH_POINTS: Final = 2_000
 
+SET_BACK_NS: Final = 1_000
+"""Length that an interval is given whose beginning the clock took back."""
+
 MAX_BATCH_BYTES: Final = 2 * 2**20
 """Half of gRPC's default limit of 4 MiB: a batch over the receiver's limit could never be sent."""
 
@@ -59,9 +62,13 @@ def requests_of(
     batch = _Batch(contents.producer or producer)
     for stream, total in total_of(contents).items():
         values = quantities.wire_parts(total)
-        end_ns = max(contents.end_ns, contents.start_ns + len(values))
+        if contents.end_ns < contents.start_ns:
+            # The clock has been set back: the beginning was in the future, the end is right.
+            begin_ns, end_ns = contents.end_ns - SET_BACK_NS, contents.end_ns
+        else:
+            begin_ns, end_ns = contents.start_ns, max(contents.end_ns, contents.start_ns + len(values))
         attributes = [KeyValue(key=name, value=any_value(value)) for name, value in attributes_of(stream).items()]
-        start_ns = contents.start_ns
+        start_ns = begin_ns
         for left, value in zip(reversed(range(len(values))), values, strict=True):
             point = NumberDataPoint(attributes=attributes, start_time_unix_nano=start_ns, time_unix_nano=end_ns - left)
             start_ns = end_ns - left

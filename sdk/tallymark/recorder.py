@@ -27,6 +27,9 @@ SPARE_NS: Final = 1_000
 """Half of the least length of an interval: room to tell several points of one stream apart by their times, and too
 little for a program that flushes all the time to run ahead of the clock."""
 
+MAX_BACKWARD_NS: Final = 60_000_000_000
+"""A clock that steps back less is waited for; the collector tolerates ten times as much."""
+
 
 class Recorder:
     """The sums since the last cut. `add` may be called from any thread, `cut` too.
@@ -110,12 +113,15 @@ class Recorder:
         nothing. The segments are frozen and have an end; each stream's points must come from one alone, or differ in
         their interval: the second, if any, lies in memory and after the first.
 
-        An interval's end lies after every earlier one, also when the wall clock has stepped back.
+        An interval's end lies after every earlier one, also when the wall clock has stepped back a little. Where it was
+        set back further, later intervals follow it: dated ahead, they would lie past the skew that a collector allows.
         """
         with self._cutting:
             if not self:
                 return []
             end_ns = max(now_ns, self._last_ns + 2 * SPARE_NS)
+            if now_ns < self._last_ns - MAX_BACKWARD_NS:
+                end_ns = now_ns
             fresh = self._new_segment(end_ns)
             with self._lock:
                 taken, spill = self._segment, self._spill

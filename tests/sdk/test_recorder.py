@@ -1,12 +1,15 @@
 import threading
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from tallymark.batches import requests_of
 from tallymark.meters import Meter
 from tallymark.quantities import EXACT, Exact, add, exact
 from tallymark.recorder import SPARE_NS, Recorder, by_meter, total_of
@@ -111,6 +114,25 @@ def test_a_cut_takes_everything_once_under_threads() -> None:
         thread.join()
     taken.extend(by_meter(*cut(recorder)).values())
     assert sum(taken) == each * threads * Decimal("1.5")
+
+
+def test_a_clock_that_was_hours_ahead_and_is_set_right_does_not_date_usage_in_the_future() -> None:
+    hour = 3600 * 1_000_000_000
+    recorder = Recorder(10 * hour)
+    recorder.add(stream(), 1)
+    ends = [c.end_ns for c in cut(recorder, 10 * hour + 5)]
+    spans = []
+    for now in (8 * hour, 8 * hour + 10, 8 * hour + 20):
+        recorder.add(stream(), 1)
+        for taken in cut(recorder, now):
+            [request] = requests_of(taken, b"")
+            message = ExportMetricsServiceRequest.FromString(request.body)
+            [number] = message.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
+            spans.append((number.start_time_unix_nano, number.time_unix_nano))
+            assert number.as_int == 1
+    assert ends == [10 * hour + 2 * SPARE_NS]
+    assert spans[0] == (8 * hour - 1_000, 8 * hour)
+    assert all(before[1] == after[0] < after[1] <= 8 * hour + 10_000 for before, after in pairwise(spans))
 
 
 def test_time_goes_forward_when_the_clock_steps_back() -> None:
