@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import grpc
 import psycopg
 import pytest
 
+from tests.support.collector import running
 from tests.support.usage import SECOND, number, request, sum_metric
 
 METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 REQUESTS = 60
 CLIENTS = 3
 KILLS = 8
-
-
-class Collector:
-    """A collector process that can be killed and started again on its port."""
-
-    def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
-        self.port = 0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tallymark_collector", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert self.process.stdout is not None
-        self.port = json.loads(self.process.stdout.readline())["port"]
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-@contextmanager
-def running(dsn: str) -> Iterator[Collector]:
-    collector = Collector(dsn)
-    collector.start()
-    try:
-        yield collector
-    finally:
-        collector.kill()
 
 
 def bodies(client: int, rng: random.Random) -> tuple[list[bytes], int]:

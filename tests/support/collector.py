@@ -1,0 +1,45 @@
+"""A collector as a process of its own, to be killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Collector:
+    """A collector process that can be killed and started again on its port."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tallymark_collector", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.process.stdout is not None
+        self.port = json.loads(self.process.stdout.readline())["port"]
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def running(dsn: str) -> Iterator[Collector]:
+    collector = Collector(dsn)
+    collector.start()
+    try:
+        yield collector
+    finally:
+        collector.kill()
