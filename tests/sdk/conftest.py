@@ -58,7 +58,7 @@ def fresh() -> Iterator[Runtime]:
 @pytest.fixture
 def settings(state_dir: Path) -> Callable[..., Settings]:
     def make(endpoint: str, **kwargs: Any) -> Settings:
-        given = {"endpoint": endpoint, "timeout_s": 0.5, "interval_s": 0.2, "state_dir": str(state_dir), **kwargs}
+        given = {"endpoint": endpoint, "timeout_s": 5.0, "interval_s": 0.2, "state_dir": str(state_dir), **kwargs}
         return Settings(**given)
 
     return make

@@ -160,12 +160,14 @@ def test_an_invalid_point_is_searched_for_and_the_others_are_delivered(
 def test_a_request_over_the_servers_limit_is_split(
     fresh: Runtime, serve_otlp: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names: list[str] = []
+    points: set[tuple[str, int, int, int]] = set()  # a half whose answer came late is sent again, the same
 
     def answer(request: bytes, context: grpc.ServicerContext) -> ExportMetricsServiceResponse:
         message = ExportMetricsServiceRequest.FromString(request)
         for metric in message.resource_metrics[0].scope_metrics[0].metrics:
-            names.extend(point.attributes[0].value.string_value for point in metric.sum.data_points)
+            for point in metric.sum.data_points:
+                name = point.attributes[0].value.string_value
+                points.add((name, point.start_time_unix_nano, point.time_unix_nano, point.as_int))
         return ExportMetricsServiceResponse()
 
     server = serve_otlp(answer, **{"grpc.max_receive_message_length": 20_000})
@@ -174,7 +176,7 @@ def test_a_request_over_the_servers_limit_is_split(
         with identify(account=f"account-{n}"):
             record("calls")
     assert flush(10)
-    assert sorted(names) == sorted(f"account-{n}" for n in range(1000))
+    assert sorted((name, value) for name, _, _, value in points) == sorted((f"account-{n}", 1) for n in range(1000))
 
 
 def test_an_answer_that_is_not_otlp_acknowledges_nothing(fresh: Runtime, serve_otlp: Any, settings: Any) -> None:
