@@ -116,7 +116,7 @@ def write_report(report: Report) -> None:
         write_differences(report.differences)
     if report.drifts:
         output.say(f"{len(report.drifts):,} cumulative streams where the increases are not what the totals say")
-        output.write_table(Drift._fields, report.drifts, ("billed", "sampled"))
+        write_drifts(report.drifts)
     if report.overlaps:
         more = f" (the first {MAX_OVERLAPS:,} are shown)" if len(report.overlaps) == MAX_OVERLAPS else ""
         output.say(f"{len(report.overlaps):,} intervals overlap the one before: two writers under one name{more}")
@@ -126,3 +126,8 @@ def write_report(report: Report) -> None:
 def write_differences(differences: Sequence[Difference]) -> None:
     """The differing buckets as a table."""
     output.write_table(Difference._fields, differences, ("raw", "aggregated"))
+
+
+def write_drifts(drifts: Sequence[Drift]) -> None:
+    """The differing streams as a table."""
+    output.write_table(Drift._fields, drifts, ("billed", "sampled"))

@@ -19,7 +19,7 @@ from tallymark_collector.billing.local_days import start_of_day
 from tallymark_collector.billing.money import grouped
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, day_or_instant, hours_touched
-from tallymark_collector.cli.audit import write_differences
+from tallymark_collector.cli.audit import write_differences, write_drifts
 from tallymark_collector.errors import UserError
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store
@@ -166,13 +166,17 @@ def _as_document(outcome: _Outcome) -> dict[str, Any]:
         return {
             "account": outcome.account,
             "differences": [found._asdict() for found in outcome.report.differences],
+            "drifts": [found._asdict() for found in outcome.report.drifts],
         }
     return {"account": outcome.account, "error": outcome.error}
 
 
 def _write(outcome: _Outcome) -> None:
-    if outcome.report is not None and outcome.differs:
-        write_differences(outcome.report.differences)
+    if outcome.report is not None:
+        if outcome.report.differences:
+            write_differences(outcome.report.differences)
+        if outcome.report.drifts:
+            write_drifts(outcome.report.drifts)
     priced = outcome.invoice
     if priced is None:
         return

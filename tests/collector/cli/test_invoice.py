@@ -119,6 +119,24 @@ def test_no_invoice_on_a_difference(run: Run, dsn: str) -> None:
 
 
 @pytest.mark.usefixtures("billed")
+def test_no_invoice_where_increases_are_not_what_the_totals_say(run: Run, dsn: str) -> None:
+    """The cached hours are right about the points; the points are not what the producer sent."""
+    execute(
+        dsn,
+        "INSERT INTO tallymark.usage_sample SELECT account, stream, 1, 2, 99 FROM tallymark.usage_stream"
+        " WHERE account = 'acme'",
+    )
+    result = run("invoice", "--account", "acme", "--at", "2024-03-15", "--json")
+    assert result.exit_code == 1
+    acme = json.loads(result.stdout)
+    assert (acme["differences"], [drift["sampled"] for drift in acme["drifts"]]) == ([], ["99"])
+    assert "total" not in acme
+    shown = run("invoice", "--account", "acme", "--at", "2024-03-15")
+    assert shown.exit_code == 1
+    assert "sampled" in shown.stdout
+
+
+@pytest.mark.usefixtures("billed")
 def test_an_account_that_cannot_be_priced_does_not_hide_the_others(run: Run, dsn: str) -> None:
     execute(dsn, "DELETE FROM plan_version WHERE plan = 'pro'")
     result = run("invoice", "--at", "2024-03-15", "--json")
