@@ -20,6 +20,7 @@ from typing import Final
 import grpc
 import psycopg
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from rich.table import Table
 
 from tallymark import conventions
@@ -113,7 +114,7 @@ def _requests(size: int) -> Iterator[bytes]:
             request, metric = _empty()
 
 
-def _empty():  # type: ignore[no-untyped-def]
+def _empty() -> tuple[ExportMetricsServiceRequest, Metric]:
     request = ExportMetricsServiceRequest()
     resource = request.resource_metrics.add()
     for key, text in ((conventions.SERVICE_NAME, "shop"), (conventions.SERVICE_INSTANCE, "bench")):

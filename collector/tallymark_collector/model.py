@@ -239,16 +239,17 @@ def attributes_json(attributes: Attributes) -> str:
     return json.dumps(_plain(attributes), ensure_ascii=False, separators=(",", ":"))
 
 
-def _without_nul(text: str) -> str:
+def without_nul(text: str) -> str:
+    """The text with U+FFFD for each NUL, which PostgreSQL's text and jsonb cannot hold."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _plain(value: AttributeValue) -> object:
     match value:
         case Attributes():
-            return {_without_nul(key): _plain(item) for key, item in value}
+            return {without_nul(key): _plain(item) for key, item in value}
         case str():
-            return _without_nul(value)
+            return without_nul(value)
         case bytes():
             return value.hex()
         case tuple():

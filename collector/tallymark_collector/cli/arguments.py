@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timezone
 from typing import Annotated, Final
 
 import typer
 
 from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY
 from tallymark_collector.errors import UserError
+from tallymark_collector.query.usage import hour_from, hour_until
 
 DatabaseOption = Annotated[
     str | None,
@@ -37,8 +38,6 @@ _TIME: Final = re.compile(
     r"(?P<zone>[Zz]|[+-]\d\d:?\d\d)?",
     re.ASCII,
 )
-_HOUR: Final = timedelta(hours=1)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def day_or_instant(text: str, option: str) -> date | datetime:
@@ -68,7 +67,7 @@ def time_range(since: str | None, until: str | None) -> tuple[datetime | None, d
 
 def hours_touched(start: datetime, end: datetime) -> tuple[datetime, datetime]:
     """The whole UTC hours that have any of `[start, end)` in them."""
-    return (start - _EPOCH) // _HOUR * _HOUR + _EPOCH, -(-(end - _EPOCH) // _HOUR) * _HOUR + _EPOCH
+    return hour_until(start), hour_from(end)
 
 
 def _midnight(moment: date | datetime) -> datetime:

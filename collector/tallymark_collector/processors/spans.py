@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.model import AttributeValue, Evidence, Quarantined, Reason, Refusal
+from tallymark_collector.model import AttributeValue, Evidence, Quarantined, Reason, Refusal, without_nul
 from tallymark_collector.processors import validation
 
 _TRACE_ID_BYTES: Final = 16
@@ -127,7 +127,7 @@ def _read(
 
 
 def _text(value: AttributeValue) -> str:
-    return str(value)[:_MAX_TEXT].replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return without_nul(str(value)[:_MAX_TEXT])
 
 
 def read_quantity(value: AttributeValue) -> Decimal | Refusal:

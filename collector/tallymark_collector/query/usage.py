@@ -109,8 +109,17 @@ def split(start: datetime, end: datetime) -> tuple[Span, list[Span]]:
             raise UserError(f"{instant.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
     if end < start:
         raise UserError(f"the range ends ({end.isoformat()}) before it starts ({start.isoformat()})")
-    first = -(-(start - _EPOCH) // _HOUR) * _HOUR + _EPOCH
-    last = (end - _EPOCH) // _HOUR * _HOUR + _EPOCH
+    first, last = hour_from(start), hour_until(end)
     if first > last:
         return (last, last), [(start, end)]
     return (first, last), [edge for edge in ((start, first), (last, end)) if edge[0] < edge[1]]
+
+
+def hour_until(instant: datetime) -> datetime:
+    """The last whole UTC hour that begins at or before the instant."""
+    return (instant - _EPOCH) // _HOUR * _HOUR + _EPOCH
+
+
+def hour_from(instant: datetime) -> datetime:
+    """The first whole UTC hour that begins at or after the instant."""
+    return -(-(instant - _EPOCH) // _HOUR) * _HOUR + _EPOCH

@@ -12,10 +12,10 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 
@@ -27,6 +27,9 @@ from tallymark_collector.store.database import POOL_SIZE, Connection, Database, 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
 """A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
 server's restart every connection of the pool may be dead."""
+
+
+T = TypeVar("T")
 
 
 class Store:
@@ -55,18 +58,16 @@ class Store:
         Data that the database cannot hold, whatever it is, would be sent for ever by a client that is told to retry:
         the batch is then halved until what cannot be held stands alone, and that goes to quarantine.
         """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                async with self._database.connection() as connection:
-                    return await writer.write(connection, batch, self._dictionaries)
-            except StoreUnavailable as error:
-                if attempt == MAX_ATTEMPTS or not is_worth_another_try(error.__cause__):
-                    raise
-            except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
-                halves = writer.halved(batch, error)
-                apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
-                return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
-        raise AssertionError("the loop returns or raises")
+        try:
+            return await _tried_again(lambda: self._write(batch))
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
+            halves = writer.halved(batch, error)
+            apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
+            return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
+
+    async def _write(self, batch: Batch) -> WriteResult:
+        async with self._database.connection() as connection:
+            return await writer.write(connection, batch, self._dictionaries)
 
     async def refresh(self, limit: int = hours.BATCH) -> int:
         """Recomputes up to `limit` account-hours that have new points; returns how many it did."""
@@ -82,25 +83,30 @@ class Store:
     async def reading(self) -> AsyncIterator[Connection]:
         """A connection whose statements all see one moment of the database and cannot write."""
         async with AsyncExitStack() as stack:
-            yield await self._begin_reading(stack)
+            # Here dead connections are found and dropped: a reader's own statements cannot be tried again for it.
+            yield await _tried_again(lambda: self._begin_reading(stack))
 
     async def _begin_reading(self, stack: AsyncExitStack) -> Connection:
-        """Dead connections are found and dropped here: a reader's own statements cannot be tried again for it."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                async with AsyncExitStack() as beginning:
-                    connection = await beginning.enter_async_context(self._database.connection())
-                    await beginning.enter_async_context(connection.transaction())
-                    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                    stack.push_async_exit(beginning.pop_all())
-                    return connection
-            except StoreUnavailable as error:
-                if attempt == MAX_ATTEMPTS or not is_worth_another_try(error.__cause__):
-                    raise
-        raise AssertionError("the loop returns or raises")
+        async with AsyncExitStack() as beginning:
+            connection = await beginning.enter_async_context(self._database.connection())
+            await beginning.enter_async_context(connection.transaction())
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            stack.push_async_exit(beginning.pop_all())
+            return connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection in a transaction, for plans and subscriptions."""
         async with self._database.connection() as connection, connection.transaction():
             yield connection
+
+
+async def _tried_again(work: Callable[[], Awaitable[T]]) -> T:
+    """The work's result, tried up to `MAX_ATTEMPTS` times where another try may succeed at once."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return await work()
+        except StoreUnavailable as error:
+            if attempt == MAX_ATTEMPTS or not is_worth_another_try(error.__cause__):
+                raise
+    raise AssertionError("the loop returns or raises")

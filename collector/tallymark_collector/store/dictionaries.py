@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 from tallymark import conventions
-from tallymark_collector.model import Series, Stream, attributes_json
+from tallymark_collector.model import Series, Stream, attributes_json, without_nul
 from tallymark_collector.store.database import Connection
 
 MAX_REMEMBERED: Final = 500_000
@@ -81,7 +81,7 @@ def _stream_row(stream: Stream) -> tuple[object, ...]:
         series.id,
         series.tenant,
         int(stream.temporality),
-        stream.scope_name.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        without_nul(stream.scope_name),
         attributes_json(stream.resource),
     )
 

@@ -29,6 +29,7 @@ from tallymark_collector.model import (
     Temporality,
     WriteResult,
     attributes_json,
+    without_nul,
 )
 from tallymark_collector.store import dictionaries, hours, rows, samples
 from tallymark_collector.store.database import Connection
@@ -192,17 +193,13 @@ def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, 
         digest.update(len(piece).to_bytes(8, "big") + piece)
     in_range = 0 < item.time_ns < 2**63
     return (
-        _storable(item.account),
+        without_nul(item.account),
         digest.digest(),
         item.tenant,
-        _storable(item.meter),
+        without_nul(item.meter),
         reason.value,
-        _storable(detail),
+        without_nul(detail),
         item.signal,
         rows.timestamp(item.time_ns) if in_range else None,
         item.payload,
     )
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
