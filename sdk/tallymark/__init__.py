@@ -7,8 +7,9 @@
 
 The main path of a unit of usage, one module a step:
 
-1. `decorators` runs the handler, then asks `calls` what the call was and `identity` whom it is for;
-2. `usage` hands the exact quantity (`quantities`) to the `recorder`, which adds it to a sum in a memory-mapped file
+1. `decorators` runs the handler (`tracked`), then its `tallies` ask `calls` what the call was, `measure` how much it
+   used, and `identity` whom it is for;
+2. `recording` hands the exact quantity (`quantities`) to the `recorder`, which adds it to a sum in a memory-mapped file
    (`segment`), and to the current span (`spans`), the evidence;
 3. each interval (`exporting`) the `journal` cuts: the sums of (start, end] become OTLP requests (`batches`) in a file
    (`parcels`), which are in the `outbox` from then on;
@@ -22,8 +23,9 @@ process that is killed leaves its files in its `folder`, and the next one delive
 from tallymark.decorators import track_usage
 from tallymark.errors import DeclarationError, SettingsError, TallymarkError
 from tallymark.identity import identify
+from tallymark.inside import usage
+from tallymark.recording import record
 from tallymark.runtime import VERSION, configure, flush, shutdown
-from tallymark.usage import record
 
 __version__ = VERSION
 
@@ -31,11 +33,11 @@ __all__ = [
     "DeclarationError",
     "SettingsError",
     "TallymarkError",
-    "__version__",
     "configure",
     "flush",
     "identify",
     "record",
     "shutdown",
     "track_usage",
+    "usage",
 ]

@@ -1,13 +1,17 @@
-"""What a call was: its HTTP method, route and status, as the framework knows them when usage is recorded.
+"""A call that a server is serving: what it is, for as long as it lasts, and what waits for its end.
 
-An integration puts a `Call` into `current_call` for as long as it serves a request. Everything is asked at the time
-of recording, because a middleware runs before the router has found the route.
+An integration puts a `Call` into `current_call` while it serves a request, a remote procedure call or a task. What the
+call was is asked at the time of recording, because a middleware runs before the router has found the route.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Final, cast
+
+from tallymark import conventions
+from tallymark.dimensions import Value
 
 if TYPE_CHECKING:
     from tallymark.identity import Held
@@ -17,15 +21,92 @@ OTHER_METHOD: Final = "_OTHER"
 # RFC 9110, PATCH (RFC 5789) and QUERY: the methods that OpenTelemetry's conventions know.
 METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
+MAX_WAITING: Final = 1_000
+"""Recordings that one call may keep until its end; past it they are made at once."""
+
+Description = tuple[object, ...]
+"""What a call was, as a short key; `attributes_of` of the class that made it turns it into attributes."""
+
+NO_ARGUMENTS: Final[Mapping[str, object]] = {}
+
 
 class Call:
-    """A request being served. Integrations derive from it; each answer may be None where it is not known."""
+    """A call being served. Integrations derive from it."""
 
-    __slots__ = ("published",)
+    __slots__ = ("_ended", "_waiting", "identified", "published", "request_bytes", "response_bytes")
 
     def __init__(self) -> None:
-        # Identities set in the request's worker threads, newest first: see tallymark.identity.
+        # Identities set in the call's worker threads, newest first: see tallymark.identity.
         self.published: Held | None = None
+        self.identified: Held | None = None
+        """Who was identified last, wherever in the call that was."""
+        self.request_bytes: int | None = None
+        """Bytes of the request's body that the service has received so far; None where nobody counts them."""
+        self.response_bytes: int | None = None
+        """Bytes of the answer's body that have been sent so far; None where nobody counts them."""
+        self._waiting: list[tuple[Context, Callable[[], None]]] = []
+        self._ended = False
+
+    def describe(
+        self, result: object, error: BaseException | None, arguments: Mapping[str, object] = NO_ARGUMENTS
+    ) -> Description:
+        """What the call was, if it ends so in a handler that was given these keyword arguments."""
+        return (error_name(error),)
+
+    def describe_running(self) -> Description:
+        """What is known of the call while it runs."""
+        return (None,)
+
+    @staticmethod
+    def attributes_of(description: Description) -> Mapping[str, Value | None]:
+        """The attributes of a description; None where one is not known."""
+        (error_type,) = cast("tuple[str | None]", description)
+        return {conventions.ERROR_TYPE: error_type}
+
+    def status(
+        self, result: object = None, error: BaseException | None = None, arguments: Mapping[str, object] = NO_ARGUMENTS
+    ) -> int | None:
+        """The status of the answer: the one that was sent, else the one that such an end of the handler would give it;
+        None where there is none."""
+        return None
+
+    def decides_later(self, error: BaseException) -> bool:
+        """Whether only the end of the call tells what the answer to this error is."""
+        return False
+
+    def at_end(self, function: Callable[[], None]) -> bool:
+        """Calls `function`, in a copy of this context, when the answer has been sent. False where it cannot wait: the
+        call has ended, or too many wait already."""
+        if self._ended or len(self._waiting) >= MAX_WAITING:
+            return False
+        self._waiting.append((copy_context(), function))
+        return True
+
+    def end(self) -> None:
+        """For integrations: the answer has been sent, or never will be. Again: nothing happens."""
+        self._ended = True
+        while self._waiting:
+            context, function = self._waiting.pop(0)
+            context.run(function)
+
+
+_HTTP_ATTRIBUTES: Final = (
+    conventions.HTTP_METHOD,
+    conventions.HTTP_ROUTE,
+    conventions.HTTP_STATUS,
+    conventions.ERROR_TYPE,
+)
+
+
+class HttpCall(Call):
+    """An HTTP request being served. Each answer may be None where it is not known."""
+
+    __slots__ = ("sent_status",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent_status: int | None = None
+        """The status that went out, from when it does."""
 
     def method(self) -> str | None:
         """`http.request.method`, `_OTHER` for a method that OpenTelemetry does not know."""
@@ -35,12 +116,58 @@ class Call:
         """`http.route`: the template that matched, never the concrete path."""
         return None
 
-    def status(self) -> int:
+    def default_status(self) -> int:
         """The status of an answer that names none itself."""
         return 200
 
+    def status_of(self, result: object, arguments: Mapping[str, object]) -> int | None:
+        """The status that a handler's result, or one of its arguments, gives the answer; None where none does."""
+        return status_of(result)
+
+    def status(
+        self, result: object = None, error: BaseException | None = None, arguments: Mapping[str, object] = NO_ARGUMENTS
+    ) -> int | None:
+        if self.sent_status is not None:
+            return self.sent_status
+        if error is None:
+            return self.status_of(result, arguments) or self.default_status()
+        return (status_of(error) or 500) if isinstance(error, Exception) else None
+
+    def decides_later(self, error: BaseException) -> bool:
+        """The service may have a handler for exceptions that name no status themselves."""
+        return isinstance(error, Exception) and status_of(error) is None and self.sent_status is None
+
+    def describe(
+        self, result: object, error: BaseException | None, arguments: Mapping[str, object] = NO_ARGUMENTS
+    ) -> Description:
+        """(method, route, status, error type).
+
+        `error.type` is there on failures only: an exception gives its class, unless the answer is a refusal (4xx); a
+        result of 500 and above gives its status. What is not an `Exception` (a cancelled task) sent no answer and has
+        no status, unless one went out before.
+        """
+        status = self.status(result, error, arguments)
+        if error is None:
+            failure = str(status) if status is not None and status >= 500 else None
+        else:
+            # An answer that had begun as a success and then broke off is a failure; a refusal (4xx) is none.
+            failure = None if status is not None and 400 <= status < 500 else error_name(error)
+        return self.method(), self.route(), status, failure
+
+    def describe_running(self) -> Description:
+        return self.method(), self.route(), None, None
+
+    @staticmethod
+    def attributes_of(description: Description) -> Mapping[str, Value | None]:
+        return dict(zip(_HTTP_ATTRIBUTES, cast("tuple[str | int | None, ...]", description), strict=True))
+
 
 current_call: ContextVar[Call | None] = ContextVar("tallymark_call", default=None)
+
+
+def error_name(error: BaseException | None) -> str | None:
+    """`error.type` of an exception."""
+    return None if error is None else type(error).__qualname__
 
 
 def status_of(outcome: object) -> int | None:
@@ -50,24 +177,3 @@ def status_of(outcome: object) -> int | None:
     except Exception:
         return None
     return int(status) if isinstance(status, int) and 100 <= status <= 599 else None
-
-
-def describe(
-    call: Call | None, result: object, error: BaseException | None
-) -> tuple[str | None, str | None, int | None, str | None]:
-    """(method, route, status, error type) of a call that ended with `result`, or with `error`.
-
-    `error.type` is there on failures only: an exception that is not an HTTP answer gives its class, as does one of
-    500 and above; a result of 500 and above gives its status. Outside an HTTP call every exception is a failure.
-    What is not an `Exception` (a cancelled task) sent no answer and has no status.
-    """
-    if call is None:
-        return None, None, None, None if error is None else type(error).__qualname__
-    method, route = call.method(), call.route()
-    if error is None:
-        status = status_of(result) or call.status()
-        return method, route, status, str(status) if status >= 500 else None
-    if not isinstance(error, Exception):
-        return method, route, None, type(error).__qualname__
-    status = status_of(error) or 500
-    return method, route, status, type(error).__qualname__ if status >= 500 else None

@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from tallymark import conventions
-
 Value = str | bool | int | float
 Dimension = tuple[str, str, Value]
 """(name, type on the wire, value)"""
@@ -86,19 +84,12 @@ def from_mapping(attributes: Mapping[str, object]) -> tuple[Dimensions, list[str
     return tuple(sorted(good, key=_name_of)), problems
 
 
-def of_call(
-    method: str | None, route: str | None, status: int | None, error_type: str | None, own: Dimensions
-) -> Dimensions:
+def of_call(attributes: Mapping[str, Value | None], own: Dimensions = ()) -> Dimensions:
     """The dimensions of a call: OpenTelemetry's attributes where they are known, under the meter's own."""
     items: dict[str, Dimension] = {}
-    if method is not None:
-        items[conventions.HTTP_METHOD] = (conventions.HTTP_METHOD, "string", method)
-    if route is not None:
-        items[conventions.HTTP_ROUTE] = (conventions.HTTP_ROUTE, "string", route)
-    if status is not None:
-        items[conventions.HTTP_STATUS] = (conventions.HTTP_STATUS, "int", status)
-    if error_type is not None:
-        items[conventions.ERROR_TYPE] = (conventions.ERROR_TYPE, "string", error_type)
+    for name, value in attributes.items():
+        if value is not None:
+            items[name] = (name, "string" if isinstance(value, str) else "int", value)
     for item in own:
         items[item[0]] = item
     return tuple(sorted(items.values(), key=_name_of))

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -117,29 +115,15 @@ def identify(
     outer = current_held.get()
     held = Held(Identity(new_account, new_user, new_plan))
     call = current_call.get()
-    if call is not None and _in_worker_thread():
-        held.base = outer.base or outer
-        held.outer = outer
-        held.previous = call.published
-        call.published = held
+    if call is not None:
+        call.identified = held
+        if _in_worker_thread():
+            held.base = outer.base or outer
+            held.outer = outer
+            held.previous = call.published
+            call.published = held
     current_held.set(held)
     return Identified(held, outer)
-
-
-@contextmanager
-def serving(call: Call) -> Iterator[None]:
-    """For integrations: `call` is current inside, and nobody is identified at its start.
-
-    Servers may start a request's task from the one before it on the same connection (uvicorn does, for pipelined
-    requests), and a task inherits its maker's context: the other request's account must not come along.
-    """
-    call_before = current_call.set(call)
-    held_before = current_held.set(Held(NOBODY))
-    try:
-        yield
-    finally:
-        current_held.reset(held_before)
-        current_call.reset(call_before)
 
 
 def _published_over(held: Held, call: Call) -> Identity:

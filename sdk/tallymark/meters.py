@@ -22,7 +22,7 @@ class Meter:
     key that every recorded call looks up.
     """
 
-    __slots__ = ("name", "unit")
+    __slots__ = ("name", "unit", "uses")
 
     def __init__(self, name: str, unit: str) -> None:
         """Raises DeclarationError when the name or the unit is not OpenTelemetry's."""
@@ -39,6 +39,8 @@ class Meter:
             raise DeclarationError(f"meter {name!r}: unit {unit!r} holds a character that does not print")
         self.name = name
         self.unit = unit
+        self.uses = 0
+        """Functions and middlewares that count by it: where it is one, none of its calls can be inside another."""
 
     def __repr__(self) -> str:
         return f"Meter({self.name!r}, {self.unit!r})"

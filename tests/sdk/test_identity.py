@@ -13,7 +13,8 @@ import pytest
 
 from tallymark import identify, record
 from tallymark.calls import Call
-from tallymark.identity import MAX_IDENTITY_LENGTH, Identity, current_identity, serving
+from tallymark.identity import MAX_IDENTITY_LENGTH, Identity, current_identity
+from tallymark.integrations.serving import serving
 from tallymark.testing import capture_usage
 
 

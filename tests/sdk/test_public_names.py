@@ -10,13 +10,13 @@ def test_public_names() -> None:
         "DeclarationError",
         "SettingsError",
         "TallymarkError",
-        "__version__",
         "configure",
         "flush",
         "identify",
         "record",
         "shutdown",
         "track_usage",
+        "usage",
     ]
     assert all(hasattr(tallymark, name) for name in tallymark.__all__)
     assert tallymark.__version__ == importlib.metadata.version("tallymark")

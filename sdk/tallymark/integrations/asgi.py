@@ -5,20 +5,18 @@ app.add_middleware(UsageMiddleware, identify=lambda scope: {"account": account_o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, cast
 
-from tallymark import runtime
-from tallymark.calls import METHODS, OTHER_METHOD, Call
-from tallymark.identity import Identity, identify, serving
+from tallymark.calls import METHODS, OTHER_METHOD, HttpCall
+from tallymark.decorators import UsageTracker
+from tallymark.integrations.serving import Requests, Resolver
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Resolver = Callable[[Scope], "Identity | Mapping[str, str | None] | None"]
 
-_FIELDS: Final = ("account", "user", "plan")
 _MOUNT_TAIL: Final = "/{path}"
 
 
@@ -29,30 +27,53 @@ class UsageMiddleware:
     mapping with any of account, user and plan, or None when that is not known yet. It must not block. When it raises,
     the request goes on and its usage is recorded without an account. Handlers and dependencies, synchronous ones
     too, may call `tallymark.identify()` later.
+
+    `track`: what `track_usage()` made, to count every request by, also one that finds no route, is refused or fails
+    before it reaches a handler. It counts when the answer has been sent, by the status that went out.
     """
 
-    def __init__(self, app: App, identify: Resolver | None = None) -> None:
+    def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Iterable[UsageTracker] = ()) -> None:
         self.app = app
-        self._resolver = identify
+        self._requests = Requests("UsageMiddleware", identify, track)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        with serving(AsgiCall(scope)):
-            if self._resolver is not None:
-                _identify_by(self._resolver, scope)
+        call = AsgiCall(scope)
+
+        async def counted_receive() -> MutableMapping[str, Any]:
+            message = await receive()
+            if message["type"] == "http.request":
+                call.request_bytes += len(message.get("body", b""))
+            return message
+
+        async def counted_send(message: MutableMapping[str, Any]) -> None:
+            await send(message)
+            if message["type"] == "http.response.body":
+                call.response_bytes += len(message.get("body", b""))
+            elif message["type"] == "http.response.start":
+                call.sent_status = message["status"]
+
+        served = self._requests.begin(call, scope)
+        try:
             # The scope itself, not a copy: routers write the matched route into it.
-            await self.app(scope, receive, send)
+            await self.app(scope, counted_receive, counted_send)
+        except BaseException as error:
+            served.end(error)
+            raise
+        served.end()
 
 
-class AsgiCall(Call):
+class AsgiCall(HttpCall):
     """A request as its scope describes it."""
 
     __slots__ = ("_scope",)
 
     def __init__(self, scope: Scope) -> None:
         super().__init__()
+        self.request_bytes: int = 0
+        self.response_bytes: int = 0
         self._scope = scope
 
     def method(self) -> str | None:
@@ -62,7 +83,7 @@ class AsgiCall(Call):
     def route(self) -> str | None:
         return route_template(self._scope)
 
-    def status(self) -> int:
+    def default_status(self) -> int:
         status = getattr(_matched(self._scope), "status_code", None)
         return status if isinstance(status, int) else 200
 
@@ -133,20 +154,3 @@ def _mount_template(routes: Iterable[Any], mounted_at: str) -> str | None:
         if template is not None:
             return template
     return None
-
-
-def _identify_by(resolver: Resolver, scope: Scope) -> None:
-    try:
-        found = resolver(scope)
-        if isinstance(found, Identity):
-            identify(found.account, found.user, found.plan)
-        elif found is not None:
-            identify(**{field: found[field] for field in _FIELDS if field in found})
-    except Exception as error:
-        identify(None, None, None)
-        runtime.current().reporter.error(
-            "resolver",
-            "UsageMiddleware's identify function raised; the request is recorded without an account: %s",
-            type(error).__name__,
-            exc_info=error,
-        )

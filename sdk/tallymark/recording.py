@@ -40,13 +40,14 @@ def record(
         into.reporter.error("record", "usage is not recorded: %s", type(error).__name__, exc_info=error)
         return
     call = current_call.get()
+    about: Mapping[str, Value | None] = {}
     try:
-        method, route = (None, None) if call is None else (call.method(), call.route())
+        if call is not None:
+            about = call.attributes_of(call.describe_running())
     except Exception as error:
         into.reporter.error("call", "the request could not be described: %s", type(error).__name__, exc_info=error)
-        method = route = None
     own = checked_attributes(into, known, attributes) if attributes else ()
-    count(into, into.series.of(known, of_call(method, route, None, None, own)), quantity)
+    count(into, into.series.of(known, of_call(about, own)), quantity)
 
 
 def count(into: Runtime, series: Series, quantity: object) -> None:
