@@ -12,7 +12,7 @@ The main path of a unit of usage, one module a step:
 2. `recording` hands the exact quantity (`quantities`) to the `recorder`, which adds it to a sum in a memory-mapped file
    (`segment`), and to the current span (`spans`), the evidence;
 3. each interval (`exporting`) the `journal` cuts: the sums of (start, end] become OTLP requests (`batches`) in a file
-   (`parcels`), which are in the `outbox` from then on;
+   (`parcels`), which are in the `outbox` from then on, and with them what proves that nothing is missing (`totals`);
 4. `delivery` sends them (`sending`), unchanged each time, until the collector has acknowledged them.
 
 What is recorded goes out exactly once, or is reported: nothing raises in a handler, nothing is dropped in silence. A

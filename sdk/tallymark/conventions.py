@@ -25,6 +25,29 @@ METER_PREFIX: Final = "tallymark.meter."
 USAGE_EVENT: Final = "tallymark.usage"
 """Span event that carries usage of an account other than the one named on the span itself."""
 
+CONTROL_SCOPE: Final = "tallymark.control"
+"""Instrumentation scope of what the SDK says about the usage that it sends: never usage itself."""
+
+CONTROL_TOTAL: Final = "tallymark.control.total"
+"""Cumulative sum: what this producer has recorded of a meter since its run began. A total that one value cannot carry
+exactly is the sum of several points, which are told apart by `CONTROL_PART`."""
+
+CONTROL_CLOSED: Final = "tallymark.control.closed"
+"""Cumulative sum of 1: the run ended, and its totals at this time are its last."""
+
+CONTROL_EVIDENCE: Final = "tallymark.control.evidence"
+"""Delta sum: how much of an account's usage of a meter was written on spans that are recorded and sampled."""
+
+CONTROL_METER: Final = "tallymark.control.meter"
+CONTROL_UNIT: Final = "tallymark.control.unit"
+CONTROL_ACCOUNT: Final = "tallymark.control.account"
+"""Not `ACCOUNT`: a point that carries that is taken for usage."""
+
+CONTROL_PART: Final = "tallymark.control.part"
+"""Which of `CONTROL_PARTS` points of one total this is, from 0; absent where the total is one point."""
+
+CONTROL_PARTS: Final = "tallymark.control.parts"
+
 HTTP_ROUTE: Final = "http.route"
 HTTP_METHOD: Final = "http.request.method"
 HTTP_STATUS: Final = "http.response.status_code"

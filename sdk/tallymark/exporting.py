@@ -119,10 +119,12 @@ class UsageExporter:
             return self._delivery.rejections <= told
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Flush as above, use what is left of the time for usage of dead processes, then end the threads and close the
-        channel. Again: nothing happens."""
+        """Flush as above, note that this producer ends here, use what is left of the time for usage of dead processes,
+        then end the threads and close the channel. Again: nothing happens."""
         deadline = time.monotonic() + timeout_s
         delivered = self.flush(timeout_s)
+        if self._note_end():
+            self.flush(max(deadline - time.monotonic(), 0.0))
         with self._changed:
             while self._threads and not self._away and self._outbox.batches(own=False) and not self._stopping:
                 left = deadline - time.monotonic()
@@ -136,6 +138,15 @@ class UsageExporter:
             if thread is not threading.current_thread():
                 thread.join(max(0.1, deadline - time.monotonic()))
         return delivered
+
+    def _note_end(self) -> bool:
+        """True when a note was put into the outbox. Where usage is left, whoever delivers that notes the end."""
+        with self._cutting:
+            try:
+                return self._is_delivered() and self._journal.note_end(self._recorder)
+            except Exception as error:
+                self._reporter.error("end", "the end of the process could not be noted: %r", error, exc_info=error)
+                return False
 
     def _is_delivered(self) -> bool:
         return not self._recorder and not self._journal.unconverted() and not self._outbox.batches()

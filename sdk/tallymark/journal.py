@@ -16,17 +16,23 @@ Without room on the disk the requests are kept in memory, and the segment stays 
 again after a crash, the same segment gives the same points: its end stands in it, and the conversion is a function of
 its contents alone.
 
+What the producer had recorded before an interval stands in its segment as well (`tallymark.totals`), for the control
+totals: in the first one from the start, in each later one as soon as the sums of the one before are known, and before
+that one is converted. Of a process killed in between, the heir finds both.
+
 SIGTERM that nobody handles ends a process without a last delivery. No handler is installed, for that is the
 service's affair: what was recorded is here, and the next process delivers it.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tallymark.batches import requests_of
+from tallymark import totals
+from tallymark.batches import closing_requests, requests_of
 from tallymark.folder import Folder
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
@@ -34,6 +40,7 @@ from tallymark.quantities import Exact
 from tallymark.recorder import Recorder, by_meter
 from tallymark.reporting import Reporter
 from tallymark.segment import Segment
+from tallymark.totals import Totals
 
 
 class Journal:
@@ -56,6 +63,11 @@ class Journal:
         self._folder: Folder | None = None
         self._number = 0
         self._frozen: list[Segment] = []
+        # What each producer that this process has been had recorded at the last cut; a new configuration may make it
+        # another one.
+        self._totals: dict[bytes, Totals] = {}
+        self._closed: dict[bytes, Totals] = {}
+        self._cutter = 0
 
     def open(self, place: Path | None, producer: bytes, interval_ns: int, recorder: Recorder) -> None:
         """From here on folders stand in `place`; None keeps everything in memory. `producer` is the record that says
@@ -66,10 +78,13 @@ class Journal:
             except OSError as error:
                 self._reporter.error("move", "usage stays in %s, it cannot be moved: %s", self._folder.path, error)
         self._place, self._producer, self._interval_ns = place, producer, interval_ns
-        if self._let_go(recorder):
-            return
         try:
-            self.cut(recorder)
+            if not self._let_go(recorder):
+                self.cut(recorder)
+            for earlier in [known for known in self._totals if known != producer]:
+                self._close_producer(earlier)
+                del self._totals[earlier]
+                self._closed.pop(earlier, None)
         except Exception as error:
             self._reporter.error("cut", "usage is kept until it can be converted: %r", error, exc_info=error)
 
@@ -84,23 +99,67 @@ class Journal:
                 if self._folder is None:
                     self._folder = Folder.create(self._place)
                 path = self._folder.segment(number)
-                return Segment(path, start_ns, self._interval_ns, self._producer, number)
+                return self._with_base(Segment(path, start_ns, self._interval_ns, self._producer, number))
             except OSError as error:
                 self._packer.not_durable(error)
-        return Segment(None, start_ns, self._interval_ns, self._producer, number)
+        return self._with_base(Segment(None, start_ns, self._interval_ns, self._producer, number))
+
+    def _with_base(self, segment: Segment) -> Segment:
+        # At a cut the sums before it are not known yet: they stop changing when the segments are exchanged.
+        if self._cutter != threading.get_ident():
+            segment.carry(totals.encode(self._base(self._producer, segment.start_ns)))
+        return segment
+
+    def _base(self, producer: bytes, start_ns: int) -> Totals:
+        return self._totals.get(producer) or Totals.zero(start_ns)
 
     def cut(self, recorder: Recorder) -> int:
         """Puts what was recorded into the outbox; returns the number of sums. What an error stops is kept, and
         converted by the next call."""
-        for frozen in recorder.cut(self._clock_ns()):
+        self._cutter = threading.get_ident()
+        try:
+            taken = recorder.cut(self._clock_ns())
+        finally:
+            self._cutter = 0
+        for frozen in taken:
             if not frozen.number:
                 frozen.number = self._number = self._number + 1
             self._frozen.append(frozen)
+        for frozen in taken:
+            self._count(frozen)
+        if taken:
+            recorder.carry(totals.encode(self._base(self._producer, taken[-1].end_ns)))
         count = 0
         while self._frozen:
             count += self._convert(self._frozen[0])
             self._frozen.pop(0).close()
         return count
+
+    def _count(self, frozen: Segment) -> None:
+        contents = frozen.contents()
+        owner = contents.producer or self._producer
+        base = self._base(owner, contents.start_ns)
+        if totals.decode(contents.base) is None:  # what the disk had no room for, or its first usage came during a cut
+            frozen.carry(totals.encode(base))
+        self._totals[owner] = totals.after(base, contents)
+
+    def note_end(self, recorder: Recorder) -> bool:
+        """Puts a note into the outbox that this process's totals are its last, if they are not noted yet. False, and
+        nothing happens, where there is nothing to note or usage waits: then more totals will come."""
+        if recorder or self._frozen or self._producer not in self._totals:
+            return False
+        return self._close_producer(self._producer)
+
+    def _close_producer(self, producer: bytes) -> bool:
+        last = self._totals[producer]
+        if self._closed.get(producer) == last:
+            return False
+        number = self._number = self._number + 1
+        folder = self._folder if self._place is not None else None
+        requests = list(closing_requests(last, producer))
+        self._packer.pack(requests, folder, number, own=True, drop_segment=lambda: None)
+        self._closed[producer] = last
+        return True
 
     def beat(self, recorder: Recorder) -> None:
         """A sign of life: what the next process recovers is dated by it."""

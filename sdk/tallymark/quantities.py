@@ -155,3 +155,14 @@ def _from_text(text: str) -> Exact:
     if not number.is_finite() or number < 0 or number.adjusted() > EXACT.prec // 2:
         raise RefusedQuantityError("it is not a quantity")
     return int(number) if number == number.to_integral_value() else number
+
+
+def text(amount: Exact) -> str:
+    """The quantity in plain decimal digits."""
+    return format(amount, "f") if isinstance(amount, Decimal) else str(amount)
+
+
+def of_text(digits: str) -> Exact:
+    """The inverse of `text`. Raises ArithmeticError for what is no number."""
+    number = Decimal(digits)
+    return int(number) if number == number.to_integral_value() else number

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from tallymark.dimensions import Dimensions
@@ -180,11 +180,17 @@ class Recorder:
             segment, self._segment = self._segment, None
             return True, segment
 
+    def carry(self, bases: Iterable[bytes]) -> None:
+        """Say in the running interval's segment what had been recorded before it: see `tallymark.totals`."""
+        with self._lock:
+            if self._segment is not None:
+                self._segment.carry(bases)
+
     def sums(self) -> dict[Described, Exact]:
-        """What the next cut would take."""
+        """The usage that the next cut would take."""
         with self._cutting, self._lock:
             found = [s.contents() for s in (self._segment, self._spill) if s is not None]
-        return total_of(*found)
+        return {stream: amount for stream, amount in total_of(*found).items() if not stream.evidence}
 
     def close_inherited(self) -> None:
         """In a forked child: give back the parent's mappings, which nothing may be written to here."""
@@ -267,7 +273,7 @@ class Recorder:
         """The stream to count under, and whether it has a sum of this scale."""
         if self._has(stream, scale):
             return stream, True
-        if len(self._slots) + len(self._scaled) >= self._max_streams:
+        if len(self._slots) + len(self._scaled) >= self._max_streams and not stream[0].evidence:
             meter = stream[0].meter
             stream = (self._plain.setdefault(meter, Series(meter, NO_DIMENSIONS)), *stream[1:])
         return stream, self._has(stream, scale)
@@ -302,8 +308,9 @@ def total_of(*contents: Contents) -> dict[Described, Exact]:
 
 
 def by_meter(*contents: Contents) -> dict[str, Exact]:
-    """The exact sum of each meter in some segments."""
+    """The exact usage of each meter in some segments."""
     totals: dict[str, Exact] = {}
     for stream, amount in total_of(*contents).items():
-        totals[stream.meter] = add(totals.get(stream.meter, 0), amount)
+        if not stream.evidence:
+            totals[stream.meter] = add(totals.get(stream.meter, 0), amount)
     return totals

@@ -1,18 +1,21 @@
 """Finds what processes that are gone have left, and sees to it that it is delivered under their own identity.
 
 A folder found is kept locked until its last request is handled, then it is removed. What cannot be read is set aside
-with a message and never deleted; what stands before the damage is billed.
+with a message and never deleted; what stands before the damage is billed. With its last segment goes the note that the
+producer has ended, unless that segment is not the last word: where it is damaged, or ended by its owner who went on in
+memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tallymark import parcels, segment
+from tallymark import parcels, segment, totals
 from tallymark.batches import requests_of
 from tallymark.folder import PARCEL, SEGMENT, Folder, folders_in
 from tallymark.outbox import Outbox
@@ -112,14 +115,15 @@ class Recovery:
         adopted = self._adopted[folder.path] = _Adopted(folder)
         try:
             folder.tidy(self._reporter)
-            packed = folder.numbers(PARCEL)
-            for number in sorted({*packed, *folder.numbers(SEGMENT)}):
+            packed, segments = folder.numbers(PARCEL), folder.numbers(SEGMENT)
+            self._link(folder, segments)
+            for number in sorted({*packed, *segments}):
                 with self._lock:
                     adopted.open += 1
                 finished = _once(lambda: self._finished(adopted))
                 try:
                     if number not in packed or not self._load(folder, number, finished):
-                        self._convert(folder, number, finished)
+                        self._convert(folder, number, finished, is_last=number == segments[-1])
                 except (NewerSegmentError, NewerParcelError) as error:
                     adopted.keep = True
                     self._unreadable.add(folder.path)
@@ -157,15 +161,32 @@ class Recovery:
             self._packer.load(folder, number, own=False, finished=finished)
         return True
 
-    def _convert(self, folder: Folder, number: int, finished: Callable[[], None]) -> None:
+    def _link(self, folder: Folder, segments: list[int]) -> None:
+        """Writes into each segment what was recorded before it, where its owner died before it came to it: while the
+        segment before is still there."""
+        for number, following in itertools.pairwise(segments):
+            try:
+                if totals.decode(segment.read(folder.segment(following)).base) is None:
+                    contents = self._sealed(folder.segment(number))
+                    base = totals.decode(contents.base)
+                    if base is not None and not contents.damaged:
+                        segment.carry(folder.segment(following), totals.encode(totals.after(base, contents)))
+            except ValueError:  # damaged, which its own conversion tells of
+                continue
+
+    def _sealed(self, path: Path) -> Contents:
+        contents = segment.read(path)
+        if contents.end_ns:
+            return contents
+        segment.seal(path, self._end_of(contents))
+        return segment.read(path)
+
+    def _convert(self, folder: Folder, number: int, finished: Callable[[], None], is_last: bool) -> None:
         """Makes the parcel of a segment."""
         path = folder.segment(number)
         try:
-            contents = segment.read(path)
-            if not contents.end_ns:
-                segment.seal(path, self._end_of(contents))
-                contents = segment.read(path)
-            requests = list(requests_of(contents, b""))
+            contents = self._sealed(path)
+            requests = list(requests_of(contents, b"", closing=is_last and contents.sealed))
         except NewerSegmentError:
             raise
         except ValueError as error:

@@ -59,7 +59,6 @@ class Runtime:
 
     def _new_parts(self) -> None:
         self.series = SeriesCache()
-        self.evidence = SpanEvidence()
         self.reporter = Reporter()
         self.outbox = Outbox()
         self.letters = DeadLetters(self.reporter)
@@ -69,6 +68,7 @@ class Runtime:
         self.recorder = Recorder(
             time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
         )
+        self.evidence = SpanEvidence(self.recorder)
         self.exporter: UsageExporter | None = None
         self._lock = threading.Lock()
 

@@ -3,12 +3,14 @@
 Adding to a sum is one aligned 8-byte store into a shared mapping: no system call, and what has been stored belongs to
 the kernel, whatever becomes of the process. It survives SIGKILL, not the loss of the machine's power.
 
-    header   64 bytes: magic, version, checksum, start, end (0 while it is written to), heartbeat, interval
+    header   64 bytes: magic, version, checksum, start, interval, end (0 while it is written to), heartbeat, and 1 where
+             the end was written by an heir
     records  one after the other, each a multiple of 8 bytes:
              size  u32   of the whole record; written last, so that a record is there whole or not at all
              crc   u32   over kind, scale and body
              value i64   the sum, in units of 10^-scale; the only part that changes
-             kind  u8    1 the producer, 2 a stream, 3 nothing (fills a chunk up), 4 a stream whose sum is wide
+             kind  u8    1 the producer, 2 a stream, 3 nothing (fills a chunk up), 4 a stream whose sum is wide,
+                         5 what the producer had recorded before (`tallymark.totals`)
              scale u8
              body  length u32, then what `tallymark.streams` wrote, padded
 
@@ -19,6 +21,8 @@ becomes valid by one store, and a process killed at any instruction leaves each 
 A file is made under another name and gets its own when its header and its producer stand in it. It grows by chunks
 whose space is reserved on disk before they are mapped: writing to a mapped hole on a full disk would end the process
 with SIGBUS. Numbers are little-endian, as is every machine that CPython's wheels are made for.
+
+Version 2 added kind 5, and streams that count evidence: version 1 would bill these, so it must not read them.
 """
 
 from __future__ import annotations
@@ -28,20 +32,20 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 MAGIC: Final = b"TALLYSEG"
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER: Final = struct.Struct("<8sIIqqqq")  # magic, version, crc, start, interval, end, heartbeat
 HEADER_SIZE: Final = 64
 _FIXED: Final = struct.Struct("<8sIqq")  # what the header's checksum covers: magic, version, start, interval
-_START, _INTERVAL, _END, _HEARTBEAT = 16 // 8, 24 // 8, 32 // 8, 40 // 8
+_START, _INTERVAL, _END, _HEARTBEAT, _SEALED = 16 // 8, 24 // 8, 32 // 8, 40 // 8, 48 // 8
 
 RECORD: Final = struct.Struct("<IIqBBxxI")  # size, crc, value, kind, scale, body length
-PRODUCER, STREAM, FILLER, WIDE = 1, 2, 3, 4
+PRODUCER, STREAM, FILLER, WIDE, BASE = 1, 2, 3, 4, 5
 WIDE_PLACES: Final = 100
 _BANK: Final = 64
 _WIDE_MAX: Final = 2 ** (8 * _BANK)
@@ -86,6 +90,7 @@ class Segment:
         self._used = 0
         self.number = number
         self._file = -1
+        self._unwritten: list[bytes] = []
         made = None if path is None else path.with_name(path.name + NEW)
         try:
             if made is not None:
@@ -116,6 +121,15 @@ class Segment:
         """Says where the interval ends. What is added afterwards, before the owner lets go, still belongs to it."""
         self.end_ns = time_ns
         self._words()[_END] = time_ns
+
+    def carry(self, bases: Iterable[bytes]) -> None:
+        """Says what the producer had recorded before. Without room on the disk it is in memory, where no heir finds
+        it."""
+        for body in bases:
+            try:
+                self.append(BASE, body)
+            except OSError:
+                self._unwritten.append(body)
 
     def add_wide(self, body: bytes, amount: int) -> WideSlot:
         """Adds a wide record that begins with `amount`, in units of 10^-WIDE_PLACES. Raises OSError as `append`."""
@@ -150,7 +164,8 @@ class Segment:
 
     def contents(self) -> Contents:
         """What has been recorded so far."""
-        return _parse(b"".join(bytes(mapped) for mapped, _ in self._chunks))
+        found = _parse(b"".join(bytes(mapped) for mapped, _ in self._chunks))
+        return replace(found, base=(*found.base, *self._unwritten)) if self._unwritten else found
 
     def _words(self) -> memoryview:
         return self._chunks[0][1]
@@ -223,6 +238,10 @@ class Contents:
     """(stream, scale, sum in units of 10^-scale)."""
     damaged: bool
     """True where the records stop making sense before the file ends; what stands before that is in `sums`."""
+    base: tuple[bytes, ...] = ()
+    """What the producer had recorded before, for `tallymark.totals` to read."""
+    sealed: bool = False
+    """True where the end was written by an heir: no other segment of the process began at it."""
 
 
 def read(path: Path) -> Contents:
@@ -235,7 +254,27 @@ def seal(path: Path, end_ns: int) -> None:
     from now on dates it alike. Raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
+        os.pwrite(file, struct.pack("<q", 1), _SEALED * 8)
         os.pwrite(file, struct.pack("<q", end_ns), _END * 8)
+    finally:
+        os.close(file)
+
+
+def carry(path: Path, bases: Iterable[bytes]) -> None:
+    """`Segment.carry` for the segment of a process that died before it came to it. Raises OSError, ValueError."""
+    data = path.read_bytes()
+    offset = HEADER_SIZE
+    while offset + RECORD.size <= len(data) and (size := RECORD.unpack_from(data, offset)[0]):
+        offset += size
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if any(data[offset:]):  # of a record whose writer was killed before it was whole
+            os.pwrite(file, bytes(len(data) - offset), offset)
+        for body in bases:
+            size = -(-(RECORD.size + len(body)) // 8) * 8
+            os.pwrite(file, RECORD.pack(0, 0, 0, BASE, 0, len(body)) + body.ljust(size - RECORD.size, b"\0"), offset)
+            os.pwrite(file, struct.pack("<II", size, _crc(BASE, 0, body)), offset)
+            offset += size
     finally:
         os.close(file)
 
@@ -250,7 +289,7 @@ def _parse(data: bytes) -> Contents:
         raise NewerSegmentError(f"it has version {version}, this Tallymark reads {VERSION}")
     if crc != zlib.crc32(_FIXED.pack(magic, version, start, interval)):
         raise DamagedSegmentError("its header's checksum is wrong")
-    producer, sums, damaged = b"", [], False
+    producer, sums, base, damaged = b"", [], [], False
     for record in _records(data):
         if record is None:
             damaged = True
@@ -260,7 +299,10 @@ def _parse(data: bytes) -> Contents:
             producer = body
         elif kind in (STREAM, WIDE) and value:
             sums.append((body, scale, value))
-    return Contents(start, interval, end, heartbeat, producer, tuple(sums), damaged)
+        elif kind == BASE:
+            base.append(body)
+    sealed = data[_SEALED * 8] == 1
+    return Contents(start, interval, end, heartbeat, producer, tuple(sums), damaged, tuple(base), sealed)
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, int, bytes] | None]:

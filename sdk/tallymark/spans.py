@@ -2,6 +2,9 @@
 
 A span carries one account. Usage of another one on the same span goes into an event, so that no evidence ever stands
 under an account that is not its own.
+
+What is on spans that will be exported is counted beside the usage, in the same journal, so that the two can be compared
+under any sampling. Counted is what can be read back from the span: one that ended meanwhile takes nothing any more.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from opentelemetry import trace
 from tallymark import conventions
 from tallymark.meters import Meter
 from tallymark.quantities import Exact, add, from_attribute, to_attribute
+from tallymark.recorder import Recorder
+from tallymark.streams import Series
 
 if TYPE_CHECKING:
     from tallymark.identity import Identity
@@ -24,32 +29,46 @@ class SpanEvidence:
     """Writes usage onto spans. One lock for the process: two threads may record on one span, and its quantity is
     read, added to and written."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._lock = threading.Lock()
+        self._recorder = recorder
+        self._series: dict[Meter, Series] = {}
 
     def add_to_current_span(self, meter: Meter, identity: Identity, quantity: Exact) -> None:
         """Add to `tallymark.meter.<meter>` of the current span, if it is being recorded."""
         span = trace.get_current_span()
         if span.is_recording():
             with self._lock:
-                _add(span, meter, identity, quantity)
+                written = _add(span, meter, identity, quantity)
+            # A collector keeps no evidence of nobody; a span that is recorded but not sampled is never exported.
+            if written and quantity and identity.account is not None and span.get_span_context().trace_flags.sampled:
+                self._recorder.add((self._evidence_of(meter), identity.account, None), quantity)
+
+    def _evidence_of(self, meter: Meter) -> Series:
+        found = self._series.get(meter)
+        if found is None:
+            found = self._series.setdefault(meter, Series(meter, (), evidence=True))
+        return found
 
 
-def _add(span: trace.Span, meter: Meter, identity: Identity, quantity: Exact) -> None:
+def _add(span: trace.Span, meter: Meter, identity: Identity, quantity: Exact) -> bool:
+    """True when the span has it."""
     # The API's span cannot be read; the SDK's can. On any other each recording counts as the span's first.
     existing = getattr(span, "attributes", None)
     written: Mapping[str, object] = existing if isinstance(existing, Mapping) else {}
     name = conventions.METER_PREFIX + meter.name
     if not _belongs_to(identity.account, written):
         span.add_event(conventions.USAGE_EVENT, _event(name, identity, quantity))
-        return
+        return span.is_recording()
     before = from_attribute(written.get(name))
-    total = quantity if before is None else add(before, quantity)
+    total = to_attribute(quantity if before is None else add(before, quantity))
     if identity.account is not None:
         span.set_attribute(conventions.ACCOUNT, identity.account)
     if identity.user is not None and conventions.USER not in written:
         span.set_attribute(conventions.USER, identity.user)
-    span.set_attribute(name, to_attribute(total))
+    span.set_attribute(name, total)
+    read = getattr(span, "attributes", None)
+    return read.get(name) == total if isinstance(read, Mapping) else span.is_recording()
 
 
 def _belongs_to(account: str | None, written: Mapping[str, object]) -> bool:

@@ -19,13 +19,16 @@ class Series:
 
     Compared and hashed by identity, for it is part of the key that every recorded call looks up. Two objects of the
     same content are two sums of one stream, which are added when they leave the process.
+
+    With `evidence` its sums are no usage: they say how much of the meter's usage is on spans.
     """
 
-    __slots__ = ("dimensions", "meter")
+    __slots__ = ("dimensions", "evidence", "meter")
 
-    def __init__(self, meter: Meter, dimensions: Dimensions) -> None:
+    def __init__(self, meter: Meter, dimensions: Dimensions, evidence: bool = False) -> None:
         self.meter = meter
         self.dimensions = dimensions
+        self.evidence = evidence
 
     def __repr__(self) -> str:
         return f"Series({self.meter.name!r}, {self.dimensions!r})"
@@ -61,19 +64,22 @@ class Described(NamedTuple):
     account: str | None
     plan: str | None
     dimensions: Dimensions
+    evidence: bool = False
 
 
 def encode(stream: Stream) -> bytes:
     """A stream as a record's body: the same bytes for the same content."""
     series, account, plan = stream
-    fields = [series.meter.name, series.meter.unit, account, plan, series.dimensions]
+    fields = [series.meter.name, series.meter.unit, account, plan, series.dimensions, *([1] if series.evidence else [])]
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def decode(body: bytes) -> Described:
     """The inverse of `encode`. Raises ValueError for what it did not write."""
-    meter, unit, account, plan, dimensions = json.loads(body)
-    return Described(meter, unit, account, plan, tuple((name, kind, value) for name, kind, value in dimensions))
+    meter, unit, account, plan, dimensions, *evidence = json.loads(body)
+    return Described(
+        meter, unit, account, plan, tuple((name, kind, value) for name, kind, value in dimensions), evidence == [1]
+    )
 
 
 def attributes_of(stream: Described) -> Mapping[str, Value]:

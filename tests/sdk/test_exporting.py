@@ -233,7 +233,7 @@ def test_a_batch_the_collector_cannot_take_holds_up_nobody() -> None:
         parts.add(f"good-{n}")
         wait_for(lambda n=n: any(f"good-{n}".encode() in raw for raw in client.delivered))  # type: ignore[misc]
         parts.exporter.flush(0)
-    assert [b.points for b in parts.outbox.batches()] == [1]
+    assert [b.points for b in parts.outbox.batches()] == [2], "the usage and its control total"
     assert len({raw for raw in client.tried if b"poison" in raw}) == 1
     assert parts.exporter.shutdown(0.1) is False
 

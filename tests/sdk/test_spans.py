@@ -7,19 +7,21 @@ from decimal import Decimal
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
 
 from tallymark import identify, record, track_usage
+from tallymark.recorder import total_of
 from tallymark.runtime import Runtime
+from tallymark.testing import capture_usage
 
 
 class Tracing:
-    def __init__(self) -> None:
+    def __init__(self, sampler: Sampler | None = None, limits: SpanLimits | None = None) -> None:
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider()
+        provider = TracerProvider(sampler=sampler, span_limits=limits)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = provider.get_tracer("test")
 
@@ -145,3 +147,101 @@ def test_a_span_that_fails_costs_no_usage(fresh: Runtime, caplog: pytest.LogCapt
         record("m", 2)
     assert sum(fresh.recorder.sums().values()) == 2
     assert "a span could not be given its usage" in caplog.text
+
+
+def counted(fresh: Runtime) -> dict[tuple[str | None, str], int | Decimal]:
+    """What the journal says is on spans, by account and meter."""
+    running = fresh.recorder._segment
+    if running is None:
+        return {}
+    sums = total_of(running.contents()).items()
+    return {(stream.account, stream.meter): amount for stream, amount in sums if stream.evidence}
+
+
+def shown(tracing: Tracing) -> dict[tuple[str | None, str], int | Decimal]:
+    """What the exported spans say."""
+    found: dict[tuple[str | None, str], int | Decimal] = {}
+    for span in tracing.exporter.get_finished_spans():
+        for attributes in (span.attributes or {}, *(event.attributes or {} for event in span.events)):
+            account = attributes.get("tallymark.account.id")
+            for name, value in attributes.items():
+                if name.startswith("tallymark.meter.") and account is not None:
+                    key = (str(account), name.removeprefix("tallymark.meter."))
+                    found[key] = found.get(key, 0) + Decimal(str(value))
+    return found
+
+
+def test_what_is_on_sampled_spans_is_counted_to_the_unit(fresh: Runtime) -> None:
+    tracing = Tracing(TraceIdRatioBased(0.3))
+    for n in range(200):
+        with tracing.tracer.start_as_current_span("s"):
+            with identify(account=f"a{n % 3}"):
+                record("m", 0.1)
+                record("n", n + 1)
+            with identify(account="another"):
+                record("m", Decimal("1.25"))
+    record("m", 5)
+    assert 0 < len(tracing.exporter.get_finished_spans()) < 200
+    assert counted(fresh) == shown(tracing)
+
+
+def test_usage_of_nobody_and_of_nothing_is_not_counted_as_evidence(tracing: Tracing, fresh: Runtime) -> None:
+    with tracing.tracer.start_as_current_span("s"):
+        record("m", 2)
+        identify(account="acme")
+        record("m", 0)
+    assert counted(fresh) == {}
+
+
+def test_a_span_that_is_recorded_but_not_exported_is_not_counted(fresh: Runtime) -> None:
+    class RecordOnly(Sampler):
+        def should_sample(self, *args: object, **kwargs: object) -> SamplingResult:
+            return SamplingResult(Decision.RECORD_ONLY)
+
+        def get_description(self) -> str:
+            return "record only"
+
+    tracing = Tracing(RecordOnly())
+    with tracing.tracer.start_as_current_span("s") as span, identify(account="acme"):
+        record("m", 2)
+        assert span.is_recording()
+    assert tracing.exporter.get_finished_spans() == ()
+    assert counted(fresh) == {}
+
+
+def test_a_span_that_ends_while_it_is_written_to_is_not_counted(tracing: Tracing, fresh: Runtime) -> None:
+    span = tracing.tracer.start_span("s")
+
+    class Ending(trace.NonRecordingSpan):
+        attributes = span.attributes  # type: ignore[attr-defined]
+
+        def is_recording(self) -> bool:
+            return True
+
+        def set_attribute(self, key: str, value: object) -> None:
+            pass
+
+    with trace.use_span(Ending(span.get_span_context())), identify(account="acme"):
+        record("m", 2)
+    assert counted(fresh) == {}
+    assert sum(fresh.recorder.sums().values()) == 2
+
+
+def test_a_value_that_the_limits_of_spans_cut_short_is_not_counted(fresh: Runtime) -> None:
+    tracing = Tracing(limits=SpanLimits(max_attribute_length=8))
+    with tracing.tracer.start_as_current_span("s"), identify(account="acme"):
+        record("m", Decimal("0.12345678901234567890123"))
+    assert counted(fresh) == {}
+
+
+def test_what_is_on_spans_is_in_nothing_that_users_see(tracing: Tracing) -> None:
+    with capture_usage() as usage, tracing.tracer.start_as_current_span("s"), identify(account="acme"):
+        record("m", 2)
+    assert [(one.meter, one.quantity) for one in usage] == [("m", 2)]
+    assert usage.total("m") == 2
+
+
+def test_undelivered_usage_is_reported_without_it(tracing: Tracing, fresh: Runtime) -> None:
+    with tracing.tracer.start_as_current_span("s"), identify(account="acme"):
+        record("m", 2)
+    assert fresh.undelivered() == {"m": 2}
