@@ -17,7 +17,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ProtoResour
 from opentelemetry.sdk.resources import Resource
 
 from tallymark import quantities
-from tallymark.quantities import Exact
+from tallymark.quantities import Exact, Wire
 from tallymark.recorder import total_of
 from tallymark.segment import Contents
 from tallymark.streams import attributes_of
@@ -68,14 +68,7 @@ def requests_of(
         else:
             begin_ns, end_ns = contents.start_ns, max(contents.end_ns, contents.start_ns + len(values))
         attributes = [KeyValue(key=name, value=any_value(value)) for name, value in attributes_of(stream).items()]
-        start_ns = begin_ns
-        for left, value in zip(reversed(range(len(values))), values, strict=True):
-            point = NumberDataPoint(attributes=attributes, start_time_unix_nano=start_ns, time_unix_nano=end_ns - left)
-            start_ns = end_ns - left
-            if isinstance(value, int):
-                point.as_int = value
-            else:
-                point.as_double = value
+        for point, value in points_over(begin_ns, end_ns, values, NumberDataPoint(attributes=attributes)):
             size = point.ByteSize() + _FRAMING_BYTES
             if batch.points and (batch.points >= max_points or batch.size + size > max_bytes):
                 yield batch.request()
@@ -120,6 +113,22 @@ class _Batch:
             metric.sum.is_monotonic = True
             metric.sum.data_points.extend(points)
         return Request(self._message.SerializeToString(deterministic=True), self.points, self._amounts)
+
+
+def points_over(
+    begin_ns: int, end_ns: int, values: Sequence[Wire], like: NumberDataPoint
+) -> Iterator[tuple[NumberDataPoint, Wire]]:
+    """Points of one stream over (begin, end], one for each value, with the attributes of `like`."""
+    for left, value in zip(reversed(range(len(values))), values, strict=True):
+        point = NumberDataPoint()
+        point.CopyFrom(like)
+        point.start_time_unix_nano, point.time_unix_nano = begin_ns, end_ns - left
+        begin_ns = end_ns - left
+        if isinstance(value, int):
+            point.as_int = value
+        else:
+            point.as_double = value
+        yield point, value
 
 
 def halves(body: bytes) -> tuple[bytes, bytes] | None:

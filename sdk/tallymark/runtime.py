@@ -31,6 +31,7 @@ from tallymark.errors import SettingsError
 from tallymark.exporting import UsageExporter
 from tallymark.folder import HAS_LOCKS
 from tallymark.journal import Journal
+from tallymark.merging import Merger
 from tallymark.meters import Meters
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
@@ -65,7 +66,8 @@ class Runtime:
         self.letters = DeadLetters(self.reporter)
         self.packer = Packer(self.outbox, self.reporter)
         self.journal = Journal(self.outbox, self.packer, self.reporter)
-        self.recovery = Recovery(self.outbox, self.packer, self.reporter)
+        self.merger = Merger(self.outbox, self.reporter)
+        self.recovery = Recovery(self.outbox, self.packer, self.merger, self.reporter)
         self.recorder = Recorder(
             time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
         )
@@ -164,6 +166,7 @@ class Runtime:
             self.outbox,
             self.journal,
             self.recovery,
+            self.merger,
             Delivery(self.outbox, self.letters, self.reporter, lambda: _connect(endpoint)),
             place=place,
             interval_s=settings.interval_s,

@@ -12,6 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from tallymark.batches import producer_record
 from tallymark.folder import folders_in
 from tallymark.journal import Journal
+from tallymark.merging import Merger
 from tallymark.meters import Meter
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
@@ -41,7 +42,8 @@ class Process:
         self.outbox = Outbox(max_bytes)
         self.packer = Packer(self.outbox, reporter)
         self.journal = Journal(self.outbox, self.packer, reporter, lambda: self.now)
-        self.recovery = Recovery(self.outbox, self.packer, reporter, lambda: self.now)
+        self.merger = Merger(self.outbox, reporter)
+        self.recovery = Recovery(self.outbox, self.packer, self.merger, reporter, lambda: self.now)
         self.recorder = Recorder(now, self.journal.new_segment)
         self.producer = producer_record(Resource({"service.instance.id": name}), "tallymark", "1")
         self.journal.open(place, self.producer, 10 * SECOND, self.recorder)
@@ -58,6 +60,7 @@ class Process:
 
     def deliver(self, collector: Stored) -> None:
         while (batch := self.outbox.head()) is not None:
+            batch.parcel.note_attempt()
             collector.stored.append(batch.read())
             self.outbox.acknowledge(batch)
 

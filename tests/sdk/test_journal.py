@@ -68,7 +68,7 @@ def test_killed_at_each_step_of_a_cut(
 def test_a_disk_that_takes_no_parcel_leaves_the_segment_until_it_is_acknowledged(
     place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(path: Path, requests: Any) -> None:
+    def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     process = Process(place)
