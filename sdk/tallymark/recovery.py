@@ -258,8 +258,8 @@ class Recovery:
                 return
         if adopted.keep:
             adopted.folder.release()
-        else:
-            adopted.folder.remove()
+        elif not adopted.folder.remove():
+            self._unreadable.add(adopted.folder.path)  # what is left in it needs a person
         with self._lock:
             self._adopted.pop(adopted.folder.path, None)
 

@@ -134,11 +134,13 @@ class Runtime:
         """What went other ways than it should, since the process began; all 0 where all is well.
 
         `in_memory`: times that the disk did not take usage, which was kept in memory. `rejected_points`: points in
-        dead-letter files. `refused`: recordings whose quantity could not be counted.
+        dead-letter files. `held_back`: times that a refused request found these full, and stayed in the outbox.
+        `refused`: recordings whose quantity could not be counted.
         """
         return {
             "in_memory": self.packer.in_memory + self.recorder.spilled,
             "rejected_points": self.letters.points,
+            "held_back": self.letters.held_back,
             "refused": sum(self.recorder.refused().values()),
         }
 
