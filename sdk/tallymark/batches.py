@@ -89,9 +89,7 @@ def requests_of(
         metric, attributes = _wire_stream(stream)
         values = wire_parts(total)
         start_ns, end_ns = totals.interval(contents, len(values))
-        for left, value in zip(reversed(range(len(values))), values, strict=True):
-            point = _number(attributes, start_ns, end_ns - left, value)
-            start_ns = end_ns - left
+        for point, value in points_over(start_ns, end_ns, values, NumberDataPoint(attributes=_key_values(attributes))):
             yield from filling.add(metric, [point], 0 if stream.evidence else shortest(value))
     base = None if contents.damaged else totals.decode(contents.base)
     if base is not None and (sums or closing):
@@ -133,16 +131,12 @@ def _wire_stream(stream: Described) -> tuple[_Metric, Mapping[str, object]]:
 
 
 def _number(attributes: Mapping[str, object], start_ns: int, time_ns: int, value: Wire) -> NumberDataPoint:
-    point = NumberDataPoint(
-        attributes=[KeyValue(key=name, value=any_value(item)) for name, item in attributes.items()],
-        start_time_unix_nano=start_ns,
-        time_unix_nano=time_ns,
-    )
-    if isinstance(value, int):
-        point.as_int = value
-    else:
-        point.as_double = value
+    [(point, _)] = points_over(start_ns, time_ns, [value], NumberDataPoint(attributes=_key_values(attributes)))
     return point
+
+
+def _key_values(attributes: Mapping[str, object]) -> list[KeyValue]:
+    return [KeyValue(key=name, value=any_value(item)) for name, item in attributes.items()]
 
 
 class _Filling:
@@ -211,6 +205,22 @@ class _Batch:
             metric.sum.is_monotonic = True
             metric.sum.data_points.extend(points)
         return Request(self._message.SerializeToString(deterministic=True), self.points, self._amounts)
+
+
+def points_over(
+    begin_ns: int, end_ns: int, values: Sequence[Wire], like: NumberDataPoint
+) -> Iterator[tuple[NumberDataPoint, Wire]]:
+    """Points of one stream over (begin, end], one for each value, with the attributes of `like`."""
+    for left, value in zip(reversed(range(len(values))), values, strict=True):
+        point = NumberDataPoint()
+        point.CopyFrom(like)
+        point.start_time_unix_nano, point.time_unix_nano = begin_ns, end_ns - left
+        begin_ns = end_ns - left
+        if isinstance(value, int):
+            point.as_int = value
+        else:
+            point.as_double = value
+        yield point, value
 
 
 def halves(body: bytes) -> tuple[bytes, bytes] | None:

@@ -1,4 +1,4 @@
-"""Names on the wire: the only thing that the SDK and the collector share.
+"""Names and limits on the wire: the only thing that the SDK and the collector share.
 
 Metric name = meter name, unit in UCUM, scope `SCOPE_NAME`. OpenTelemetry's own names are used where it has a
 stable one (`http.*`, `error.type`, `service.*`); the rest stands under `tallymark.`, never in a namespace of
@@ -59,3 +59,7 @@ SERVICE_INSTANCE: Final = "service.instance.id"
 
 OVERFLOW: Final = "otel.metric.overflow"
 """OpenTelemetry's mark on the point that swallowed attribute sets past the cardinality limit."""
+
+MAX_DECIMALS: Final = 30
+"""Decimal places of a quantity. The SDK refuses finer ones where they are declared or recorded; the collector keeps
+points of other clients that have more in quarantine. Sums stay within the digits that are priced exactly."""

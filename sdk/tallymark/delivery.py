@@ -89,6 +89,7 @@ class Delivery:
     def _deliver(self, batch: Batch) -> Answer:
         """Sends a request, in parts if need be. REFUSED is never returned: it has been seen to."""
         try:
+            batch.parcel.note_attempt()
             parts = [batch.read()]
             tried = 0
             while parts:

@@ -17,6 +17,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 
 from tallymark.delivery import Delivery
 from tallymark.journal import Journal
+from tallymark.merging import Merger
 from tallymark.outbox import Outbox
 from tallymark.recorder import MAX_STREAMS, Recorder
 from tallymark.recovery import Recovery
@@ -36,6 +37,7 @@ class UsageExporter:
         outbox: Outbox,
         journal: Journal,
         recovery: Recovery,
+        merger: Merger,
         delivery: Delivery,
         *,
         place: Path | None,
@@ -46,6 +48,7 @@ class UsageExporter:
         self._outbox = outbox
         self._journal = journal
         self._recovery = recovery
+        self._merger = merger
         self._delivery = delivery
         self._place = place
         self._interval_s = interval_s
@@ -179,6 +182,8 @@ class UsageExporter:
         with self._cutting:
             try:
                 if self._outbox.full:
+                    self._merger.make_room()
+                if self._outbox.full:
                     self._reporter.warning(
                         "outbox", "the outbox is full: usage is kept in a longer interval until the collector answers"
                     )
@@ -219,5 +224,5 @@ class UsageExporter:
 
     def _is_due(self, again: float) -> bool:
         if math.isinf(again):
-            return self._outbox.head() is not None
+            return self._outbox.is_due()
         return time.monotonic() >= again

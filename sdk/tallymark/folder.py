@@ -34,7 +34,11 @@ DAMAGED: Final = "damaged"
 DEAD_LETTER: Final = "dead-letter"
 SEGMENT: Final = ".segment"
 PARCEL: Final = ".otlp"
+ASIDE: Final = ".damaged"
 MAX_ATTEMPTS: Final = 3
+
+MAX_DAMAGED_BYTES: Final = 256 * 2**20
+"""Size of `damaged/`, beyond which files that cannot be read stay in their own folder, under another name."""
 
 _OWN: Final = re.compile(r"[0-9]{8,}\.(segment|otlp)")
 _FOLDER: Final = re.compile(r"\.?[0-9a-f]{32}")
@@ -109,10 +113,23 @@ class Folder:
         )
 
     def set_aside(self, path: Path, reason: str, reporter: Reporter) -> None:
-        """Moves a file that cannot be read to `damaged/`, with a message. Raises OSError."""
+        """Moves a file that cannot be read to `damaged/`, with a message; where that is full, it stays here under a
+        name that nobody reads. Raises OSError."""
         kept = self.path.parent / DAMAGED
         kept.mkdir(mode=0o700, exist_ok=True)
-        target = kept / f"{self.path.name}-{path.name}.damaged"
+        if bytes_in(kept) + path.stat().st_size > MAX_DAMAGED_BYTES:
+            if path.suffix != ASIDE:
+                path = path.rename(path.with_name(path.name + ASIDE))
+            reporter.error(
+                f"damaged.{kept}",
+                "%s is full (%d bytes): a file of usage that is damaged stays as %s: %s",
+                kept,
+                MAX_DAMAGED_BYTES,
+                path,
+                reason,
+            )
+            return
+        target = kept / f"{self.path.name}-{path.name.removesuffix(ASIDE)}{ASIDE}"
         path.rename(target)
         reporter.error(f"damaged.{target}", "a file of usage is damaged and set aside as %s: %s", target, reason)
 
@@ -125,13 +142,17 @@ class Folder:
             elif path.name != LOCK and not _OWN.fullmatch(path.name):
                 self.set_aside(path, "it is none of Tallymark's files", reporter)
 
-    def remove(self) -> None:
-        """Removes the folder if it holds nothing but its lock any more, and lets go of the lock."""
+    def remove(self) -> bool:
+        """Removes the folder if it holds nothing but its lock any more, and lets go of the lock. False where there is
+        something left in it."""
+        left = False
         with contextlib.suppress(OSError):
-            if [path.name for path in self.path.iterdir()] == [LOCK]:
+            left = [path.name for path in self.path.iterdir()] != [LOCK]
+            if not left:
                 (self.path / LOCK).unlink()
                 self.path.rmdir()
         self.release()
+        return not left
 
     def release(self) -> None:
         """Lets go of the lock: the next process that looks finds the folder. Again: nothing happens."""
@@ -145,6 +166,12 @@ class Folder:
         target = place / self.path.name
         self.path.rename(target)
         self.path = target
+
+
+def bytes_in(folder: Path) -> int:
+    """The size of the files right in a folder. Raises OSError."""
+    with os.scandir(folder) as found:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in found)
 
 
 def folders_in(place: Path) -> list[Path]:

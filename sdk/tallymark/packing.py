@@ -28,18 +28,20 @@ class Packer:
         number: int,
         *,
         own: bool,
+        attempted: bool = False,
         drop_segment: Callable[[], None],
         finished: Callable[[], None] = lambda: None,
     ) -> None:
         """The requests of the segment `number`. The segment is dropped when they are safe: on the disk, or else, in
-        memory, handled. `finished` is called when they all are handled."""
+        memory, handled. `finished` is called when they all are handled. `attempted`: the same requests may have been
+        sent before, by a process that kept them in memory."""
         if not requests:
             drop_segment()
             finished()
             return
         if folder is not None:
             try:
-                parcels.write(folder.parcel(number), requests)
+                parcels.write(folder.parcel(number), requests, attempted)
             except OSError as error:
                 self.not_durable(error)
             else:
@@ -64,6 +66,7 @@ class Packer:
             finished()
 
         parcel, fault = parcels.read(lambda: folder.parcel(number), own, finish)
+        parcel.folder, parcel.number, parcel.finished = folder, number, finished
         if fault is None:
             if parcel.batches:
                 self._outbox.put(parcel)

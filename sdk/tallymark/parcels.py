@@ -1,12 +1,16 @@
 """A parcel: the requests made from one segment, in a file, until the collector has acknowledged them all.
 
-    magic, version                  16 bytes
+    magic, version u32, attempted u32 (NEVER, or anything else)
     frames  one a request:  details length u32, body length u32, crc u32 over both, state u32 (0 to be sent, 1 handled),
             details             JSON: points, amounts by meter
             body                the OTLP request as it is sent, each time
+    A merged parcel (tallymark.merging) begins with a handled frame without a body, whose details are the numbers of the
+    parcels that it replaces.
 
-The file is written under another name, synchronised and renamed: it is there whole or not at all. The state changes
-afterwards, one aligned word; lost, the request is sent again and known again.
+The file is written under another name, synchronised and renamed: it is there whole or not at all. Two words change
+afterwards, each by one aligned store. A state that is lost means that the request is sent again and known again. That a
+request of the parcel is going to be sent is written and synchronised before it is: from then on the collector may have
+it, whatever becomes of the process, and its bytes never change.
 """
 
 from __future__ import annotations
@@ -23,14 +27,18 @@ from pathlib import Path
 from typing import Final
 
 from tallymark.batches import Request
+from tallymark.folder import Folder
 from tallymark.quantities import Exact
 from tallymark.segment import NEW
 
 MAGIC: Final = b"TALLYOUT"
-VERSION: Final = 1
+VERSION: Final = 2
+NEVER: Final = 0x7E5E2A11
+"""Nothing of the parcel has been sent. Anything else, also the 0 of version 1: it may have been."""
 _HEAD: Final = struct.Struct("<8sII")
 _FRAME: Final = struct.Struct("<IIII")
 _TO_SEND, _HANDLED = 0, 1
+_ATTEMPTED_AT: Final = 12
 
 
 class DamagedParcelError(ValueError):
@@ -79,13 +87,37 @@ class Parcel:
         self.path = path
         self.own = own
         self.batches: list[Batch] = []
+        self.attempted = False
+        """Some of it may have been sent. The outbox sets it when it hands a request out, `note_attempt` writes it."""
+        self.claimed = False
+        """It is being merged and not to be sent."""
+        self.folder: Folder | None = None
+        self.number = 0
+        """Where its file stands; None and 0 for a parcel in memory."""
+        self.finished: Callable[[], None] = lambda: None
+        """What `finish` does besides removing the file."""
+        self.interval: tuple[int, int] | None = None
+        """Over which its points are, once somebody has looked."""
         self._finish = finish
         self._left = 0
+        self._noted = False
 
     def add(self, batch: Batch) -> None:
         """One more request."""
         self.batches.append(batch)
         self._left += 1
+
+    def note_attempt(self) -> None:
+        """To be called before a request is sent: the file says from here on that it may have been. Raises OSError."""
+        if self._noted or (path := self.path()) is None:
+            return
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(file, bytes(4), _ATTEMPTED_AT)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        self._noted = True
 
     def handled(self, batch: Batch) -> None:
         """Leaves a note in the file, so that the request is not sent again by another process; the last note is the
@@ -110,14 +142,20 @@ def in_memory(requests: Iterable[Request], own: bool, finish: Callable[[], None]
     return parcel
 
 
-def write(path: Path, requests: Sequence[Request]) -> None:
-    """Makes the file of a parcel; it is on the disk afterwards. Raises OSError, leaving nothing behind."""
+def write(path: Path, requests: Sequence[Request], attempted: bool = False, replaces: Sequence[int] = ()) -> None:
+    """Makes the file of a parcel; it is on the disk afterwards. Raises OSError, leaving nothing behind.
+
+    `attempted`: the same requests may have been sent already. `replaces`: numbers of the parcels that it was made of.
+    """
     frames = []
+    if replaces:
+        details = json.dumps({"replaces": list(replaces)}).encode()
+        frames += [_FRAME.pack(len(details), 0, zlib.crc32(details), _HANDLED), details]
     for request in requests:
         details = _details(request.points, request.amounts)
         crc = zlib.crc32(request.body, zlib.crc32(details))
         frames += [_FRAME.pack(len(details), len(request.body), crc, _TO_SEND), details, request.body]
-    replace(path, _HEAD.pack(MAGIC, VERSION, 0) + b"".join(frames))
+    replace(path, _HEAD.pack(MAGIC, VERSION, 0 if attempted else NEVER) + b"".join(frames))
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -133,11 +171,16 @@ def replace(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             made.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    synchronise(path.parent)
+
+
+def synchronise(folder: Path) -> None:
+    """Names that were made in the folder, or removed, are so on the disk. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tuple[Parcel, str | None]:
@@ -146,14 +189,8 @@ def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tu
     Raises DamagedParcelError where it is none, OSError.
     """
     data = where().read_bytes()
-    if len(data) < _HEAD.size:
-        raise DamagedParcelError(f"{len(data)} bytes are no parcel")
-    magic, version, _ = _HEAD.unpack_from(data)
-    if magic != MAGIC:
-        raise DamagedParcelError("it does not begin as a parcel does")
-    if version > VERSION:
-        raise NewerParcelError(f"it has version {version}, this Tallymark reads {VERSION}")
     parcel = Parcel(where, own, finish)
+    parcel.attempted = parcel._noted = _head(data) != NEVER
     at = _HEAD.size
     while at < len(data):
         if at + _FRAME.size > len(data):
@@ -173,7 +210,34 @@ def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tu
 def repair(path: Path) -> None:
     """Rewrites a parcel's file with the requests in it that are still to be sent and can be read. Raises as `read`."""
     parcel, _ = read(lambda: path, False, lambda: None)
-    write(path, [Request(batch.read(), batch.points, batch.amounts) for batch in parcel.batches])
+    requests = [Request(batch.read(), batch.points, batch.amounts) for batch in parcel.batches]
+    write(path, requests, attempted=True)
+
+
+def replaced_by(path: Path) -> list[int]:
+    """Numbers of the parcels that this one was made of. Raises as `read`; a damaged one tells of none."""
+    with path.open("rb") as file:
+        _head(file.read(_HEAD.size))
+        frame = file.read(_FRAME.size)
+        if len(frame) < _FRAME.size:
+            return []
+        details_size, size, crc, state = _FRAME.unpack(frame)
+        if size or state != _HANDLED:
+            return []
+        details = file.read(details_size)
+    return [int(number) for number in json.loads(details)["replaces"]] if crc == zlib.crc32(details) else []
+
+
+def _head(data: bytes) -> int:
+    """The word that says whether something has been sent."""
+    if len(data) < _HEAD.size:
+        raise DamagedParcelError(f"{len(data)} bytes are no parcel")
+    magic, version, attempted = _HEAD.unpack_from(data)
+    if magic != MAGIC:
+        raise DamagedParcelError("it does not begin as a parcel does")
+    if version > VERSION:
+        raise NewerParcelError(f"it has version {version}, this Tallymark reads {VERSION}")
+    return int(attempted)
 
 
 def _details(points: int, amounts: Mapping[str, Exact]) -> bytes:

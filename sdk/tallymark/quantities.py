@@ -11,6 +11,8 @@ import operator
 from decimal import Clamped, Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow, Underflow
 from typing import Final
 
+from tallymark.conventions import MAX_DECIMALS
+
 Exact = int | Decimal
 Wire = int | float
 
@@ -18,9 +20,6 @@ INT64_MAX: Final = 2**63 - 1
 
 MAX_QUANTITY: Final = INT64_MAX
 """The most that one recording may add."""
-
-MAX_PLACES: Final = 100
-"""The finest quantity is 1e-100: far below any price, and coarse enough for sums to stay exact and short."""
 
 EXACT: Final = Context(prec=1024, traps=[Inexact, InvalidOperation, Overflow, Underflow, Clamped, DivisionByZero])
 """Arithmetic that raises instead of rounding, whatever the host did to its thread's own decimal context."""
@@ -34,8 +33,8 @@ def exact(value: object) -> Exact:
     """The quantity as an int, or as a Decimal where it has a fraction.
 
     Takes int, float, Decimal and whatever has `__index__` (NumPy's integers). Raises RefusedQuantityError for NaN,
-    infinities, negative values, values over `MAX_QUANTITY` or finer than `MAX_PLACES`, for bool (write `int(...)`
-    when a truth is to count as 1) and for anything that is not a number.
+    infinities, negative values, values over `MAX_QUANTITY` or of more than `MAX_DECIMALS` decimal places, for bool
+    (write `int(...)` when a truth is to count as 1) and for anything that is not a number.
     """
     if type(value) is int:
         number: Exact = value
@@ -62,10 +61,23 @@ def _exact_decimal(value: Decimal) -> Exact:
         raise RefusedQuantityError("it is NaN or infinite")
     if value > MAX_QUANTITY:  # before int(): 1E+999999 would be a million digits
         raise RefusedQuantityError("it is over 2^63 - 1")
-    exponent = value.as_tuple().exponent
-    if not isinstance(exponent, int) or exponent < -MAX_PLACES:
-        raise RefusedQuantityError(f"it has more than {MAX_PLACES} decimal places")
-    return int(value) if exponent >= 0 or value == value.to_integral_value() else value
+    if value == value.to_integral_value():
+        return int(value)
+    if places_of(value) > MAX_DECIMALS:
+        raise RefusedQuantityError(f"it has more than {MAX_DECIMALS} decimal places; round it first")
+    return value
+
+
+def places_of(value: Decimal) -> int:
+    """Decimal places that a finite number needs: 1.50 has one."""
+    _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    places = -exponent
+    for digit in reversed(digits):
+        if digit or places <= 0:
+            break
+        places -= 1
+    return max(places, 0)
 
 
 def add(a: Exact, b: Exact) -> Exact:
@@ -120,7 +132,7 @@ def to_wire(total: Exact) -> tuple[Wire, Exact]:
     """The largest value on the wire that denotes no more than `total` (>= 0), and the remainder (>= 0).
 
     Rounded down, never to nearest: a remainder below zero would have to go out as a negative increment of a
-    monotonic sum.
+    monotonic sum. Neither has more decimal places than `total`, unless these are over `MAX_DECIMALS`.
     """
     if isinstance(total, int):
         whole = min(total, INT64_MAX)

@@ -4,6 +4,9 @@ A folder found is kept locked until its last request is handled, then it is remo
 with a message and never deleted; what stands before the damage is billed. With its last segment goes the note that the
 producer has ended, unless that segment is not the last word: where it is damaged, or ended by its owner who went on in
 memory.
+
+While the outbox is full, folders are not taken over but condensed, once each: what was counted becomes requests, the
+intervals that follow each other are merged (`tallymark.merging`), and the folder is left until there is room.
 """
 
 from __future__ import annotations
@@ -14,15 +17,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from tallymark import parcels, segment, totals
 from tallymark.batches import requests_of
 from tallymark.folder import PARCEL, SEGMENT, Folder, folders_in
+from tallymark.merging import Merger, complete
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
 from tallymark.parcels import DamagedParcelError, NewerParcelError
 from tallymark.reporting import Reporter
 from tallymark.segment import Contents, DamagedSegmentError, NewerSegmentError
+
+MAX_CONDENSED: Final = 50
+"""Folders that are condensed at once, so that the signs of life of this process do not wait for long."""
 
 
 class Recovery:
@@ -32,16 +40,19 @@ class Recovery:
         self,
         outbox: Outbox,
         packer: Packer,
+        merger: Merger,
         reporter: Reporter,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._outbox = outbox
         self._packer = packer
+        self._merger = merger
         self._reporter = reporter
         self._clock_ns = clock_ns
         self._began_ns = clock_ns()
         self._adopted: dict[Path, _Adopted] = {}
         self._unreadable: set[Path] = set()
+        self._condensed: set[Path] = set()
         self._lock = threading.Lock()
 
     def is_needed(self, place: Path | None, own: Path | None) -> bool:
@@ -61,13 +72,20 @@ class Recovery:
         except OSError as error:
             self._reporter.error("recover", "usage of earlier processes cannot be looked for now: %s", error)
             return
+        condensed = 0
         for path in others:
             if self._outbox.full:
-                return
+                self._merger.make_room()
+            full = self._outbox.full
+            if full and (path in self._condensed or condensed >= MAX_CONDENSED):
+                continue
             try:
                 folder = Folder.adopt(path)
-                if folder is not None:
-                    self._recover(folder)
+                if folder is not None and full:
+                    condensed += 1
+                    self._condense(folder)
+                elif folder is not None:
+                    self._recover(folder, self._packer)
             except Exception as error:
                 self._reporter.error("recover", "usage in %s cannot be recovered now: %r", path, error)
 
@@ -89,11 +107,12 @@ class Recovery:
 
     def release(self) -> None:
         """Leaves what is not delivered to other processes."""
-        self._outbox.forget_others()
-        with self._lock:
-            left, self._adopted = self._adopted, {}
-        for adopted in left.values():
-            adopted.folder.release()
+        with self._merger.paused():
+            self._outbox.forget_others()
+            with self._lock:
+                left, self._adopted = self._adopted, {}
+            for adopted in left.values():
+                adopted.folder.release()
 
     def close_inherited(self) -> None:
         """In a forked child: let go of the locks that are the parent's."""
@@ -111,10 +130,24 @@ class Recovery:
                 return True
         return False
 
-    def _recover(self, folder: Folder) -> None:
+    def _condense(self, folder: Folder) -> None:
+        """Makes a folder as small as it can be and leaves it to whoever has room for it."""
+        aside = Outbox(0)
+        self._condensed.add(folder.path)
+        try:
+            self._recover(folder, Packer(aside, self._reporter))
+            Merger(aside, self._reporter).make_room()
+        finally:
+            with self._lock:
+                adopted = self._adopted.pop(folder.path, None)
+            if adopted is not None:
+                folder.release()
+
+    def _recover(self, folder: Folder, packer: Packer) -> None:
         adopted = self._adopted[folder.path] = _Adopted(folder)
         try:
             folder.tidy(self._reporter)
+            complete(folder)
             packed, segments = folder.numbers(PARCEL), folder.numbers(SEGMENT)
             self._link(folder, segments)
             for number in sorted({*packed, *segments}):
@@ -122,8 +155,8 @@ class Recovery:
                     adopted.open += 1
                 finished = _once(lambda: self._finished(adopted))
                 try:
-                    if number not in packed or not self._load(folder, number, finished):
-                        self._convert(folder, number, finished, is_last=number == segments[-1])
+                    if number not in packed or not self._load(packer, folder, number, finished):
+                        self._convert(packer, folder, number, finished, is_last=number == segments[-1])
                 except (NewerSegmentError, NewerParcelError) as error:
                     adopted.keep = True
                     self._unreadable.add(folder.path)
@@ -138,11 +171,11 @@ class Recovery:
         finally:
             self._finished(adopted)  # for the one that it began with, so that it stayed open until here
 
-    def _load(self, folder: Folder, number: int, finished: Callable[[], None]) -> bool:
+    def _load(self, packer: Packer, folder: Folder, number: int, finished: Callable[[], None]) -> bool:
         """Puts a parcel into the outbox. False, and it is set aside, when its segment is the better source."""
         path = folder.segment(number)
         try:
-            fault = self._packer.load(folder, number, own=False, finished=finished)
+            fault = packer.load(folder, number, own=False, finished=finished)
         except NewerParcelError:
             raise
         except DamagedParcelError as error:
@@ -158,7 +191,7 @@ class Recovery:
             return False
         else:
             self._repair(folder, number, fault)
-            self._packer.load(folder, number, own=False, finished=finished)
+            packer.load(folder, number, own=False, finished=finished)
         return True
 
     def _link(self, folder: Folder, segments: list[int]) -> None:
@@ -181,10 +214,14 @@ class Recovery:
         segment.seal(path, self._end_of(contents))
         return segment.read(path)
 
-    def _convert(self, folder: Folder, number: int, finished: Callable[[], None], is_last: bool) -> None:
-        """Makes the parcel of a segment."""
+    def _convert(
+        self, packer: Packer, folder: Folder, number: int, finished: Callable[[], None], is_last: bool
+    ) -> None:
+        """Makes the parcel of a segment. Where its interval had been ended, the requests may have been sent from
+        memory, for want of a disk."""
         path = folder.segment(number)
         try:
+            attempted = bool(segment.read(path).end_ns)
             contents = self._sealed(path)
             requests = list(requests_of(contents, b"", closing=is_last and contents.sealed))
         except NewerSegmentError:
@@ -194,11 +231,12 @@ class Recovery:
             finished()
             return
         fault = "a record's checksum is wrong; what stands before it is billed" if contents.damaged else None
-        self._packer.pack(
+        packer.pack(
             requests,
             folder,
             number,
             own=False,
+            attempted=attempted,
             drop_segment=lambda: self._drop(folder, number, fault),
             finished=finished,
         )
@@ -243,8 +281,8 @@ class Recovery:
                 return
         if adopted.keep:
             adopted.folder.release()
-        else:
-            adopted.folder.remove()
+        elif not adopted.folder.remove():
+            self._unreadable.add(adopted.folder.path)  # what is left in it needs a person
         with self._lock:
             self._adopted.pop(adopted.folder.path, None)
 

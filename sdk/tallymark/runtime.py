@@ -31,6 +31,7 @@ from tallymark.errors import SettingsError
 from tallymark.exporting import UsageExporter
 from tallymark.folder import HAS_LOCKS
 from tallymark.journal import Journal
+from tallymark.merging import Merger
 from tallymark.meters import Meters
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
@@ -64,7 +65,8 @@ class Runtime:
         self.letters = DeadLetters(self.reporter)
         self.packer = Packer(self.outbox, self.reporter)
         self.journal = Journal(self.outbox, self.packer, self.reporter)
-        self.recovery = Recovery(self.outbox, self.packer, self.reporter)
+        self.merger = Merger(self.outbox, self.reporter)
+        self.recovery = Recovery(self.outbox, self.packer, self.merger, self.reporter)
         self.recorder = Recorder(
             time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
         )
@@ -132,11 +134,13 @@ class Runtime:
         """What went other ways than it should, since the process began; all 0 where all is well.
 
         `in_memory`: times that the disk did not take usage, which was kept in memory. `rejected_points`: points in
-        dead-letter files. `refused`: recordings whose quantity could not be counted.
+        dead-letter files. `held_back`: times that a refused request found these full, and stayed in the outbox.
+        `refused`: recordings whose quantity could not be counted.
         """
         return {
             "in_memory": self.packer.in_memory + self.recorder.spilled,
             "rejected_points": self.letters.points,
+            "held_back": self.letters.held_back,
             "refused": sum(self.recorder.refused().values()),
         }
 
@@ -164,6 +168,7 @@ class Runtime:
             self.outbox,
             self.journal,
             self.recovery,
+            self.merger,
             Delivery(self.outbox, self.letters, self.reporter, lambda: _connect(endpoint)),
             place=place,
             interval_s=settings.interval_s,

@@ -56,7 +56,8 @@ class Captured:
 
 def delivery_stats() -> dict[str, int]:
     """What went other ways than it should in this process, all 0 where all is well: `in_memory` (times that the disk
-    did not take usage), `rejected_points` (in dead-letter files), `refused` (recordings without a usable quantity)."""
+    did not take usage), `rejected_points` (in dead-letter files), `held_back` (times that a refused request found these
+    full, and stayed in the outbox), `refused` (recordings without a usable quantity)."""
     return runtime.current().stats()
 
 

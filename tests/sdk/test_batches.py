@@ -38,7 +38,7 @@ def contents(recorder: Recorder, end_ns: int = 10**10) -> Contents:
     return segment.contents()
 
 
-quantities = st.integers(1, 2**63 - 1) | st.floats(1e-9, 1e15) | st.decimals(Decimal("1e-40"), 10**18, places=40)
+quantities = st.integers(1, 2**63 - 1) | st.floats(1e-9, 1e15) | st.decimals(Decimal("1e-30"), 10**18, places=30)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1]), quantities), min_size=1, max_size=40))

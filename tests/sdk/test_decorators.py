@@ -358,7 +358,9 @@ def test_what_has_no_calls_is_refused_at_declaration() -> None:
             track_usage("m")(thing)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("quantity", [float("nan"), -1, True, "1", None, 2**63])
+@pytest.mark.parametrize(
+    "quantity", [float("nan"), -1, True, "1", None, 2**63, 1e-31, Decimal("0.5000000000000000000000000000001")]
+)
 def test_a_bad_fixed_quantity_fails_at_declaration(quantity: Any) -> None:
     with pytest.raises(DeclarationError, match="quantity"):
         track_usage("m", quantity=quantity)

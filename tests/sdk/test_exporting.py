@@ -20,6 +20,7 @@ from tallymark.delivery import Delivery
 from tallymark.errors import SettingsError
 from tallymark.exporting import UsageExporter
 from tallymark.journal import Journal
+from tallymark.merging import Merger
 from tallymark.meters import Meter
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
@@ -77,7 +78,8 @@ class Parts:
             self.recorder,
             self.outbox,
             self.journal,
-            Recovery(self.outbox, packer, reporter),
+            Recovery(self.outbox, packer, merger := Merger(self.outbox, reporter), reporter),
+            merger,
             Delivery(self.outbox, self.letters, reporter, connect),
             place=place,
             interval_s=interval_s,

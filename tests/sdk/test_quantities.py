@@ -5,26 +5,32 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tallymark.conventions import MAX_DECIMALS
 from tallymark.quantities import (
     INT64_MAX,
     RefusedQuantityError,
     add,
     exact,
     from_attribute,
+    places_of,
     shortest,
     to_attribute,
     to_wire,
+    wire_parts,
 )
+from tallymark_collector.processors.validation import check_quantity
+from tallymark_collector.wire import shortest_decimal
 
 decimals = st.decimals(min_value=0, max_value=10**18, places=30) | st.decimals(min_value=0, max_value=10, places=12)
 amounts = (
     st.integers(0, INT64_MAX)
     | decimals
-    | st.floats(0, 1e18, allow_subnormal=False).filter(lambda x: x == 0 or x > 1e-60)
+    | st.floats(0, 1e18, allow_subnormal=False).filter(lambda x: places_of(Decimal(repr(x))) <= MAX_DECIMALS)
 )
+fine = st.integers(1, 10**24).map(lambda units: exact(Decimal(units).scaleb(-MAX_DECIMALS)))
 
 
 class Count(enum.IntEnum):
@@ -42,6 +48,9 @@ class Count(enum.IntEnum):
         (1e18, 10**18),
         (Decimal("2.50"), Decimal("2.5")),
         (Decimal("1E+3"), 1000),
+        (Decimal("1E-30"), Decimal("1E-30")),
+        (Decimal("7." + 40 * "0"), 7),
+        (Decimal("0.5" + 40 * "0"), Decimal("0.5")),
         (Count.THREE, 3),
     ],
 )
@@ -61,7 +70,10 @@ def test_what_a_quantity_becomes(value: object, want: object) -> None:
         Decimal("sNaN"),
         Decimal("Infinity"),
         Decimal("1E+999999"),
-        Decimal("1E-101"),
+        Decimal("1E-31"),
+        Decimal("1.0000000000000000000000000000001"),
+        Decimal((0, (1, 5), -2000)),
+        1.2345678901234567e-15,
         5e-324,
         -1,
         -0.5,
@@ -112,6 +124,22 @@ def test_wire_value_and_remainder_are_the_amount(amount: object) -> None:
     assert remainder >= 0
     assert add(shortest(value), remainder) == total
     assert isinstance(value, float) or value <= INT64_MAX
+
+
+@given(fine | amounts)
+@example(Decimal("0.00000000000000" + "9999999999999999"))
+@example(Decimal("0.0000000000000" + "93206534790699863"))
+def test_the_collector_takes_every_part(amount: object) -> None:
+    """Both sides have one limit, and what the SDK makes of a quantity within it stays within it."""
+    total = exact(amount)
+    parts = wire_parts(total)
+    assert [check_quantity(shortest_decimal(float(part))) for part in parts if isinstance(part, float)] == [None] * sum(
+        isinstance(part, float) for part in parts
+    )
+    sent = exact(0)
+    for part in parts:
+        sent = add(sent, shortest(part))
+    assert sent == total
 
 
 @given(st.lists(amounts, max_size=20))

@@ -36,7 +36,7 @@ def cut(recorder: Recorder, now_ns: int = 0) -> list[Contents]:
 
 recordings = st.one_of(
     st.integers(0, 2**63 - 1),
-    st.floats(0, 1e12, allow_subnormal=False).filter(lambda x: x == 0 or x > 1e-60),
+    st.floats(0, 1e12, allow_subnormal=False).filter(lambda x: x == 0 or x > 1e-13),
     st.decimals(0, 10**15, places=24),
 )
 steps = st.lists(st.tuples(st.sampled_from("abc"), recordings) | st.just("cut"), max_size=60)

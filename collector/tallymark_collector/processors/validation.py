@@ -23,8 +23,7 @@ MAX_ATTRIBUTE_TEXT: Final = 4096
 """Characters of one attribute's name and value. A unique key's entry must stay below a third of an 8 KiB page."""
 
 MAX_WHOLE_DIGITS: Final = 25
-MAX_DECIMALS: Final = 30
-"""Sums of such quantities stay within the 60 digits that `billing.money` prices exactly."""
+"""With `conventions.MAX_DECIMALS` behind the point, sums stay within what `billing.money` prices exactly: 60 digits."""
 
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -161,8 +160,9 @@ def check_quantity(value: Decimal) -> Refusal | None:
         return Refusal(Reason.VALUE_NEGATIVE, f"a quantity used cannot be {value:.6G}")
     exponent = value.as_tuple().exponent
     assert isinstance(exponent, int), "only finite values come here"
-    if value.adjusted() >= MAX_WHOLE_DIGITS or exponent < -MAX_DECIMALS:
-        detail = f"{value:.6E} has more than {MAX_WHOLE_DIGITS} digits before or {MAX_DECIMALS} after the point"
+    if value.adjusted() >= MAX_WHOLE_DIGITS or exponent < -conventions.MAX_DECIMALS:
+        limits = f"{MAX_WHOLE_DIGITS} digits before or {conventions.MAX_DECIMALS} after the point"
+        detail = f"{value:.6E} has more than {limits}"
         return Refusal(Reason.VALUE_OUT_OF_RANGE, detail)
     return None
 
