@@ -31,7 +31,9 @@ def tables() -> Iterator[Table]:
         delivered = own.flush(60)
         recorded = own.recorder.sums()
     settled = [resident for second, _, resident, _ in rows if second >= SECONDS / 3]
-    table = Table(title=f"{RATE:,} requests/s wanted, {ACCOUNTS:,} accounts x {ROUTES} routes, an export each {INTERVAL_S:g} s")
+    table = Table(
+        title=f"{RATE:,} requests/s wanted, {ACCOUNTS:,} accounts x {ROUTES} routes, an export each {INTERVAL_S:g} s"
+    )
     for column in ("second", "requests", "resident MiB", "of one core"):
         table.add_column(column, justify="right")
     for second, requests, resident, share in rows:

@@ -25,10 +25,11 @@ from opentelemetry.sdk.resources import Resource
 
 from tallymark import conventions, totals
 from tallymark.quantities import Exact, Wire, add, shortest, wire_parts
-from tallymark.recorder import total_of
+from tallymark.recorder import totals_by_body
 from tallymark.segment import Contents
-from tallymark.streams import Described, attributes_of
+from tallymark.streams import Described, attributes_of, decode
 from tallymark.totals import Totals
+from tallymark.yielding import restful
 
 MAX_BATCH_POINTS: Final = 2_000
 
@@ -36,6 +37,8 @@ MAX_BATCH_BYTES: Final = 2 * 2**20
 """Half of gRPC's default limit of 4 MiB: a batch over the receiver's limit could never be sent."""
 
 NOBODY: Final = b'{"resource":{},"schema_url":"","scope":["",""]}'
+
+STREAMS_BETWEEN_RESTS: Final = 32
 
 _FRAMING_BYTES: Final = 8  # a point's own tag and length, and its share of the metric's
 
@@ -84,16 +87,18 @@ def requests_of(
     segment of its producer. Raises ValueError for records that Tallymark did not write.
     """
     filling = _Filling(contents.producer or producer, max_points, max_bytes)
-    sums = total_of(contents)
-    for stream, total in sums.items():
+    growth = totals.Growth()
+    for body, total in restful(totals_by_body(contents).items(), STREAMS_BETWEEN_RESTS):
+        stream = decode(body)
         metric, attributes = _wire_stream(stream)
         values = wire_parts(total)
+        growth.add(stream, total, len(values))
         start_ns, end_ns = totals.interval(contents, len(values))
         for point, value in points_over(start_ns, end_ns, values, NumberDataPoint(attributes=_key_values(attributes))):
             yield from filling.add(metric, [point], 0 if stream.evidence else shortest(value))
     base = None if contents.damaged else totals.decode(contents.base)
-    if base is not None and (sums or closing):
-        now = totals.after(base, contents, sums)
+    if base is not None and (growth.parts or closing):
+        now = totals.after(base, contents, growth)
         if now.since_ns != base.since_ns and base.any:  # the clock was set back: that run is over
             yield from _control(filling, base, closing=True)
         if now.any:

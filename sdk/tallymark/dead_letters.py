@@ -67,7 +67,7 @@ class DeadLetters:
             is_new = not path.exists()
             if is_new:
                 self._take_room(folder, len(text), reason)
-            replace(path, text)
+            replace(path, [text])
             where = str(path)
         if is_new:  # a request of which a part has no room here is sent, and refused, as a whole again
             self.points += rejected

@@ -29,6 +29,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tallymark import totals
@@ -39,7 +40,7 @@ from tallymark.packing import Packer
 from tallymark.quantities import Exact
 from tallymark.recorder import Recorder, by_meter
 from tallymark.reporting import Reporter
-from tallymark.segment import Segment
+from tallymark.segment import Contents, Segment
 from tallymark.totals import Totals
 
 
@@ -63,6 +64,8 @@ class Journal:
         self._folder: Folder | None = None
         self._number = 0
         self._frozen: list[Segment] = []
+        self._contents: dict[int, Contents] = {}
+        """What has been read of them already, until it is converted."""
         # What each producer that this process has been had recorded at the last cut; a new configuration may make it
         # another one.
         self._totals: dict[bytes, Totals] = {}
@@ -136,12 +139,14 @@ class Journal:
         return count
 
     def _count(self, frozen: Segment) -> None:
-        contents = frozen.contents()
+        contents = frozen.contents(rests=True)
         owner = contents.producer or self._producer
         base = self._base(owner, contents.start_ns)
         if totals.decode(contents.base) is None:  # what the disk had no room for, or its first usage came during a cut
             frozen.carry(totals.encode(base))
+            contents = replace(contents, base=tuple(totals.encode(base)))
         self._totals[owner] = totals.after(base, contents)
+        self._contents[frozen.number] = contents
 
     def note_end(self, recorder: Recorder) -> bool:
         """Puts a note into the outbox that this process's totals are its last, if they are not noted yet. False, and
@@ -198,7 +203,7 @@ class Journal:
         return is_empty
 
     def _convert(self, frozen: Segment) -> int:
-        contents = frozen.contents()
+        contents = self._contents.pop(frozen.number, None) or frozen.contents(rests=True)
         folder = self._folder if self._place is not None else None
 
         def drop_segment() -> None:
@@ -207,4 +212,4 @@ class Journal:
 
         requests = list(requests_of(contents, self._producer))
         self._packer.pack(requests, folder, frozen.number, own=True, drop_segment=drop_segment)
-        return len(contents.sums)
+        return sum(map(len, contents.sums.values()))

@@ -155,15 +155,15 @@ def write(path: Path, requests: Sequence[Request], attempted: bool = False, repl
         details = _details(request.points, request.amounts)
         crc = zlib.crc32(request.body, zlib.crc32(details))
         frames += [_FRAME.pack(len(details), len(request.body), crc, _TO_SEND), details, request.body]
-    replace(path, _HEAD.pack(MAGIC, VERSION, 0 if attempted else NEVER) + b"".join(frames))
+    replace(path, [_HEAD.pack(MAGIC, VERSION, 0 if attempted else NEVER), *frames])
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, pieces: Iterable[bytes]) -> None:
     """Writes a file under another name, synchronises it, renames it. Raises OSError, leaving nothing behind."""
     made = path.with_name(path.name + NEW)
     try:
         with open(made, "wb", opener=_private) as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         made.rename(path)
@@ -188,7 +188,7 @@ def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tu
 
     Raises DamagedParcelError where it is none, OSError.
     """
-    data = where().read_bytes()
+    data = memoryview(where().read_bytes())
     parcel = Parcel(where, own, finish)
     parcel.attempted = parcel._noted = _head(data) != NEVER
     at = _HEAD.size
@@ -200,7 +200,7 @@ def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tu
         if begin + size > len(data) or crc != zlib.crc32(data[at + _FRAME.size : begin + size]):
             return parcel, f"a frame's checksum is wrong, at byte {at}"
         if state == _TO_SEND:
-            details = json.loads(data[at + _FRAME.size : begin])
+            details = json.loads(bytes(data[at + _FRAME.size : begin]))
             amounts = {meter: _amount(text) for meter, text in details["amounts"].items()}
             parcel.add(Batch(parcel, details["points"], amounts, size, at=begin, state_at=at + 12))
         at = begin + size
@@ -228,7 +228,7 @@ def replaced_by(path: Path) -> list[int]:
     return [int(number) for number in json.loads(details)["replaces"]] if crc == zlib.crc32(details) else []
 
 
-def _head(data: bytes) -> int:
+def _head(data: bytes | memoryview) -> int:
     """The word that says whether something has been sent."""
     if len(data) < _HEAD.size:
         raise DamagedParcelError(f"{len(data)} bytes are no parcel")

@@ -18,6 +18,7 @@ from tallymark.meters import Meter
 from tallymark.quantities import Exact, add, scaled, units_of, unscaled
 from tallymark.segment import STREAM, WIDE_PLACES, Contents, Segment, Slot, WideSlot
 from tallymark.streams import Described, Series, Stream, decode, encode
+from tallymark.yielding import drop
 
 MAX_STREAMS: Final = 250_000
 """Sums in one interval; past it new ones are counted without their dimensions: resolution is lost, usage never."""
@@ -161,8 +162,12 @@ class Recorder:
                     spill.end(end_ns)
                 taken.end(end_ns if spill is None else end_ns - SPARE_NS)
                 self._segment, self._spill = fresh, None
+                slots, scaled = self._slots, self._scaled
                 self._slots, self._scaled = {}, {}
                 self._last_ns = end_ns
+            # Not while the lock is held, and not all at once.
+            drop(slots)
+            drop(scaled)
         return [taken] if spill is None else [taken, spill]
 
     def beat(self, now_ns: int) -> None:
@@ -297,14 +302,23 @@ class Recorder:
 NO_DIMENSIONS: Final[Dimensions] = ()
 
 
-def total_of(*contents: Contents) -> dict[Described, Exact]:
-    """The exact sum of each stream in some segments, in the order in which they first appear."""
+def totals_by_body(*contents: Contents) -> dict[bytes, Exact]:
+    """The exact sum of each stream in some segments, by the body of its record."""
     totals: dict[bytes, Exact] = {}
     for one in contents:
-        for body, scale, units in one.sums:
-            amount = unscaled(units, scale)
-            totals[body] = add(totals[body], amount) if body in totals else amount
-    return {decode(body): total for body, total in totals.items()}
+        for scale, sums in sorted(one.sums.items()):
+            if not scale and not totals:
+                totals.update(sums)
+                continue
+            for body, units in sums.items():
+                amount = unscaled(units, scale)
+                totals[body] = add(totals[body], amount) if body in totals else amount
+    return totals
+
+
+def total_of(*contents: Contents) -> dict[Described, Exact]:
+    """The same by stream."""
+    return {decode(body): total for body, total in totals_by_body(*contents).items()}
 
 
 def by_meter(*contents: Contents) -> dict[str, Exact]:

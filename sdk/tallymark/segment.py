@@ -28,14 +28,17 @@ Version 2 added kind 5, and streams that count evidence: version 1 would bill th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from tallymark.yielding import restful
 
 MAGIC: Final = b"TALLYSEG"
 VERSION: Final = 2
@@ -55,6 +58,8 @@ NEW: Final = ".new"
 
 FIRST_CHUNK: Final = 64 * 1024
 MAX_CHUNK: Final = 4 * 1024 * 1024
+RECORDS_BETWEEN_RESTS: Final = 256
+
 MAX_BODY: Final = 1024 * 1024
 
 Slot = tuple[memoryview, int]
@@ -162,9 +167,9 @@ class Segment:
             os.close(self._file)
             self._file = -1
 
-    def contents(self) -> Contents:
-        """What has been recorded so far."""
-        found = _parse(b"".join(bytes(mapped) for mapped, _ in self._chunks))
+    def contents(self, *, rests: bool = False) -> Contents:
+        """What has been recorded so far. With `rests` handlers run meanwhile, which takes longer."""
+        found = _parse([mapped for mapped, _ in self._chunks], RECORDS_BETWEEN_RESTS if rests else None)
         return replace(found, base=(*found.base, *self._unwritten)) if self._unwritten else found
 
     def _words(self) -> memoryview:
@@ -234,8 +239,8 @@ class Contents:
     heartbeat_ns: int
     producer: bytes
     """Empty where usage was recorded before `configure()` said who sends it."""
-    sums: tuple[tuple[bytes, int, int], ...]
-    """(stream, scale, sum in units of 10^-scale)."""
+    sums: Mapping[int, Mapping[bytes, int]]
+    """By scale and stream: the sum in units of 10^-scale. Flat, for there may be very many (see tallymark.yielding)."""
     damaged: bool
     """True where the records stop making sense before the file ends; what stands before that is in `sums`."""
     base: tuple[bytes, ...] = ()
@@ -246,7 +251,7 @@ class Contents:
 
 def read(path: Path) -> Contents:
     """What a segment's file holds. Raises DamagedSegmentError, OSError."""
-    return _parse(path.read_bytes())
+    return _parse([path.read_bytes()], RECORDS_BETWEEN_RESTS)
 
 
 def seal(path: Path, end_ns: int) -> None:
@@ -279,7 +284,8 @@ def carry(path: Path, bases: Iterable[bytes]) -> None:
         os.close(file)
 
 
-def _parse(data: bytes) -> Contents:
+def _parse(chunks: Sequence[bytes | mmap.mmap], every: int | None) -> Contents:
+    data = chunks[0] if chunks else b""
     if len(data) < HEADER_SIZE:
         raise DamagedSegmentError(f"{len(data)} bytes are no segment")
     magic, version, crc, start, interval, end, heartbeat = HEADER.unpack_from(data)
@@ -289,8 +295,10 @@ def _parse(data: bytes) -> Contents:
         raise NewerSegmentError(f"it has version {version}, this Tallymark reads {VERSION}")
     if crc != zlib.crc32(_FIXED.pack(magic, version, start, interval)):
         raise DamagedSegmentError("its header's checksum is wrong")
-    producer, sums, base, damaged = b"", [], [], False
-    for record in _records(data):
+    producer, base, damaged = b"", [], False
+    sums: dict[int, dict[bytes, int]] = {}
+    found = itertools.chain.from_iterable(_records(c, 0 if n else HEADER_SIZE) for n, c in enumerate(chunks))
+    for record in found if every is None else restful(found, every):
         if record is None:
             damaged = True
             break
@@ -298,16 +306,16 @@ def _parse(data: bytes) -> Contents:
         if kind == PRODUCER:
             producer = body
         elif kind in (STREAM, WIDE) and value:
-            sums.append((body, scale, value))
+            of_scale = sums.setdefault(scale, {})
+            of_scale[body] = of_scale.get(body, 0) + value
         elif kind == BASE:
             base.append(body)
     sealed = data[_SEALED * 8] == 1
-    return Contents(start, interval, end, heartbeat, producer, tuple(sums), damaged, tuple(base), sealed)
+    return Contents(start, interval, end, heartbeat, producer, sums, damaged, tuple(base), sealed)
 
 
-def _records(data: bytes) -> Iterator[tuple[int, int, int, bytes] | None]:
+def _records(data: bytes | mmap.mmap, offset: int) -> Iterator[tuple[int, int, int, bytes] | None]:
     """(kind, scale, value, body) of each record; None, and nothing more, where one is damaged."""
-    offset = HEADER_SIZE
     while offset + RECORD.size <= len(data):
         size, crc, value, kind, scale, length = RECORD.unpack_from(data, offset)
         if size == 0:  # the end, or a record whose writer was killed before it was whole

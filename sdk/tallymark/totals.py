@@ -16,15 +16,19 @@ from typing import Final
 
 from tallymark import quantities
 from tallymark.quantities import INT64_MAX, Exact
-from tallymark.recorder import total_of
+from tallymark.recorder import totals_by_body
 from tallymark.segment import Contents
 from tallymark.streams import Described
+from tallymark.streams import decode as decode_stream
+from tallymark.yielding import restful
 
 SET_BACK_NS: Final = 1_000
 """Length that an interval is given whose beginning the clock took back."""
 
 MAX_METERS: Final = 1_000
 """Meters whose totals one record of a segment holds; their names and units stay below `segment.MAX_BODY`."""
+
+STREAMS_BETWEEN_RESTS: Final = 64
 
 MeterUnit = tuple[str, str]
 
@@ -59,20 +63,42 @@ def interval(contents: Contents, parts: int) -> tuple[int, int]:
     return contents.start_ns, max(contents.end_ns, contents.start_ns + parts)
 
 
-def after(base: Totals, contents: Contents, sums: Mapping[Described, Exact] | None = None) -> Totals:
-    """The totals at the end of a segment's interval. `sums` are the segment's, where they are known already."""
-    if sums is None:
-        sums = total_of(contents)
-    if not sums:
+class Growth:
+    """What one interval adds to the totals."""
+
+    def __init__(self) -> None:
+        self.amounts: dict[MeterUnit, Exact] = {}
+        self.parts = 0
+        """Values on the wire of the stream that has most; 0 where nothing was recorded."""
+
+    @classmethod
+    def of(cls, contents: Contents) -> Growth:
+        """That of a segment. Raises ValueError for records that Tallymark did not write."""
+        growth = cls()
+        for body, amount in restful(totals_by_body(contents).items(), STREAMS_BETWEEN_RESTS):
+            growth.add(decode_stream(body), amount, _parts(amount))
+        return growth
+
+    def add(self, stream: Described, amount: Exact, parts: int) -> None:
+        """One more stream."""
+        self.parts = max(self.parts, parts)
+        if not stream.evidence:
+            key = (stream.meter, stream.unit)
+            self.amounts[key] = quantities.add(self.amounts.get(key, 0), amount)
+
+
+def after(base: Totals, contents: Contents, growth: Growth | None = None) -> Totals:
+    """The totals at the end of a segment's interval. `growth` is the segment's, where it is known already."""
+    if growth is None:
+        growth = Growth.of(contents)
+    if not growth.parts:
         return base
-    start_ns, end_ns = interval(contents, max(map(_parts, sums.values())))
+    start_ns, end_ns = interval(contents, growth.parts)
     if end_ns <= base.as_of_ns:
         base = Totals.zero(start_ns)
     amounts = dict(base.amounts)
-    for stream, amount in sums.items():
-        if not stream.evidence:
-            key = (stream.meter, stream.unit)
-            amounts[key] = quantities.add(amounts.get(key, 0), amount)
+    for key, amount in growth.amounts.items():
+        amounts[key] = quantities.add(amounts.get(key, 0), amount)
     return Totals(base.since_ns, end_ns, amounts)
 
 

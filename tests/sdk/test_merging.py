@@ -87,7 +87,9 @@ def test_an_attempted_parcel_is_never_touched_again(place: Path, collector: Stor
     path = sent.parcel.path()
     assert path is not None
     process.merger.make_room(0)
-    assert [batch.points for batch in process.outbox.batches()] == [4, 4, 4], "two accounts, or three, and the control total"
+    assert [batch.points for batch in process.outbox.batches()] == [4, 4, 4], (
+        "two accounts, or three, and the control total"
+    )
     assert sent.read() == bytes_sent
     collector.stored.append(bytes_sent)  # its acknowledgement is lost with the process
     process.die()
