@@ -108,7 +108,7 @@ _HTTP_ATTRIBUTES: Final = (
 class HttpCall(Call):
     """An HTTP request being served. Each answer may be None where it is not known."""
 
-    __slots__ = ("client_gone", "sent_status", "template")
+    __slots__ = ("client_gone", "routed", "sent_status")
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class HttpCall(Call):
         """The status that went out, from when it does."""
         self.client_gone = False
         """Whether nothing that is sent from now on reaches anybody."""
-        self.template: str | None = None
-        """The route's template, where a framework has told it."""
+        self.routed: Callable[[], str | None] | None = None
+        """Tells the route's template, where a framework inside knows it."""
 
     def method(self) -> str | None:
         """`http.request.method`, `_OTHER` for a method that OpenTelemetry does not know."""
@@ -125,7 +125,7 @@ class HttpCall(Call):
 
     def route(self) -> str | None:
         """`http.route`: the template that matched, never the concrete path."""
-        return self.template
+        return None if self.routed is None else self.routed()
 
     def default_status(self) -> int:
         """The status of an answer that names none itself."""

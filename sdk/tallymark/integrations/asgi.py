@@ -137,9 +137,10 @@ class AsgiCall(HttpCall):
         return self._method
 
     def route(self) -> str | None:
-        if self.template is None:
-            self._find()
-        return self.template or self._template
+        if self.routed is not None:
+            return self.routed()
+        self._find()
+        return self._template
 
     def default_status(self) -> int:
         self._find()

@@ -127,6 +127,8 @@ class Served:
 
     def end(self, error: BaseException | None = None) -> None:
         """The call is over, in the context in which it began: `answered`, and what was before is in force again."""
+        if self._around is not None:
+            return
         self.answered(error)
         current_held.set(self._held_before)
         current_call.set(self._call_before)
