@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tallymark import conventions
 from tallymark.dimensions import Value
@@ -30,10 +30,15 @@ Description = tuple[object, ...]
 NO_ARGUMENTS: Final[Mapping[str, object]] = {}
 
 
+class IncompleteAnswerError(BaseException):
+    """Names how a call ended whose answer did not go out to its end: the client went away, or the server gave up. It is
+    never raised; like a cancellation it has no status of its own."""
+
+
 class Call:
     """A call being served. Integrations derive from it."""
 
-    __slots__ = ("_ended", "_waiting", "identified", "published", "request_bytes", "response_bytes")
+    __slots__ = ("_ended", "_waiting", "identified", "published", "request_bytes", "response_bytes", "served")
 
     def __init__(self) -> None:
         # Identities set in the call's worker threads, newest first: see tallymark.identity.
@@ -44,6 +49,8 @@ class Call:
         """Bytes of the request's body that the service has received so far; None where nobody counts them."""
         self.response_bytes: int | None = None
         """Bytes of the answer's body that have been sent so far; None where nobody counts them."""
+        self.served: Any = None
+        """What an integration keeps from the call's begin to its end."""
         self._waiting: list[tuple[Context, Callable[[], None]]] = []
         self._ended = False
 
@@ -101,12 +108,16 @@ _HTTP_ATTRIBUTES: Final = (
 class HttpCall(Call):
     """An HTTP request being served. Each answer may be None where it is not known."""
 
-    __slots__ = ("sent_status",)
+    __slots__ = ("client_gone", "routed", "sent_status")
 
     def __init__(self) -> None:
         super().__init__()
         self.sent_status: int | None = None
         """The status that went out, from when it does."""
+        self.client_gone = False
+        """Whether nothing that is sent from now on reaches anybody."""
+        self.routed: Callable[[], str | None] | None = None
+        """Tells the route's template, where a framework inside knows it."""
 
     def method(self) -> str | None:
         """`http.request.method`, `_OTHER` for a method that OpenTelemetry does not know."""
@@ -114,7 +125,7 @@ class HttpCall(Call):
 
     def route(self) -> str | None:
         """`http.route`: the template that matched, never the concrete path."""
-        return None
+        return None if self.routed is None else self.routed()
 
     def default_status(self) -> int:
         """The status of an answer that names none itself."""
@@ -124,6 +135,10 @@ class HttpCall(Call):
         """The status that a handler's result, or one of its arguments, gives the answer; None where none does."""
         return status_of(result)
 
+    def status_of_error(self, error: Exception) -> int | None:
+        """The status that an exception is sure to give the answer; None where only the answer will tell."""
+        return status_of(error)
+
     def status(
         self, result: object = None, error: BaseException | None = None, arguments: Mapping[str, object] = NO_ARGUMENTS
     ) -> int | None:
@@ -131,11 +146,13 @@ class HttpCall(Call):
             return self.sent_status
         if error is None:
             return self.status_of(result, arguments) or self.default_status()
-        return (status_of(error) or 500) if isinstance(error, Exception) else None
+        if not isinstance(error, Exception) or self.client_gone:
+            return None
+        return self.status_of_error(error) or 500
 
     def decides_later(self, error: BaseException) -> bool:
         """The service may have a handler for exceptions that name no status themselves."""
-        return isinstance(error, Exception) and status_of(error) is None and self.sent_status is None
+        return isinstance(error, Exception) and self.sent_status is None and self.status_of_error(error) is None
 
     def describe(
         self, result: object, error: BaseException | None, arguments: Mapping[str, object] = NO_ARGUMENTS

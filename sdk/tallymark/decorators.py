@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextvars import Context, copy_context
 from decimal import Decimal
 from typing import Any, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from opentelemetry.context import get_current
 
@@ -74,14 +75,15 @@ def track_usage(
 class UsageTracker:
     """What `track_usage()` declares: a decorator, or what an integration counts its requests by."""
 
-    __slots__ = ("_tally",)
+    __slots__ = ("_tallies", "_tally")
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
+        self._tallies: WeakKeyDictionary[Callable[..., object], Tally] = WeakKeyDictionary()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         target = _called(_countable(function))
-        tally = self.new_tally()
+        tally = self.new_tally() if target is function else self._tally_of(getattr(target, "__func__", target))
         if inspect.isasyncgenfunction(target):
             wrapper: object = _counted_async_generator(cast(Callable[P, AsyncGenerator[Any, Any]], function), tally)
         elif inspect.isgeneratorfunction(target):
@@ -98,6 +100,14 @@ class UsageTracker:
         """One for each thing that is counted: calls of two of them, inside each other, are one."""
         self._tally.meter.uses += 1
         return self._tally.for_another()
+
+    def _tally_of(self, target: Callable[..., object]) -> Tally:
+        """The one of a function that is reached by a partial or an object: Django decorates a new partial of a method
+        for each request."""
+        tally = self._tallies.get(target)
+        if tally is None:
+            tally = self._tallies[target] = self.new_tally()
+        return tally
 
     def of_requests(self) -> Tally:
         """For integrations. Raises DeclarationError where only a function's result tells how much it is."""

@@ -38,17 +38,18 @@ NOBODY: Final = Identity()
 class Held:
     """An identity in force in some context; compared by identity.
 
-    `base`, `outer` and `previous` are set on published ones alone: what the request's own context held when the
-    worker thread began, what that thread held before, and what was published before this one.
+    `block` is the `with identify()` block that it was set in, if any. `base` and `previous` are set on published ones
+    alone: what the request's own context held when the worker thread began, and what was published before this one.
     """
 
-    __slots__ = ("base", "ended", "identity", "outer", "previous")
+    __slots__ = ("base", "block", "ended", "identity", "is_block", "previous")
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.ended = False
+        self.is_block = False
+        self.block: Held | None = None
         self.base: Held | None = None
-        self.outer: Held | None = None
         self.previous: Held | None = None
 
 
@@ -73,11 +74,15 @@ class Identified:
         self._before = before
 
     def __enter__(self) -> Identity:
+        self._held.is_block = True
         return self._held.identity
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._held.ended = True
         current_held.set(self._before)
+        call = current_call.get()
+        if call is not None and call.identified is not None and not is_in_force(call.identified):
+            call.identified = self._before
 
 
 def current_identity() -> Identity:
@@ -116,10 +121,10 @@ def identify(
     held = Held(Identity(new_account, new_user, new_plan))
     call = current_call.get()
     if call is not None:
+        held.block = outer if outer.is_block else outer.block
         call.identified = held
         if _in_worker_thread():
             held.base = outer.base or outer
-            held.outer = outer
             held.previous = call.published
             call.published = held
     current_held.set(held)
@@ -129,19 +134,19 @@ def identify(
 def _published_over(held: Held, call: Call) -> Identity:
     published = call.published
     while published is not None:
-        if published.base is held and _is_in_force(published):
+        if published.base is held and is_in_force(published):
             return published.identity
         published = published.previous
     return held.identity
 
 
-def _is_in_force(published: Held) -> bool:
+def is_in_force(held: Held) -> bool:
     """False once a `with identify()` block around it, or its own, has ended."""
-    held: Held | None = published
-    while held is not None:
-        if held.ended:
+    around: Held | None = held
+    while around is not None:
+        if around.ended:
             return False
-        held = held.outer
+        around = around.block
     return True
 
 

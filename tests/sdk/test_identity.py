@@ -207,3 +207,21 @@ def test_executors_keep_plain_context_semantics() -> None:
         assert pool.submit(lambda: current_identity().account).result() is None
         context = contextvars.copy_context()
         assert pool.submit(context.run, lambda: current_identity().account).result() == "acme"
+
+
+async def test_a_call_knows_who_was_identified_last_and_still_is() -> None:
+    """In tasks of its own, as a middleware in between runs the handler."""
+
+    async def handler() -> None:
+        identify(account="acme")
+        with identify(account="globex"):
+            identify(user="u-1")
+
+    call = Call()
+    with serving(call):
+        await asyncio.create_task(handler())
+        assert call.identified is not None
+        assert call.identified.identity == Identity("acme")
+        with identify(account="initech"):
+            pass
+        assert call.identified.identity == Identity()

@@ -1,27 +1,34 @@
-"""ASGI: method, route and identity of the requests of Starlette, FastAPI and other ASGI applications.
+"""ASGI: method, route, identity and bytes of the requests of Starlette, FastAPI, Litestar and other applications.
 
 app.add_middleware(UsageMiddleware, identify=lambda scope: {"account": account_of(scope)})
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final, cast
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Final
 
-from tallymark.calls import METHODS, OTHER_METHOD, HttpCall
+from tallymark.calls import METHODS, OTHER_METHOD, HttpCall, IncompleteAnswerError
 from tallymark.decorators import UsageTracker
-from tallymark.integrations.serving import Requests, Resolver
+from tallymark.integrations.answers import is_a, status_of_answer
+from tallymark.integrations.asgi_routes import matched_route, route_template
+from tallymark.integrations.serving import Requests, Resolver, Served
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_MOUNT_TAIL: Final = "/{path}"
+CALL: Final = "tallymark.call"
+"""Where a scope keeps the call that is being served: also in the copies that frameworks make of it."""
+
+_UNSET: Final = object()
 
 
 class UsageMiddleware:
-    """Pure ASGI middleware. Add it outermost, once, so that it stands around authentication and routing.
+    """Pure ASGI middleware. Add it outermost, so that it stands around authentication and routing.
 
     `identify`, if given, is called with the scope of each HTTP request and returns whom it is for: an `Identity`, a
     mapping with any of account, user and plan, or None when that is not known yet. It must not block. When it raises,
@@ -29,7 +36,10 @@ class UsageMiddleware:
     too, may call `tallymark.identify()` later.
 
     `track`: what `track_usage()` made, to count every request by, also one that finds no route, is refused or fails
-    before it reaches a handler. It counts when the answer has been sent, by the status that went out.
+    before it reaches a handler. It counts when the answer has been sent, by the status that went out. `error.type` is
+    "IncompleteAnswerError" where the client went away before the end of it.
+
+    Another one inside, around a mounted application for instance, adds what it identifies and tracks.
     """
 
     def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Iterable[UsageTracker] = ()) -> None:
@@ -40,117 +50,120 @@ class UsageMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        call = AsgiCall(scope)
-
-        async def counted_receive() -> MutableMapping[str, Any]:
-            message = await receive()
-            if message["type"] == "http.request":
-                call.request_bytes += len(message.get("body", b""))
-            return message
-
-        async def counted_send(message: MutableMapping[str, Any]) -> None:
-            await send(message)
-            if message["type"] == "http.response.body":
-                call.response_bytes += len(message.get("body", b""))
-            elif message["type"] == "http.response.start":
-                call.sent_status = message["status"]
-
+        known = scope.get(CALL)
+        call = known if isinstance(known, AsgiCall) else AsgiCall(scope)
+        first = call is not known
+        scope[CALL] = call
         served = self._requests.begin(call, scope)
+        if first:
+            receive, send = call.counting(served, receive, send)
         try:
             # The scope itself, not a copy: routers write the matched route into it.
-            await self.app(scope, counted_receive, counted_send)
+            await self.app(scope, receive, send)
         except BaseException as error:
             served.end(error)
             raise
-        served.end()
+        else:
+            served.end(call.incomplete() if first else None)
+        finally:
+            if first:
+                del scope[CALL]  # call and scope would keep each other alive
 
 
 class AsgiCall(HttpCall):
     """A request as its scope describes it."""
 
-    __slots__ = ("_scope",)
+    __slots__ = ("_answered", "_endpoint", "_found", "_method", "_named", "_scope", "_template")
 
     def __init__(self, scope: Scope) -> None:
         super().__init__()
         self.request_bytes: int = 0
         self.response_bytes: int = 0
         self._scope = scope
+        method = scope.get("method")
+        self._method = method if method in METHODS else OTHER_METHOD
+        self._answered = False
+        # The route that was found last, and by which entries of the scope: it is asked for with each recording.
+        self._endpoint: object = _UNSET
+        self._named: object = _UNSET
+        self._found: object | None = None
+        self._template: str | None = None
+
+    def counting(self, served: Served, receive: Receive, send: Send) -> tuple[Receive, Send]:
+        """The same two, counting. The call ends with the last part of its answer, before any background task."""
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                self.request_bytes += len(message.get("body", b""))
+            elif message["type"] == "http.disconnect" and not self._answered:
+                self.client_gone = True
+            return message
+
+        async def counted_send(message: Message) -> None:
+            await send(message)
+            if self.client_gone:
+                return  # the server has dropped it
+            kind = message["type"]
+            if kind == "http.response.start":
+                self.sent_status = message["status"]
+                self._answered = self._method == "HEAD"  # servers leave its body out, and clients do not wait for it
+                return
+            if kind == "http.response.body":
+                size, last = len(message.get("body", b"")), not message.get("more_body", False)
+            elif kind == "http.response.pathsend":
+                size, last = os.stat(message["path"]).st_size, True  # noqa: PTH116 - the file was just open
+            else:
+                return
+            if self._method != "HEAD":
+                self.response_bytes += size
+            if last:
+                self._answered = True
+                if self.sent_status is None or self.sent_status < 500:  # else the error is still on its way
+                    served.answered()
+
+        return counted_receive, counted_send
+
+    def incomplete(self) -> IncompleteAnswerError | None:
+        """How a call ended whose application has returned, if not well."""
+        if self._answered:
+            return None
+        if self.sent_status is None and not self.client_gone:
+            self.sent_status = 500  # what servers answer for an application that did not
+            return None
+        return IncompleteAnswerError()
 
     def method(self) -> str | None:
-        method = self._scope.get("method")
-        return method if method in METHODS else OTHER_METHOD
+        return self._method
 
     def route(self) -> str | None:
-        return route_template(self._scope)
+        if self.routed is not None:
+            return self.routed()
+        self._find()
+        return self._template
 
     def default_status(self) -> int:
-        status = getattr(_matched(self._scope), "status_code", None)
+        self._find()
+        status = getattr(self._found, "status_code", None)
         return status if isinstance(status, int) else 200
 
+    def status_of(self, result: object, arguments: Mapping[str, object]) -> int | None:
+        """A response's, else the one set on the response that FastAPI gave the handler."""
+        status = status_of_answer(result)
+        if status is None:
+            for argument in arguments.values():
+                if is_a(argument, "starlette.responses", "Response"):
+                    status = status_of_answer(argument)
+        return status
 
-def route_template(scope: Scope) -> str | None:
-    """The template of the route that matched, with those of the mounts above it; None when no route has matched.
-
-    `root_path` as the server gave it is left out: where a proxy puts the service does not divide its usage.
-    """
-    route = _matched(scope)
-    template = getattr(route, "path_format", None) or getattr(route, "path", None)
-    if not isinstance(template, str):
+    def status_of_error(self, error: Exception) -> int | None:
+        """Any exception may have a handler that makes another answer of it."""
         return None
-    if "app_root_path" not in scope:  # set by the first mount
-        return template
-    mounted_at = str(scope.get("root_path", ""))[len(str(scope["app_root_path"])) :]
-    above = _mount_template(getattr(scope.get("router"), "routes", ()), mounted_at)
-    if above is None:
-        return template
-    if not hasattr(route, "endpoint") and template == above + _MOUNT_TAIL:
-        return template  # a mounted application without routes of its own
-    return above + template
 
-
-def _matched(scope: Scope) -> object | None:
-    """The matched route, or what describes it best.
-
-    FastAPI keeps a route of an included router under the path of that router alone; the one with the prefixes is its
-    "effective route". It stays in the scope below a mount, so it counts only for the endpoint that it names.
-    """
-    fastapi = scope.get("fastapi")
-    if fastapi:
-        endpoint = scope.get("endpoint")
-        context = fastapi.get("effective_route_context")
-        for candidate in (getattr(context, "starlette_route", None), context):
-            if candidate is not None and endpoint is not None and getattr(candidate, "endpoint", None) is endpoint:
-                return cast(object, candidate)
-    route: object | None = scope.get("route")
-    if route is None and (endpoint := scope.get("endpoint")) is not None:
-        # FastAPI does not name a plain Starlette route in the scope.
-        for known in getattr(scope.get("router"), "routes", ()):
-            if getattr(known, "endpoint", None) is endpoint:
-                return cast(object, known)
-    return route
-
-
-def _mount_template(routes: Iterable[Any], mounted_at: str) -> str | None:
-    """The templates of the mounts that lead to the concrete path `mounted_at`, joined; None when none do."""
-    if not mounted_at:
-        return ""
-    for route in routes:
-        contexts = getattr(route, "effective_route_contexts", None)
-        if contexts is not None:  # FastAPI's included router
-            inner = [c.starlette_route for c in contexts() if c.starlette_route is not None]
-            template = _mount_template(inner, mounted_at)
-        elif getattr(route, "routes", None) is None:
-            continue
-        elif getattr(route, "path_regex", None) is None:  # Starlette's Host
-            template = _mount_template(route.routes, mounted_at)
-        else:
-            match = route.path_regex.match(mounted_at + "/")
-            if match is None:
-                continue
-            rest = "/" + match["path"].rstrip("/")
-            template = _mount_template(route.routes, "" if rest == "/" else rest)
-            if template is not None:
-                template = route.path_format.removesuffix(_MOUNT_TAIL) + template
-        if template is not None:
-            return template
-    return None
+    def _find(self) -> None:
+        endpoint, named = self._scope.get("endpoint"), self._scope.get("route")
+        if endpoint is self._endpoint and named is self._named and self._found is not None:
+            return
+        self._found = matched_route(self._scope)
+        self._template = None if self._found is None else route_template(self._scope, self._found)
+        self._endpoint, self._named = endpoint, named

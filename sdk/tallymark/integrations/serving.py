@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Final, Generic, TypeVar
 
 from tallymark import runtime
 from tallymark.calls import Call, current_call
 from tallymark.decorators import UsageTracker
-from tallymark.identity import NOBODY, Held, Identity, current_held, current_identity, identify
+from tallymark.identity import NOBODY, Held, Identity, current_held, identify, is_in_force
 from tallymark.tallies import Tally
 from tallymark.tracked import TrackedCall
 
@@ -36,16 +37,21 @@ class Requests(Generic[T]):
 
         Servers may start a request's task from the one before it on the same connection (uvicorn does, for pipelined
         requests), and a task inherits its maker's context: the other request's account must not come along.
+
+        A call that another integration serves already stays that one's: this resolver may say more about it, and what
+        is tracked here is counted at its end.
         """
-        served = Served(call, current_call.get(), current_held.get())
+        served = Served(call)
         current_call.set(call)
-        current_held.set(Held(NOBODY))
+        if served.is_first:
+            current_held.set(Held(NOBODY))
         if self._resolver is not None:
             self._identify(self._resolver, about)
         for tally in self._tallies:
             tracked = tally.begin()
             if tracked is not None:
-                served.tracked.append(tracked)
+                served.count_at_end(tracked)
+        served.begun()
         return served
 
     def _identify(self, resolver: Resolver[T], about: T) -> None:
@@ -81,27 +87,60 @@ def serving(call: Call) -> Iterator[None]:
 class Served:
     """One call, from `Requests.begin` to its end."""
 
-    __slots__ = ("_call", "_call_before", "_ended", "_held_before", "tracked")
+    __slots__ = ("_answered", "_around", "_call", "_call_before", "_context", "_held", "_held_before", "_tracked")
 
-    def __init__(self, call: Call, call_before: Call | None, held_before: Held) -> None:
+    def __init__(self, call: Call) -> None:
         self._call = call
-        self._call_before = call_before
-        self._held_before = held_before
-        self._ended = False
-        self.tracked: list[TrackedCall] = []
+        self._call_before = current_call.get()
+        self._held_before = current_held.get()
+        self._around: Served | None = call.served
+        self._tracked: list[TrackedCall] = []
+        self._answered = False
+        if self._around is None:
+            call.served = self
+
+    @property
+    def is_first(self) -> bool:
+        """False where another integration serves the call already."""
+        return self._around is None
+
+    def count_at_end(self, tracked: TrackedCall) -> None:
+        """The call's end is this one's too."""
+        (self._around or self)._tracked.append(tracked)
+
+    def begun(self) -> None:
+        """Keeps who was identified at the begin, and the context for an end that comes in another one."""
+        self._held = current_held.get()
+        self._context = copy_context()
+
+    def answered(self, error: BaseException | None = None) -> None:
+        """The answer has been sent, or never will be. Counts what waited for it, then the call itself. In any thread
+        and context. Again, or where another integration serves the call: nothing happens."""
+        if self._answered or self._around is not None:
+            return
+        self._answered = True
+        self._call.served = None
+        if current_call.get() is self._call:
+            self._count(error)
+        else:
+            self._context.run(self._count, error)
 
     def end(self, error: BaseException | None = None) -> None:
-        """The answer has been sent, or never will be. Counts what waited for it, then the call itself. Again: nothing
-        happens."""
-        if self._ended:
+        """The call is over, in the context in which it began: `answered`, and what was before is in force again."""
+        if self._around is not None:
             return
-        self._ended = True
-        self._call.end()
-        identified = self._call.identified
-        if identified is not None and not identified.ended and current_identity().account is None:
-            # A middleware in between ran the handler in a task of its own, whose context does not come back.
-            current_held.set(identified)
-        for tracked in reversed(self.tracked):
-            tracked.tally.end(tracked, None, error)
+        self.answered(error)
         current_held.set(self._held_before)
         current_call.set(self._call_before)
+
+    def _count(self, error: BaseException | None) -> None:
+        self._call.end()
+        held = current_held.get()
+        identified = self._call.identified
+        if held is self._held and identified is not None and is_in_force(identified):
+            # Who was identified in a task of its own, as a middleware in between may run the handler in: that context
+            # does not come back here.
+            current_held.set(identified)
+        for tracked in reversed(self._tracked):
+            tracked.tally.end(tracked, None, error)
+        current_held.set(held)

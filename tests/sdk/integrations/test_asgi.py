@@ -1,6 +1,5 @@
 """Real requests through a real server: who is billed for what, by which route and status."""
 
-import http.client
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,33 +18,8 @@ from tallymark import identify, record, track_usage
 from tallymark.identity import current_identity
 from tallymark.integrations.asgi import UsageMiddleware
 from tallymark.runtime import Runtime
-from tallymark.testing import Captured, capture_usage
-
-
-@pytest.fixture
-def usage(fresh: Runtime) -> Iterator[Captured]:
-    with capture_usage() as captured:
-        yield captured
-
-
-def ask(port: int, path: str, method: str = "GET", **headers: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request(method, path, headers=headers)
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    return response.status
-
-
-def rows(usage: Captured) -> set[tuple[Any, ...]]:
-    """(account, method, route, status, error type, quantity)"""
-    names = ("http.request.method", "http.route", "http.response.status_code", "error.type")
-    return {(u.account, *(u.attributes.get(name) for name in names), u.quantity) for u in usage}
-
-
-def by_header(scope: Any) -> dict[str, str] | None:
-    account = dict(scope["headers"]).get(b"account")
-    return None if account is None else {"account": account.decode()}
+from tallymark.testing import Captured
+from tests.sdk.integrations.clients import ask, by_header, rows
 
 
 def test_method_route_and_status(usage: Captured, serve: Callable[..., int]) -> None:
@@ -79,12 +53,12 @@ def test_method_route_and_status(usage: Captured, serve: Callable[..., int]) -> 
     assert ask(port, "/strange", "PROPFIND", account="acme") == 418
     assert ask(port, "/items/not-a-number", account="acme") == 422
     assert rows(usage) == {
-        ("acme", "GET", "/items/{item}", 200, None, 2),
-        ("acme", "GET", "/items/{item}", 404, None, 1),
-        ("acme", "GET", "/items/{item}", 503, "HTTPException", 1),
-        ("acme", "GET", "/items/{item}", 500, "KeyError", 1),
-        ("acme", "POST", "/items", 201, None, 1),
-        ("acme", "_OTHER", "/strange", 418, None, 1),
+        ("acme", "GET", "/items/{item}", 200, None): 2,
+        ("acme", "GET", "/items/{item}", 404, None): 1,
+        ("acme", "GET", "/items/{item}", 503, "HTTPException"): 1,
+        ("acme", "GET", "/items/{item}", 500, "KeyError"): 1,
+        ("acme", "POST", "/items", 201, None): 1,
+        ("acme", "_OTHER", "/strange", 418, None): 1,
     }
 
 
@@ -250,7 +224,7 @@ def test_usage_without_a_route(usage: Captured, serve: Callable[..., int]) -> No
         await PlainTextResponse("x")(scope, receive, send)
 
     assert ask(serve(UsageMiddleware(app, identify=by_header)), "/any/where", account="acme") == 200
-    assert rows(usage) == {("acme", "GET", None, None, None, 2)}
+    assert rows(usage) == {("acme", "GET", None, None, None): 2}
 
 
 async def test_scopes_pass_through_untouched(usage: Captured) -> None:

@@ -1,0 +1,176 @@
+"""Django: every request, on WSGI and ASGI, also one that no view has answered.
+
+    MIDDLEWARE = ["tallymark.integrations.django.UsageMiddleware", ...]      first, so that it stands around the others
+    TALLYMARK_IDENTIFY = "shop.usage.whose"                                  a function of the request
+    TALLYMARK_TRACK = "shop.usage.TRACKED"                                   a list of what track_usage() made
+
+Both settings may be left out, and may be the objects themselves. `http.route` is "/" and the route of the URL pattern,
+those of `include()` before it. Views, sync and async, may call `tallymark.identify()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase, StreamingHttpResponse
+from django.utils.module_loading import import_string
+
+from tallymark.calls import METHODS, OTHER_METHOD, HttpCall, IncompleteAnswerError
+from tallymark.integrations.answers import status_of_answer
+from tallymark.integrations.serving import Requests, Served
+from tallymark.integrations.wsgi import CALL, CountedInput
+
+GetResponse = Callable[[HttpRequest], Any]
+
+
+class UsageMiddleware:
+    """A middleware for sync and async handlers alike. Where `wsgi.UsageMiddleware` or `asgi.UsageMiddleware` stands
+    around the whole application, this one tells it the route, and adds what it identifies and tracks.
+
+    `TALLYMARK_IDENTIFY` is called with the request (its body unread, nobody logged in yet) and returns whom it is for:
+    an `Identity`, a mapping with any of account, user and plan, or None when that is not known yet. It must not block.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self._get_response = get_response
+        self._requests: Requests[HttpRequest] = Requests(
+            "UsageMiddleware", _setting("TALLYMARK_IDENTIFY"), _setting("TALLYMARK_TRACK") or ()
+        )
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._is_async:
+            return self._answer_async(request)
+        call, served = self._begin(request)
+        try:
+            response: HttpResponseBase = self._get_response(request)
+        except BaseException as error:
+            served.end(error)
+            raise
+        return response if call is None else call.ending(response, served)
+
+    async def _answer_async(self, request: HttpRequest) -> HttpResponseBase:
+        call, served = self._begin(request)
+        try:
+            response: HttpResponseBase = await self._get_response(request)
+        except BaseException as error:
+            served.end(error)
+            raise
+        return response if call is None else call.ending(response, served)
+
+    def _begin(self, request: HttpRequest) -> tuple[DjangoCall | None, Served]:
+        around = request.META.get(CALL) or getattr(request, "scope", {}).get(CALL)
+        if isinstance(around, HttpCall):
+            around.routed = lambda: route_template(request)
+            return None, self._requests.begin(around, request)
+        call = DjangoCall(request)
+        return call, self._requests.begin(call, request)
+
+
+class DjangoCall(HttpCall):
+    """A request as Django sees it: what a server does to the answer's body afterwards is not counted."""
+
+    __slots__ = ("_error", "_finished", "_method", "_request")
+
+    def __init__(self, request: HttpRequest) -> None:
+        super().__init__()
+        self.request_bytes = 0
+        self.response_bytes: int = 0
+        self._request = request
+        method = request.method
+        self._method = method if method in METHODS else OTHER_METHOD
+        self._finished = False
+        self._error: BaseException | None = None
+        stream: Any = getattr(request, "_stream", None)
+        if stream is None:
+            pass
+        elif isinstance(request, ASGIRequest):  # Django has received all of it before it makes the request
+            self.request_bytes = stream.seek(0, 2)
+            stream.seek(0)
+        else:
+            cast(Any, request)._stream = CountedInput(stream, self)
+
+    def ending(self, response: HttpResponseBase, served: Served) -> HttpResponseBase:
+        """The same response; the call ends when the server closes it."""
+        self.sent_status = response.status_code
+        if isinstance(response, StreamingHttpResponse):
+            content: Any = response.streaming_content
+            response.streaming_content = self._counted_async(content) if response.is_async else self._counted(content)
+        close = response.close
+
+        def close_and_end() -> None:
+            self._finish(response)
+            try:
+                close()
+            except BaseException as error:
+                self._error = error
+                raise
+            finally:
+                served.end(self._error or (None if self._finished else IncompleteAnswerError()))
+
+        response.close = close_and_end  # type: ignore[method-assign]
+        return response
+
+    def _finish(self, response: HttpResponseBase) -> None:
+        if self._method == "HEAD" or response.status_code in (204, 304):  # servers leave its body out
+            self.response_bytes = 0
+            self._finished = True
+        elif not isinstance(response, StreamingHttpResponse):
+            self.response_bytes = len(cast(Any, response).content)
+            self._finished = True
+
+    def _counted(self, parts: Iterator[bytes]) -> Iterator[bytes]:
+        with self._noting_errors():
+            for part in parts:
+                self.response_bytes += len(part)
+                yield part
+
+    async def _counted_async(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        with self._noting_errors():
+            async for part in parts:
+                self.response_bytes += len(part)
+                yield part
+
+    @contextmanager
+    def _noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._error = error
+            raise
+        self._finished = True
+
+    def method(self) -> str | None:
+        return self._method
+
+    def route(self) -> str | None:
+        return route_template(self._request)
+
+    def status_of(self, result: object, arguments: Mapping[str, object]) -> int | None:
+        return status_of_answer(result)
+
+    def status_of_error(self, error: Exception) -> int | None:
+        """Django, a middleware or a handler of the service's own makes an answer of any exception."""
+        return None
+
+
+def route_template(request: HttpRequest) -> str | None:
+    """The route of the URL pattern that matched; None where none did."""
+    route = getattr(request.resolver_match, "route", None)
+    return None if route is None else "/" + route.removeprefix("^").removeprefix("/")
+
+
+def _setting(name: str) -> Any:
+    value = getattr(settings, name, None)
+    return import_string(value) if isinstance(value, str) else value
