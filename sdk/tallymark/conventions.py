@@ -25,6 +25,13 @@ METER_PREFIX: Final = "tallymark.meter."
 USAGE_EVENT: Final = "tallymark.usage"
 """Span event that carries usage of an account other than the one named on the span itself."""
 
+BAGGAGE_HEADER: Final = "baggage"
+"""Header of W3C Baggage, by which services tell each other whom a request is for."""
+
+BAGGAGE_ACCOUNT: Final = ACCOUNT
+BAGGAGE_PLAN: Final = PLAN
+"""Entries of the baggage."""
+
 HTTP_ROUTE: Final = "http.route"
 HTTP_METHOD: Final = "http.request.method"
 HTTP_STATUS: Final = "http.response.status_code"

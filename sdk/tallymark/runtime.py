@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,7 @@ from tallymark.recovery import Recovery
 from tallymark.reporting import Reporter
 from tallymark.resource import make_resource, of_forked_child
 from tallymark.sending import Client, GrpcClient
-from tallymark.settings import Settings, default_state_dir, disabled_by, make_settings
+from tallymark.settings import Baggage, Settings, default_state_dir, disabled_by, make_settings
 from tallymark.spans import SpanEvidence
 from tallymark.streams import SeriesCache
 
@@ -208,6 +208,10 @@ active: Runtime = _runtimes[0]
 """The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
 
 
+when_configured: list[Callable[[Settings], None]] = []
+"""Called after each `configure()`, by modules that this one may not know."""
+
+
 def current() -> Runtime:
     """The runtime that usage goes to."""
     return active
@@ -237,6 +241,7 @@ def configure(
     resource: Mapping[str, str] | None = None,
     disabled: bool | None = None,
     state_dir: str | os.PathLike[str] | None = None,
+    baggage: Baggage | None = None,
 ) -> None:
     """Say where usage goes, and start sending what was recorded so far.
 
@@ -253,6 +258,8 @@ def configure(
     - `state_dir` (TALLYMARK_STATE_DIR): the folder that keeps usage until it is acknowledged, whatever becomes of the
       process; $XDG_STATE_HOME/tallymark or ~/.local/state/tallymark. It must outlive the process (a volume, in a
       container). Where it cannot be written to, usage is kept in memory, with an error in the log.
+    - `baggage` (TALLYMARK_BAGGAGE): "send" tells the services that this one calls whom a request is for, "accept" takes
+      callers' word for it, True does both. It is a header that anybody can write: see `tallymark.baggage`.
 
     The same settings again do nothing. Raises SettingsError when other ones are in force (call `shutdown()` first:
     nothing recorded is lost by it), and when settings cannot work, with all the problems in one message.
@@ -267,8 +274,11 @@ def configure(
         resource=resource,
         disabled=disabled,
         state_dir=state_dir,
+        baggage=baggage,
     )
     active.configure(settings)
+    for tell in when_configured:
+        tell(settings)
 
 
 def flush(timeout: float = 10.0) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Final, cast
 
 from tallymark import runtime
+from tallymark.baggage import adopt
 from tallymark.calls import METHODS, OTHER_METHOD, Call
 from tallymark.identity import Identity, identify, serving
 
@@ -40,8 +41,8 @@ class UsageMiddleware:
             await self.app(scope, receive, send)
             return
         with serving(AsgiCall(scope)):
-            if self._resolver is not None:
-                _identify_by(self._resolver, scope)
+            if self._resolver is None or _identify_by(self._resolver, scope):
+                adopt(lambda name: _header(scope, name))
             # The scope itself, not a copy: routers write the matched route into it.
             await self.app(scope, receive, send)
 
@@ -135,7 +136,13 @@ def _mount_template(routes: Iterable[Any], mounted_at: str) -> str | None:
     return None
 
 
-def _identify_by(resolver: Resolver, scope: Scope) -> None:
+def _header(scope: Scope, name: str) -> str | None:
+    wanted = name.encode()
+    return b",".join(value for key, value in scope["headers"] if key == wanted).decode("latin-1") or None
+
+
+def _identify_by(resolver: Resolver, scope: Scope) -> bool:
+    """False where the resolver raised: the request is nobody's then."""
     try:
         found = resolver(scope)
         if isinstance(found, Identity):
@@ -150,3 +157,5 @@ def _identify_by(resolver: Resolver, scope: Scope) -> None:
             type(error).__name__,
             exc_info=error,
         )
+        return False
+    return True
