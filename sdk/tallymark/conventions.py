@@ -10,6 +10,12 @@ from typing import Final
 SCOPE_NAME: Final = "tallymark"
 """Instrumentation scope of every metric that the SDK sends."""
 
+MIRROR_SCOPE_NAME: Final = "tallymark.mirror"
+"""Scope of the counters that show usage to the host's own monitoring. They are never billed."""
+
+MIRROR_ACCOUNT: Final = "tallymark.account"
+"""The account on those counters: another name than ACCOUNT, by which a metric of any scope would be usage."""
+
 ACCOUNT: Final = "tallymark.account.id"
 """The customer that is billed. A point without it is kept in quarantine, never billed."""
 

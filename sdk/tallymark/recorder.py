@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from tallymark.dimensions import Dimensions
 from tallymark.meters import Meter
 from tallymark.quantities import Exact, add, scaled, units_of, unscaled
-from tallymark.segment import STREAM, WIDE_PLACES, Contents, Segment, Slot, WideSlot
+from tallymark.segment import STREAM, WIDE_PLACES, Contents, Segment, Slot, WideSlot, parse
 from tallymark.streams import Described, Series, Stream, decode, encode
 
 MAX_STREAMS: Final = 250_000
@@ -67,6 +68,8 @@ class Recorder:
         self._scaled: dict[tuple[Stream, int], Slot | WideSlot] = {}
         self._plain: dict[Meter, Series] = {}
         self._refused: Counter[str] = Counter()
+        self.on_cut: Callable[[list[Segment]], None] | None = None
+        """Given what each cut takes, before the next one; it must not raise nor ask for a cut."""
         self.spilled = 0
         """Sums that went to memory for want of disk space, since the process began."""
 
@@ -133,7 +136,18 @@ class Recorder:
                 self._segment, self._spill = fresh, None
                 self._slots, self._scaled = {}, {}
                 self._last_ns = end_ns
-        return [taken] if spill is None else [taken, spill]
+            cut = [taken] if spill is None else [taken, spill]
+            if self.on_cut is not None:
+                self.on_cut(cut)
+        return cut
+
+    @contextmanager
+    def between_cuts(self) -> Iterator[list[bytes]]:
+        """Copies of what the next cut would take, to be parsed; no cut comes between before the block ends."""
+        with self._cutting:
+            with self._lock:
+                copies = [s.copy() for s in (self._segment, self._spill) if s is not None]
+            yield copies
 
     def beat(self, now_ns: int) -> None:
         """Leave a sign of life in the running interval's file."""
@@ -152,9 +166,9 @@ class Recorder:
 
     def sums(self) -> dict[Described, Exact]:
         """What the next cut would take."""
-        with self._cutting, self._lock:
-            found = [s.contents() for s in (self._segment, self._spill) if s is not None]
-        return total_of(*found)
+        with self.between_cuts() as copies:
+            pass
+        return total_of(*map(parse, copies))
 
     def close_inherited(self) -> None:
         """In a forked child: give back the parent's mappings, which nothing may be written to here."""

@@ -150,7 +150,11 @@ class Segment:
 
     def contents(self) -> Contents:
         """What has been recorded so far."""
-        return _parse(b"".join(bytes(mapped) for mapped, _ in self._chunks))
+        return parse(self.copy())
+
+    def copy(self) -> bytes:
+        """The same, to be parsed where no lock is held."""
+        return b"".join(bytes(mapped) for mapped, _ in self._chunks)
 
     def _words(self) -> memoryview:
         return self._chunks[0][1]
@@ -227,7 +231,7 @@ class Contents:
 
 def read(path: Path) -> Contents:
     """What a segment's file holds. Raises DamagedSegmentError, OSError."""
-    return _parse(path.read_bytes())
+    return parse(path.read_bytes())
 
 
 def seal(path: Path, end_ns: int) -> None:
@@ -240,7 +244,8 @@ def seal(path: Path, end_ns: int) -> None:
         os.close(file)
 
 
-def _parse(data: bytes) -> Contents:
+def parse(data: bytes) -> Contents:
+    """What the bytes of a segment hold. Raises DamagedSegmentError."""
     if len(data) < HEADER_SIZE:
         raise DamagedSegmentError(f"{len(data)} bytes are no segment")
     magic, version, crc, start, interval, end, heartbeat = HEADER.unpack_from(data)

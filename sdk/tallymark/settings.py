@@ -20,7 +20,7 @@ DEFAULT_INTERVAL_S: Final = 10.0
 DEFAULT_SHUTDOWN_S: Final = 10.0
 
 Baggage = bool | Literal["send", "accept"]
-Mirror = bool | Literal["accounts"]
+MirrorSetting = bool | Literal["accounts"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def make_settings(
     disabled: bool | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     baggage: Baggage | None = None,
-    mirror: Mirror | None = None,
+    mirror: MirrorSetting | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """The settings in force. Raises SettingsError with every problem that there is, not only the first."""

@@ -234,17 +234,17 @@ def test_a_header_that_cannot_be_read_harms_no_request(carrying: Callable[..., N
 
 def test_the_account_is_sent_though_there_is_other_baggage(carrying: Callable[..., None]) -> None:
     carrying(sends=True)
-    context = Context()
+    forged = baggage.set_baggage("tallymark.account.id", "forged", Context())
+    context = forged
     for number in range(300):  # more than the propagator takes
         context = baggage.set_baggage(f"other{number}", "x" * 40, context)
-    context = baggage.set_baggage("tallymark.account.id", "forged", context)
     with identify(account="acme", user="a person"):
         found = sent(context)
     assert found["tallymark.account.id"] == "acme"
     assert found["other0"] == "x" * 40
     assert "a person" not in found.values()
     with identify(account=None):
-        assert "tallymark.account.id" not in sent(context)
+        assert sent(forged) == {}
 
 
 def test_a_propagator_that_the_host_sets_later_is_found_by_the_next_request(
