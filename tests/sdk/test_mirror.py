@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -215,6 +216,25 @@ def test_threads_record_and_cuts_come_while_two_readers_collect() -> None:
     total = {(meter, of[0][1]): value for meter, sets in before.items() for of, value in sets.items()}
     assert total == +recorded
     assert +increases == +recorded
+
+
+class CutRightAfter(Recorder):
+    """Cut as soon as its reading has ended."""
+
+    @contextmanager
+    def between_cuts(self) -> Iterator[list[bytes]]:
+        with super().between_cuts() as copies:
+            yield copies
+        self.cut(time.time_ns())
+
+
+def test_a_cut_right_after_the_reading() -> None:
+    parts = Parts()
+    series = Series(REQUESTS, ())
+    parts.recorder.__class__ = CutRightAfter
+    for n in range(1, 4):
+        parts.add(series, 1)
+        assert parts.shown() == {"api.requests": {(): n}}
 
 
 def test_opened_again_it_goes_on_and_closed_it_shows_nothing() -> None:
