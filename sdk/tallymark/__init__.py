@@ -20,6 +20,7 @@ process that is killed leaves its files in its `folder`, and the next one delive
 `runtime` holds the process's one instance of all this; a forked child begins with an empty one.
 """
 
+import tallymark.baggage  # noqa: F401 - waits for configure()
 from tallymark.decorators import track_usage
 from tallymark.errors import DeclarationError, SettingsError, TallymarkError
 from tallymark.identity import identify

@@ -77,6 +77,11 @@ class Call:
         None where there is none."""
         return None
 
+    def header(self, name: str) -> str | None:
+        """The text of the request's header, or metadata, of this lower-case name; several are joined by commas. None
+        where there is none."""
+        return None
+
     def decides_later(self, error: BaseException) -> bool:
         """Whether only the end of the call tells what the answer to this error is."""
         return False

@@ -10,6 +10,12 @@ from typing import Final
 SCOPE_NAME: Final = "tallymark"
 """Instrumentation scope of every metric that the SDK sends."""
 
+MIRROR_SCOPE_NAME: Final = "tallymark.mirror"
+"""Scope of the counters that show usage to the host's own monitoring. They are never billed."""
+
+MIRROR_ACCOUNT: Final = "tallymark.account"
+"""The account on those counters: another name than ACCOUNT, by which a metric of any scope would be usage."""
+
 ACCOUNT: Final = "tallymark.account.id"
 """The customer that is billed. A point without it is kept in quarantine, never billed."""
 
@@ -47,6 +53,13 @@ CONTROL_PART: Final = "tallymark.control.part"
 """Which of `CONTROL_PARTS` points of one total this is, from 0; absent where the total is one point."""
 
 CONTROL_PARTS: Final = "tallymark.control.parts"
+
+BAGGAGE_HEADER: Final = "baggage"
+"""Header of W3C Baggage, by which services tell each other whom a request is for."""
+
+BAGGAGE_ACCOUNT: Final = ACCOUNT
+BAGGAGE_PLAN: Final = PLAN
+"""Entries of the baggage."""
 
 HTTP_ROUTE: Final = "http.route"
 HTTP_METHOD: Final = "http.request.method"

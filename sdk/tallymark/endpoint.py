@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
-from opentelemetry.util.re import parse_env_headers
-
+from tallymark.otlp_variables import is_insecure, read_otlp_variables
 from tallymark.settings import Settings
+from tallymark.variables import Reader
 
 if TYPE_CHECKING:
     import grpc
 
 DEFAULT_ENDPOINT: Final = "http://localhost:4317"
 DEFAULT_TIMEOUT_S: Final = 10.0
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ class Endpoint:
 
     @property
     def target(self) -> str:
-        """Host and port."""
-        return urlparse(self.url).netloc or self.url
+        """Host and port, as gRPC takes them: without a port it would take 443, also for http."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in _PORTS or not parts.netloc:
+            return self.url
+        return parts.netloc if parts.port else f"{parts.netloc.rstrip(':')}:{_PORTS[parts.scheme]}"
 
     def channel(self, options: tuple[tuple[str, str | int], ...]) -> grpc.Channel:
         """Raises OSError where a certificate cannot be read."""
@@ -59,34 +63,18 @@ class Endpoint:
 
 
 def endpoint_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> Endpoint:
-    """A setting that is given counts, then OTEL_EXPORTER_OTLP_METRICS_*, then OTEL_EXPORTER_OTLP_*."""
-
-    def variable(name: str) -> str | None:
-        for full in (f"OTEL_EXPORTER_OTLP_METRICS_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
-            if text := environ.get(full, "").strip():
-                return text
-        return None
-
-    url = settings.endpoint or variable("ENDPOINT") or DEFAULT_ENDPOINT
-    scheme = urlparse(url).scheme
-    insecure = settings.insecure
-    if scheme == "https":
-        insecure = False
-    elif insecure is None:
-        text = variable("INSECURE")
-        insecure = scheme == "http" if text is None else text.lower() == "true"
-    headers = settings.headers
-    if not headers and (text := variable("HEADERS")):
-        headers = tuple(sorted(parse_env_headers(text, liberal=True).items()))
+    """A setting that is given counts, then OpenTelemetry's variables, which `configure()` has checked."""
+    variables = read_otlp_variables(Reader(environ), settings)
+    url = settings.endpoint or variables.endpoint or DEFAULT_ENDPOINT
     return Endpoint(
         url=url,
-        insecure=insecure,
-        headers=headers,
-        timeout_s=settings.timeout_s or float(variable("TIMEOUT") or DEFAULT_TIMEOUT_S),
-        compression=(variable("COMPRESSION") or "none").lower(),
-        certificate=variable("CERTIFICATE"),
-        client_certificate=variable("CLIENT_CERTIFICATE"),
-        client_key=variable("CLIENT_KEY"),
+        insecure=is_insecure(url, settings.insecure, variables.insecure),
+        headers=variables.headers if settings.headers is None else settings.headers,
+        timeout_s=settings.timeout_s or variables.timeout_s or DEFAULT_TIMEOUT_S,
+        compression=variables.compression or "none",
+        certificate=variables.certificate,
+        client_certificate=variables.client_certificate,
+        client_key=variables.client_key,
     )
 
 

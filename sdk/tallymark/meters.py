@@ -88,6 +88,11 @@ class Meters:
                 raise DeclarationError(f"more than {MAX_UNDECLARED} meters are in use: is {name!r} made from data?")
             return self._undeclared.setdefault(key, meter)
 
+    def declared(self) -> list[tuple[str, str]]:
+        """(name, unit) of the meters that are declared."""
+        with self._lock:
+            return [(meter.name, meter.unit) for meter in self._declared.values()]
+
     def new_lock(self) -> None:
         """After a fork: the inherited lock may be held by a thread that does not exist here."""
         self._lock = threading.Lock()

@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from tallymark.dimensions import Dimensions
 from tallymark.meters import Meter
 from tallymark.quantities import Exact, add, scaled, units_of, unscaled
-from tallymark.segment import STREAM, WIDE_PLACES, Contents, Segment, Slot, WideSlot
+from tallymark.segment import STREAM, WIDE_PLACES, Contents, Segment, Slot, WideSlot, parse
 from tallymark.streams import Described, Series, Stream, decode, encode
 from tallymark.yielding import drop
 
@@ -94,6 +95,8 @@ class Recorder:
         self._scaled: dict[tuple[Stream, int], Slot | WideSlot] = {}
         self._plain: dict[Meter, Series] = {}
         self._refused: Counter[str] = Counter()
+        self.on_cut: Callable[[list[Segment]], None] | None = None
+        """Given what each cut takes, before the next one; it must not raise nor ask for a cut."""
         self.spilled = 0
         """Sums that went to memory for want of disk space, since the process began."""
 
@@ -165,10 +168,21 @@ class Recorder:
                 slots, scaled = self._slots, self._scaled
                 self._slots, self._scaled = {}, {}
                 self._last_ns = end_ns
+            cut = [taken] if spill is None else [taken, spill]
             # Not while the lock is held, and not all at once.
             drop(slots)
             drop(scaled)
-        return [taken] if spill is None else [taken, spill]
+            if self.on_cut is not None:
+                self.on_cut(cut)
+        return cut
+
+    @contextmanager
+    def between_cuts(self) -> Iterator[list[list[bytes]]]:
+        """Copies of what the next cut would take, to be parsed; no cut comes between before the block ends."""
+        with self._cutting:
+            with self._lock:
+                copies = [s.copy() for s in (self._segment, self._spill) if s is not None]
+            yield copies
 
     def beat(self, now_ns: int) -> None:
         """Leave a sign of life in the running interval's file."""
@@ -193,9 +207,9 @@ class Recorder:
 
     def sums(self) -> dict[Described, Exact]:
         """The usage that the next cut would take."""
-        with self._cutting, self._lock:
-            found = [s.contents() for s in (self._segment, self._spill) if s is not None]
-        return {stream: amount for stream, amount in total_of(*found).items() if not stream.evidence}
+        with self.between_cuts() as copies:
+            pass
+        return {stream: amount for stream, amount in total_of(*map(parse, copies)).items() if not stream.evidence}
 
     def close_inherited(self) -> None:
         """In a forked child: give back the parent's mappings, which nothing may be written to here."""

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ from tallymark.folder import HAS_LOCKS
 from tallymark.journal import Journal
 from tallymark.merging import Merger
 from tallymark.meters import Meters
+from tallymark.mirror import Instruments, Mirror
 from tallymark.outbox import Outbox
 from tallymark.packing import Packer
 from tallymark.quantities import Exact, add
@@ -41,7 +42,7 @@ from tallymark.recovery import Recovery
 from tallymark.reporting import Reporter
 from tallymark.resource import make_resource, of_forked_child
 from tallymark.sending import Client, GrpcClient
-from tallymark.settings import Settings, default_state_dir, disabled_by, make_settings
+from tallymark.settings import Baggage, MirrorSetting, Settings, default_state_dir, disabled_by, make_settings
 from tallymark.spans import SpanEvidence
 from tallymark.streams import SeriesCache
 
@@ -71,6 +72,7 @@ class Runtime:
             time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
         )
         self.evidence = SpanEvidence(self.recorder)
+        self.mirror: Mirror = Mirror(self.recorder, _instruments, self.reporter)
         self.exporter: UsageExporter | None = None
         self._lock = threading.Lock()
 
@@ -86,6 +88,7 @@ class Runtime:
             if not settings.disabled:
                 _import_grpc()
                 self.resource = make_resource(dict(settings.resource))
+                self._show(settings)
                 self._open(settings, self.resource)
             self.settings = settings
             self.enabled = not settings.disabled
@@ -156,7 +159,14 @@ class Runtime:
         if self.resource is not None:
             self.resource = of_forked_child(self.resource)
             if self.settings is not None and self.enabled:
+                self._show(self.settings)
                 self._open(self.settings, self.resource)
+
+    def _show(self, settings: Settings) -> None:
+        if settings.mirrors:
+            self.mirror.open(settings.mirrors_accounts, self.meters.declared())
+        else:
+            self.mirror.close()
 
     def _open(self, settings: Settings, resource: Resource) -> None:
         endpoint = endpoint_of(settings)
@@ -208,9 +218,14 @@ def _connect(endpoint: Endpoint) -> Client:
 
 
 _inherited: list[object] = []
+_instruments = Instruments(lambda: active.mirror, VERSION)
 _runtimes: list[Runtime] = [Runtime()]
 active: Runtime = _runtimes[0]
 """The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
+
+
+when_configured: list[Callable[[Settings], None]] = []
+"""Called after each `configure()`, by modules that this one may not know."""
 
 
 def current() -> Runtime:
@@ -242,6 +257,8 @@ def configure(
     resource: Mapping[str, str] | None = None,
     disabled: bool | None = None,
     state_dir: str | os.PathLike[str] | None = None,
+    baggage: Baggage | None = None,
+    mirror: MirrorSetting | None = None,
 ) -> None:
     """Say where usage goes, and start sending what was recorded so far.
 
@@ -258,6 +275,10 @@ def configure(
     - `state_dir` (TALLYMARK_STATE_DIR): the folder that keeps usage until it is acknowledged, whatever becomes of the
       process; $XDG_STATE_HOME/tallymark or ~/.local/state/tallymark. It must outlive the process (a volume, in a
       container). Where it cannot be written to, usage is kept in memory, with an error in the log.
+    - `baggage` (TALLYMARK_BAGGAGE): "send" tells the services that this one calls whom a request is for, "accept" takes
+      callers' word for it, True does both. It is a header that anybody can write: see `tallymark.baggage`.
+    - `mirror` (TALLYMARK_MIRROR): show usage as ordinary counters of the process's MeterProvider too, for monitoring;
+      they are never billed. True leaves accounts out, "accounts" shows them, at most 2,000 series of a meter.
 
     The same settings again do nothing. Raises SettingsError when other ones are in force (call `shutdown()` first:
     nothing recorded is lost by it), and when settings cannot work, with all the problems in one message.
@@ -272,8 +293,12 @@ def configure(
         resource=resource,
         disabled=disabled,
         state_dir=state_dir,
+        baggage=baggage,
+        mirror=mirror,
     )
     active.configure(settings)
+    for tell in when_configured:
+        tell(settings)
 
 
 def flush(timeout: float = 10.0) -> bool:
@@ -302,6 +327,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    _instruments.after_fork()
     for runtime in _runtimes:
         runtime.start_over_in_child()
 

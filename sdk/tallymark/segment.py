@@ -169,8 +169,12 @@ class Segment:
 
     def contents(self, *, rests: bool = False) -> Contents:
         """What has been recorded so far. With `rests` handlers run meanwhile, which takes longer."""
-        found = _parse([mapped for mapped, _ in self._chunks], RECORDS_BETWEEN_RESTS if rests else None)
+        found = parse([mapped for mapped, _ in self._chunks], rests=rests)
         return replace(found, base=(*found.base, *self._unwritten)) if self._unwritten else found
+
+    def copy(self) -> list[bytes]:
+        """The same, to be parsed where no lock is held."""
+        return [bytes(mapped) for mapped, _ in self._chunks]
 
     def _words(self) -> memoryview:
         return self._chunks[0][1]
@@ -251,7 +255,7 @@ class Contents:
 
 def read(path: Path) -> Contents:
     """What a segment's file holds. Raises DamagedSegmentError, OSError."""
-    return _parse([path.read_bytes()], RECORDS_BETWEEN_RESTS)
+    return parse([path.read_bytes()], rests=True)
 
 
 def seal(path: Path, end_ns: int) -> None:
@@ -284,7 +288,8 @@ def carry(path: Path, bases: Iterable[bytes]) -> None:
         os.close(file)
 
 
-def _parse(chunks: Sequence[bytes | mmap.mmap], every: int | None) -> Contents:
+def parse(chunks: Sequence[bytes | mmap.mmap], *, rests: bool = False) -> Contents:
+    """What the bytes of a segment hold, cut at the ends of records if at all. Raises DamagedSegmentError."""
     data = chunks[0] if chunks else b""
     if len(data) < HEADER_SIZE:
         raise DamagedSegmentError(f"{len(data)} bytes are no segment")
@@ -298,7 +303,7 @@ def _parse(chunks: Sequence[bytes | mmap.mmap], every: int | None) -> Contents:
     producer, base, damaged = b"", [], False
     sums: dict[int, dict[bytes, int]] = {}
     found = itertools.chain.from_iterable(_records(c, 0 if n else HEADER_SIZE) for n, c in enumerate(chunks))
-    for record in found if every is None else restful(found, every):
+    for record in found if not rests else restful(found, RECORDS_BETWEEN_RESTS):
         if record is None:
             damaged = True
             break

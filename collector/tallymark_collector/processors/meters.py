@@ -2,7 +2,8 @@
 
 A metric is usage when its scope is the SDK's, or when any of its points names an account
 (`tallymark.account.id`). The whole metric counts then: a point of it that names no account is kept in quarantine
-instead of being taken for something else. All other telemetry is counted and dropped.
+instead of being taken for something else. All other telemetry is counted and dropped, the SDK's mirror of its usage for
+the host's monitoring above all: that usage comes under the SDK's own scope too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def is_usage(scope_name: str, metric: Metric) -> bool:
     """
     if scope_name == conventions.SCOPE_NAME:
         return True
+    if scope_name == conventions.MIRROR_SCOPE_NAME:
+        return False
     if metric.WhichOneof("data") == "sum":
         return any(_ACCOUNT_KEY in attribute for point in metric.sum.data_points for attribute in point.attributes)
     return _ACCOUNT_KEY in metric.SerializeToString()

@@ -147,6 +147,11 @@ class AsgiCall(HttpCall):
         status = getattr(self._found, "status_code", None)
         return status if isinstance(status, int) else 200
 
+    def header(self, name: str) -> str | None:
+        wanted = name.encode()
+        found = b",".join(value for key, value in self._scope["headers"] if key == wanted)
+        return found.decode("latin-1") or None
+
     def status_of(self, result: object, arguments: Mapping[str, object]) -> int | None:
         """A response's, else the one set on the response that FastAPI gave the handler."""
         status = status_of_answer(result)

@@ -8,6 +8,7 @@ from contextvars import copy_context
 from typing import Final, Generic, TypeVar
 
 from tallymark import runtime
+from tallymark.baggage import adopt
 from tallymark.calls import Call, current_call
 from tallymark.decorators import UsageTracker
 from tallymark.identity import NOBODY, Held, Identity, current_held, identify, is_in_force
@@ -45,8 +46,8 @@ class Requests(Generic[T]):
         current_call.set(call)
         if served.is_first:
             current_held.set(Held(NOBODY))
-        if self._resolver is not None:
-            self._identify(self._resolver, about)
+        if (self._resolver is None or self._identify(self._resolver, about)) and served.is_first:
+            adopt(call.header)
         for tally in self._tallies:
             tracked = tally.begin()
             if tracked is not None:
@@ -54,7 +55,8 @@ class Requests(Generic[T]):
         served.begun()
         return served
 
-    def _identify(self, resolver: Resolver[T], about: T) -> None:
+    def _identify(self, resolver: Resolver[T], about: T) -> bool:
+        """False where the resolver raised: the request is nobody's then."""
         try:
             found = resolver(about)
             if isinstance(found, Identity):
@@ -70,6 +72,8 @@ class Requests(Generic[T]):
                 type(error).__name__,
                 exc_info=error,
             )
+            return False
+        return True
 
 
 @contextmanager

@@ -97,6 +97,10 @@ class WsgiCall(HttpCall):
         self._started: int | None = None  # the status that goes out with the first part of the answer
         self._length: int | None = None
 
+    def header(self, name: str) -> str | None:
+        text = self._environ.get("HTTP_" + name.upper().replace("-", "_"))
+        return text or None
+
     def starting(self, start_response: StartResponse) -> StartResponse:
         """The same, and the status is noted."""
 
