@@ -51,6 +51,7 @@ class Reason(str, enum.Enum):
     ACCOUNT_MISSING = "account_missing"
     ATTRIBUTE_OVERFLOW = "attribute_overflow"
     ATTRIBUTES_INVALID = "attributes_invalid"
+    CONTROL_INVALID = "control_invalid"
     METER_INVALID = "meter_invalid"
     TYPE_UNSUPPORTED = "type_unsupported"
     TEMPORALITY_MISSING = "temporality_missing"
@@ -147,6 +148,54 @@ class Evidence(NamedTuple):
     attributes: Attributes
 
 
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """One process with the SDK, which says how much it has recorded."""
+
+    tenant: str
+    namespace: str
+    service: str
+    instance: str
+    id: UUID = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        identity = fingerprint("producer", self.tenant, self.namespace, self.service, self.instance)
+        object.__setattr__(self, "id", identity)
+
+
+class ControlTotal(NamedTuple):
+    """What a producer has recorded of a meter in (start_time, time]. A run is what it counts from 0 since one start."""
+
+    producer: Producer
+    meter: str
+    unit: str
+    start_ns: int
+    time_ns: int
+    total: Decimal
+    origin: Origin
+
+
+class Closing(NamedTuple):
+    """A producer's run that has ended at `time`."""
+
+    producer: Producer
+    start_ns: int
+    time_ns: int
+
+
+class EvidenceCount(NamedTuple):
+    """How much of an account's usage in (start_time, time] a producer wrote on sampled spans."""
+
+    producer: Producer
+    account: str
+    meter: str
+    unit: str
+    start_ns: int
+    time_ns: int
+    quantity: Decimal
+    origin: Origin
+
+
 class Quarantined(NamedTuple):
     """Something that looked like usage and cannot be billed as it is; kept whole, with its reason."""
 
@@ -168,6 +217,13 @@ class Batch:
     points: Sequence[Point] = ()
     evidence: Sequence[Evidence] = ()
     quarantined: Sequence[Quarantined] = ()
+    controls: Sequence[ControlTotal] = ()
+    closings: Sequence[Closing] = ()
+    counts: Sequence[EvidenceCount] = ()
+
+    def __bool__(self) -> bool:
+        """True if there is anything to write."""
+        return bool(self.points or self.evidence or self.quarantined or self.controls or self.closings or self.counts)
 
 
 @dataclass(frozen=True, slots=True)

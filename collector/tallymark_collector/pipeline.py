@@ -71,8 +71,14 @@ class Pipeline:
         decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns())
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
-        result = await self._write(Batch(points=decoded.points, quarantined=decoded.quarantined))
-        return _outcome(decoded.rejected, decoded.quarantined, result)
+        batch = Batch(
+            points=decoded.points,
+            quarantined=decoded.quarantined,
+            controls=decoded.controls,
+            closings=decoded.closings,
+            counts=decoded.counts,
+        )
+        return _outcome(decoded.rejected, decoded.quarantined, await self._write(batch))
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
@@ -97,7 +103,7 @@ class Pipeline:
         return Outcome()
 
     async def _write(self, batch: Batch) -> WriteResult:
-        if not (batch.points or batch.evidence or batch.quarantined):
+        if not batch:
             return WriteResult()
         result = await self.store.write(batch)
         self.totals.points += result.inserted

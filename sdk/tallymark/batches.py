@@ -24,7 +24,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ProtoResour
 from opentelemetry.sdk.resources import Resource
 
 from tallymark import conventions, totals
-from tallymark.quantities import Exact, Wire, add, shortest, wire_parts
+from tallymark.quantities import Exact, Wire, add, few_wire_parts, shortest, wire_parts
 from tallymark.recorder import totals_by_body
 from tallymark.segment import Contents
 from tallymark.streams import Described, attributes_of, decode
@@ -116,7 +116,7 @@ def closing_requests(last: Totals, producer: bytes) -> Iterator[Request]:
 def _control(filling: _Filling, now: Totals, *, closing: bool) -> Iterator[Request]:
     for (meter, unit), total in sorted(now.amounts.items()):
         names: dict[str, object] = {conventions.CONTROL_METER: meter, conventions.CONTROL_UNIT: unit}
-        values = wire_parts(total)
+        values = few_wire_parts(total)
         points = []
         for number, value in enumerate(values):
             if len(values) > 1:

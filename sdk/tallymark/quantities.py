@@ -144,6 +144,17 @@ def to_wire(total: Exact) -> tuple[Wire, Exact]:
     return value, EXACT.subtract(total, Decimal(repr(value)))
 
 
+def few_wire_parts(total: Exact) -> list[Wire]:
+    """As `wire_parts`, in few values however large the total is: about one for each 15 digits over int64."""
+    parts: list[Wire] = []
+    while total:
+        whole = type(total) is int and total <= INT64_MAX
+        value, rest = to_wire(total if whole else Decimal(total))
+        parts.append(value)
+        total = int(rest) if rest == int(rest) else rest
+    return parts
+
+
 def to_attribute(total: Exact) -> int | float | str:
     """A quantity as a span attribute: int64, else a double that denotes it exactly, else a decimal string."""
     if isinstance(total, int):

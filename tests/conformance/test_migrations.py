@@ -28,6 +28,10 @@ RELATIONS = {
     "plan_version": "table",
     "subscription": "table",
     "billing_period": "table",
+    "usage_producer": "table",
+    "usage_control": "table",
+    "usage_closed": "table",
+    "usage_evidence_count": "table",
     "usage_hour_current": "view",
     "usage_hourly": "view",
     "usage_daily": "view",
@@ -98,8 +102,12 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
             )
         ).fetchall()
     keys = {name: set(columns) for name, columns in rows}
-    assert {name for name, columns in keys.items() if "account" not in columns} == {"migration", "plan_version"}
-    assert "time" in keys["usage_point"] & keys["usage_evidence"]
+    of_producers = {"usage_producer", "usage_control", "usage_closed"}
+    others = {"migration", "plan_version"}
+    assert {name for name, columns in keys.items() if "account" not in columns} == others | of_producers
+    assert {"producer", "tenant"} <= set.intersection(*(keys[name] for name in of_producers))
+    growing = ("usage_point", "usage_evidence", "usage_control", "usage_closed", "usage_evidence_count")
+    assert "time" in set.intersection(*(keys[name] for name in growing))
 
 
 async def test_many_at_once_migrate_once(empty: str) -> None:

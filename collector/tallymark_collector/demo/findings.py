@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 from tallymark_collector.aggregates.audit import Report, audit
+from tallymark_collector.aggregates.completeness import Proof, Status, prove
+from tallymark_collector.aggregates.reconciliation import EvidenceBalance, reconcile
 from tallymark_collector.billing import Invoice, records
 from tallymark_collector.billing.money import plain
 from tallymark_collector.demo.proof import REQUESTS, Kind, billed_counts
@@ -34,6 +36,10 @@ class Findings:
     invoices: list[Invoice]
     """One for each plan: its busiest account's, for the period that is still open."""
     audit: Report
+    proof: Proof
+    """What the service says that it recorded, against what is here."""
+    evidence: list[EvidenceBalance]
+    """What it says that it wrote on spans, against the spans."""
     contents: Contents
 
     def problems(self) -> list[str]:
@@ -41,6 +47,10 @@ class Findings:
         found = []
         if not self.audit.clean:
             found.append(f"the audit is not clean: {audit_document(self.audit)}")
+        not_complete = self.proof.of(Status.MISSING, Status.TOO_MANY, Status.OPEN)
+        if not_complete or not self.proof.producers:
+            found.append(f"not everything recorded is proved to be here: {not_complete or 'no control totals'}")
+        found.extend(f"spans are missing: {one}" for one in self.evidence if one.missing)
         if self.contents.quarantine:
             found.append(f"points are in quarantine: {dict(self.contents.quarantine)}")
         if self.contents.waiting:
@@ -77,6 +87,9 @@ async def look(store: Store, now: datetime) -> Findings:
             usage=await usage(connection, tenant=DEFAULT_TENANT, by=("account", "route", "meter")),
             invoices=await _invoices(connection, now),
             audit=await audit(connection),
+            # The service has ended: what has not come by now will not come.
+            proof=await prove(connection, tolerance=timedelta(0)),
+            evidence=await reconcile(connection, tolerance=timedelta(0)),
             contents=await contents(connection),
         )
 
@@ -101,4 +114,22 @@ def audit_document(report: Report) -> dict[str, Any]:
         "differences": len(report.differences),
         "drifts": len(report.drifts),
         "overlaps": len(report.overlaps),
+    }
+
+
+def completeness_document(findings: Findings) -> dict[str, Any]:
+    """JSON-able: by meter what producers recorded and what is here, and the same of what is on spans."""
+    meters: dict[str, dict[str, Any]] = {}
+    for one in findings.proof.producers:
+        known = meters.setdefault(one.meter, {"recorded": Decimal(0), "counted": Decimal(0), "status": set()})
+        known["recorded"] += one.control
+        known["counted"] += one.counted
+        known["status"].add(one.status.value)
+    for document in meters.values():
+        document.update(recorded=plain(document["recorded"]), counted=plain(document["counted"]))
+        document["status"] = sorted(document["status"])
+    return {
+        "meters": meters,
+        "on_spans": plain(sum((one.counted for one in findings.evidence), Decimal(0))),
+        "shown_by_spans": plain(sum((one.shown for one in findings.evidence), Decimal(0))),
     }

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tallymark_collector.billing import Invoice
 from tallymark_collector.billing.money import grouped
-from tallymark_collector.demo.findings import Findings
+from tallymark_collector.demo.findings import Findings, completeness_document
 from tallymark_collector.demo.proof import BYTES, REQUESTS, TOKENS, Proof
 
 SHOWN_ACCOUNTS: Final = 10
@@ -70,6 +70,17 @@ def write(findings: Findings, proofs: dict[str, Proof]) -> None:
         f" {len(audit.differences)} differences, {len(audit.drifts)} drifts, {len(audit.overlaps)} overlaps;"
         f" quarantine: {sum(findings.contents.quarantine.values())};"
         f" calls shown by spans: {findings.contents.evidence.rows:,}",
+        soft_wrap=True,
+    )
+    document = completeness_document(findings)
+    for meter, known in sorted(document["meters"].items()):
+        console.print(
+            f"completeness of {meter}: the service says {known['recorded']}, here are {known['counted']}:"
+            f" {', '.join(known['status'])}",
+            soft_wrap=True,
+        )
+    console.print(
+        f"on sampled spans: the service says {document['on_spans']}, the spans show {document['shown_by_spans']}",
         soft_wrap=True,
     )
     for meter, proof in proofs.items():

@@ -19,7 +19,7 @@ from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import read_catalog
 from tallymark_collector.demo import load, report, stage
 from tallymark_collector.demo.directory import Customer, accounts_section, customers
-from tallymark_collector.demo.findings import Findings, audit_document, look
+from tallymark_collector.demo.findings import Findings, audit_document, completeness_document, look
 from tallymark_collector.demo.processes import Child, ChildError, stopping_on_signals
 from tallymark_collector.demo.proof import REQUESTS, Counts, Proof, compare
 from tallymark_collector.demo.report import Steps
@@ -169,6 +169,7 @@ def _conclude(findings: Findings, proofs: dict[str, Proof], steps: Steps, as_jso
             "usage": findings.usage_documents(),
             "invoices": [{**invoice.to_document(), "preliminary": True} for invoice in findings.invoices],
             "audit": audit_document(findings.audit),
+            "completeness": completeness_document(findings),
             "quarantine": dict(findings.contents.quarantine),
             "calls_shown_by_spans": findings.contents.evidence.rows,
             "meters": {meter: proof.to_document() for meter, proof in proofs.items()},

@@ -13,6 +13,9 @@ from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import (
     Attributes,
+    Closing,
+    ControlTotal,
+    EvidenceCount,
     Origin,
     Point,
     Quarantined,
@@ -23,7 +26,7 @@ from tallymark_collector.model import (
     Temporality,
     fingerprint,
 )
-from tallymark_collector.processors import meters, validation
+from tallymark_collector.processors import control, meters, validation
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
 
 MAX_CACHED_STREAMS: Final = 200_000
@@ -46,6 +49,9 @@ class Decoded:
 
     points: list[Point] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
+    controls: list[ControlTotal] = field(default_factory=list)
+    closings: list[Closing] = field(default_factory=list)
+    counts: list[EvidenceCount] = field(default_factory=list)
     rejected: int = 0
     """Data points among `quarantined` (an unsupported metric is kept as one item)."""
     unmatched: int = 0
@@ -194,7 +200,15 @@ def decode_metrics(tenant: str, body: bytes, cache: StreamCache, limits: validat
         for scope_metrics in resource_metrics.scope_metrics:
             scope_name = cache.scope_name(scope_metrics.scope)
             for metric in scope_metrics.metrics:
-                if not meters.is_usage(scope_name, metric):
+                if scope_name == conventions.CONTROL_SCOPE:
+                    found = control.decode(tenant, resource_metrics.resource, scope_metrics.scope, metric, window)
+                    decoded.controls += found.controls
+                    decoded.closings += found.closings
+                    decoded.counts += found.counts
+                    decoded.quarantined += found.quarantined
+                    decoded.rejected += len(found.quarantined)
+                    decoded.unmatched += found.unmatched
+                elif not meters.is_usage(scope_name, metric):
                     decoded.unmatched += 1
                 elif metric.WhichOneof("data") == "sum":
                     streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)

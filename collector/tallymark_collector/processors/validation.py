@@ -142,16 +142,21 @@ def _text_problem(value: AttributeValue) -> str | None:
 
 def read_value(point: NumberDataPoint) -> Decimal | Refusal:
     """The point's value as an exact decimal: an integer as it is, a double as its shortest decimal."""
+    value = read_number(point)
+    return value if isinstance(value, Refusal) else check_quantity(value) or value
+
+
+def read_number(point: NumberDataPoint) -> Decimal | Refusal:
+    """The same, of any size."""
     match point.WhichOneof("value"):
         case "as_int":
-            value = Decimal(point.as_int)
+            return Decimal(point.as_int)
         case "as_double" if math.isfinite(point.as_double):
-            value = shortest_decimal(point.as_double)
+            return shortest_decimal(point.as_double)
         case "as_double":
             return Refusal(Reason.VALUE_NOT_FINITE, f"the value is {point.as_double}")
         case _:
             return Refusal(Reason.VALUE_MISSING, "the point has neither an integer nor a double")
-    return check_quantity(value) or value
 
 
 def check_quantity(value: Decimal) -> Refusal | None:

@@ -37,7 +37,12 @@ def hour_start(hour: int) -> datetime:
 
 def part(point: Point) -> int:
     """What tells the point apart from others of its stream with the same two timestamps (see sql/0001_usage.sql)."""
-    return point.cause or point.time_ns % 1000 * 1000 + point.start_ns % 1000
+    return point.cause or nanoseconds(point.start_ns, point.time_ns)
+
+
+def nanoseconds(start_ns: int, time_ns: int) -> int:
+    """What timestamptz cannot hold of two times."""
+    return time_ns % 1000 * 1000 + start_ns % 1000
 
 
 def point_line(point: Point) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Final
 
@@ -31,7 +32,7 @@ from tallymark_collector.model import (
     attributes_json,
     without_nul,
 )
-from tallymark_collector.store import dictionaries, hours, rows, samples
+from tallymark_collector.store import control, dictionaries, hours, rows, samples
 from tallymark_collector.store.database import Connection
 
 _STAGE_SQL: Final = """
@@ -96,8 +97,9 @@ async def write(connection: Connection, batch: Batch, known: dictionaries.Dictio
         points.extend(applied.points)
         inserted, conflicts = await _insert(connection, points)
         evidence, contradicting = await _insert_evidence(connection, batch.evidence)
+        refused = await control.write(connection, batch)
         duplicates = applied.duplicates + len(points) - inserted - len(conflicts)
-        conflicts = [*applied.conflicts, *conflicts, *contradicting]
+        conflicts = [*applied.conflicts, *conflicts, *contradicting, *refused]
         await _quarantine(connection, [*batch.quarantined, *conflicts])
     known.remember(new)
     return WriteResult(inserted, duplicates, evidence, conflicts)
@@ -107,6 +109,10 @@ def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:
     """Smaller batches that hold the same, for a batch that the database cannot hold. Raises `error` where that is due
     to what is in quarantine already."""
     points, evidence = batch.points, batch.evidence
+    if batch.controls or batch.closings or batch.counts:
+        rest = Batch(points, evidence, batch.quarantined)
+        alone = replace(batch, points=(), evidence=(), quarantined=())
+        return [rest, alone] if rest else control.halved(batch, error)
     if points and evidence:
         return [Batch(points=points, quarantined=batch.quarantined), Batch(evidence=evidence)]
     if len(points) > 1 or len(evidence) > 1:
@@ -116,11 +122,11 @@ def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:
             Batch(points[middle:], evidence[middle:]),
         ]
     refusal = Refusal(Reason.NOT_STORABLE, f"the database cannot hold it: {str(error).splitlines()[0]}")
-    alone = [samples.conflict(point, refusal) for point in points]
-    alone += [_evidence_refused(item, refusal) for item in evidence]
-    if not alone:
+    refused = [samples.conflict(point, refusal) for point in points]
+    refused += [_evidence_refused(item, refusal) for item in evidence]
+    if not refused:
         raise error
-    return [Batch(quarantined=[*batch.quarantined, *alone])]
+    return [Batch(quarantined=[*batch.quarantined, *refused])]
 
 
 async def _insert(connection: Connection, points: list[Point]) -> tuple[int, list[Quarantined]]:

@@ -17,7 +17,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tallymark import conventions
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.model import Attributes, AttributeValue, Evidence, Point
+from tallymark_collector.model import Attributes, AttributeValue, Evidence, Origin, Point
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, MetricsRequest
 
 INT64_MAX: Final = 2**63 - 1
@@ -86,19 +86,23 @@ def _value(value: AnyValue, depth: int = 0) -> AttributeValue:
 
 def encode_point(point: Point) -> bytes:
     """An ExportMetricsServiceRequest with this one point, for the quarantine."""
-    origin = point.stream.origin
+    return encode_number(point.stream.origin, point.start_ns, point.time_ns, point.value)
+
+
+def encode_number(origin: Origin, start_ns: int, time_ns: int, value: Decimal) -> bytes:
+    """An ExportMetricsServiceRequest with one point of a sum, for the quarantine."""
     request = MetricsRequest()
     resource = request.resource_metrics.add(resource=origin.resource)
     metric = resource.scope_metrics.add(scope=origin.scope).metrics.add(name=origin.name, unit=origin.unit)
     metric.sum.aggregation_temporality = origin.temporality
     metric.sum.is_monotonic = origin.monotonic
     number = metric.sum.data_points.add(
-        attributes=origin.attributes, start_time_unix_nano=point.start_ns, time_unix_nano=point.time_ns
+        attributes=origin.attributes, start_time_unix_nano=start_ns, time_unix_nano=time_ns
     )
-    if point.value == int(point.value) and abs(point.value) <= INT64_MAX:
-        number.as_int = int(point.value)
+    if value == int(value) and abs(value) <= INT64_MAX:
+        number.as_int = int(value)
     else:
-        number.as_double = float(point.value)
+        number.as_double = float(value)
     return request.SerializeToString()
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from tallymark_collector.model import Temporality
 from tests.collector.cli.conftest import Run, cells, execute, fill, program, used
-from tests.support.usage import stream
+from tests.support.control import closed, on_spans, told
+from tests.support.usage import point, stream
 
 BREAK = "UPDATE usage_hour SET quantity = 99 WHERE account = 'acme' AND bucket = '2024-03-01T10:00Z'"
+SAID = "compared 3 cached sums with 4 points\nnothing differs\nproducers that send no control totals: 1\n"
 DIFFERENCE = {
     "tenant": "default",
     "account": "acme",
@@ -42,7 +44,7 @@ def filled(dsn: str) -> None:
 def test_nothing_differs(run: Run) -> None:
     result = run("audit")
     assert result.exit_code == 0
-    assert result.stdout == "compared 3 cached sums with 4 points\nnothing differs\n"
+    assert result.stdout == SAID
     assert json.loads(run("audit", "--json").stdout) == {
         "clean": True,
         "hours": 3,
@@ -50,6 +52,9 @@ def test_nothing_differs(run: Run) -> None:
         "differences": [],
         "drifts": [],
         "overlaps": [],
+        "completeness": [],
+        "unproved_producers": 1,
+        "evidence": [],
     }
 
 
@@ -115,7 +120,7 @@ def test_a_naive_time_and_a_reversed_range_are_refused(offline: Run) -> None:
 def test_as_a_program_in_a_pipe_only_the_result_is_written(dsn: str) -> None:
     done = program("audit", "--database", dsn)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "compared 3 cached sums with 4 points\nnothing differs\n"
+    assert done.stdout == SAID
 
 
 def test_an_interrupt_ends_it_quietly(dsn: str) -> None:
@@ -133,3 +138,69 @@ def test_an_interrupt_ends_it_quietly(dsn: str) -> None:
             finally:
                 process.kill()
     assert (process.returncode, out, err) == (130, "", "")
+
+
+LOST = {
+    "tenant": "default",
+    "namespace": "",
+    "service": "shop",
+    "producer": "one",
+    "meter": "api.requests",
+    "unit": "{request}",
+    "status": "missing",
+    "as_of": "2026-09-21T14:00:20Z",
+    "counted": "5",
+    "control": "12",
+    "difference": "7",
+    "since": "2026-09-21T14:00:10Z",
+    "until": "2026-09-21T14:00:20Z",
+    "in_quarantine": "0",
+    "uncovered": "0",
+    "closed": True,
+}
+
+
+def test_what_is_missing_is_shown_with_its_producer_and_time(run: Run, dsn: str) -> None:
+    fill(dsn, point(stream(), 0, 10, 5), controls=[told(10, 5), told(20, 12)], closings=[closed(20)])
+    found = run("audit", "--tolerance", "0")
+    assert found.exit_code == 1
+    assert "producers and meters: 0 complete, 1 missing, 0 too many, 0 not yet closed\n" in found.stdout
+    state = "missing 7 since 2026-09-21T14:00:10Z, first told at 2026-09-21T14:00:20Z"
+    row = ["default", "shop", "one", "api.requests", "{request}", state, "2026-09-21T14:00:20Z", "5", "12"]
+    assert row in cells(found.stdout)
+    as_json = run("audit", "--json", "--tolerance", "0")
+    document = json.loads(as_json.stdout)
+    [one] = document["completeness"]
+    assert one.pop("last_seen").endswith("Z")
+    assert (as_json.exit_code, document["clean"], one) == (1, False, LOST)
+    assert run("audit", "--tolerance", "3600").exit_code == 0, "it may be on its way"
+    assert json.loads(run("audit", "--account", "acme", "--json").stdout)["completeness"] is None
+    assert run("audit", "--tolerance", "-1").exit_code == 2
+
+
+def test_what_is_complete_is_listed_while_the_list_is_short(run: Run, dsn: str) -> None:
+    fill(dsn, point(stream(), 0, 10, 5), controls=[told(10, 5)], closings=[closed(10)])
+    said = run("audit", "--tolerance", "0")
+    assert said.exit_code == 0
+    assert any(row[3:6] == ["api.requests", "{request}", "complete"] for row in cells(said.stdout) if len(row) > 6)
+    names = [f"p{n}" for n in range(25)]
+    fill(
+        dsn,
+        *(point(stream(producer=name), 0, 10, 5) for name in names),
+        controls=[told(10, 5, of=name) for name in names],
+        closings=[closed(10, of=name) for name in names[1:]],
+    )
+    said = run("audit", "--tolerance", "0")
+    assert "producers and meters: 25 complete, 0 missing, 0 too many, 1 not yet closed\n" in said.stdout
+    assert [row[2] for row in cells(said.stdout) if len(row) > 6 and row[1] == "shop"] == ["p0"]
+
+
+def test_spans_that_did_not_come_are_missing(run: Run, dsn: str) -> None:
+    fill(dsn, counts=[on_spans(10, 3)])
+    found = run("audit", "--tolerance", "0")
+    assert found.exit_code == 1
+    assert "accounts and meters on spans: 0 equal, 1 missing, 0 with more\n" in found.stdout
+    assert ["default", "acme", "api.requests", "3", "0", "3", "0"] in cells(found.stdout)
+    [one] = json.loads(run("audit", "--json", "--account", "acme", "--tolerance", "0").stdout)["evidence"]
+    assert (one["counted"], one["shown"], one["missing"], one["more"]) == ("3", "0", "3", "0")
+    assert json.loads(run("audit", "--json", "--account", "globex").stdout)["evidence"] == []
