@@ -93,6 +93,7 @@ class Recorder:
         self._scaled: dict[tuple[Stream, int], Slot | WideSlot] = {}
         self._plain: dict[Meter, Series] = {}
         self._refused: Counter[str] = Counter()
+        self._not_billed: Counter[str] = Counter()
         self.spilled = 0
         """Sums that went to memory for want of disk space, since the process began."""
 
@@ -137,6 +138,16 @@ class Recorder:
         """Recordings refused since the process began, by meter."""
         with self._lock:
             return dict(self._refused)
+
+    def pass_over(self, meter: str) -> None:
+        """Count a call that its meter's `billable` does not bill."""
+        with self._lock:
+            self._not_billed[meter] += 1
+
+    def not_billed(self) -> dict[str, int]:
+        """Calls not billed since the process began, by meter."""
+        with self._lock:
+            return dict(self._not_billed)
 
     def cut(self, now_ns: int) -> list[Segment]:
         """Take everything recorded since the last cut, atomically, and begin a new interval; nothing when there is

@@ -25,7 +25,8 @@ class SpanEvidence:
     read, added to and written."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a generator that is collected in the midst of it, or a signal's handler, may record as well.
+        self._lock = threading.RLock()
 
     def add_to_current_span(self, meter: Meter, identity: Identity, quantity: Exact) -> None:
         """Add to `tallymark.meter.<meter>` of the current span, if it is being recorded."""

@@ -42,10 +42,7 @@ class Requests(Generic[T]):
         current_held.set(Held(NOBODY))
         if self._resolver is not None:
             self._identify(self._resolver, about)
-        for tally in self._tallies:
-            tracked = tally.begin()
-            if tracked is not None:
-                served.tracked.append(tracked)
+        served.tracked.extend(tally.begin() for tally in self._tallies)
         return served
 
     def _identify(self, resolver: Resolver[T], about: T) -> None:
@@ -101,7 +98,9 @@ class Served:
         if identified is not None and not identified.ended and current_identity().account is None:
             # A middleware in between ran the handler in a task of its own, whose context does not come back.
             current_held.set(identified)
-        for tracked in reversed(self.tracked):
+        while self.tracked:  # emptied: the error's traceback leads here, and would keep itself alive
+            tracked = self.tracked.pop()
             tracked.tally.end(tracked, None, error)
+            del tracked
         current_held.set(self._held_before)
         current_call.set(self._call_before)
