@@ -6,7 +6,8 @@ call was is asked at the time of recording, because a middleware runs before the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -38,7 +39,16 @@ class IncompleteAnswerError(BaseException):
 class Call:
     """A call being served. Integrations derive from it."""
 
-    __slots__ = ("_ended", "_waiting", "identified", "published", "request_bytes", "response_bytes", "served")
+    __slots__ = (
+        "_counted_once",
+        "_ended",
+        "_waiting",
+        "identified",
+        "published",
+        "request_bytes",
+        "response_bytes",
+        "served",
+    )
 
     def __init__(self) -> None:
         # Identities set in the call's worker threads, newest first: see tallymark.identity.
@@ -51,8 +61,9 @@ class Call:
         """Bytes of the answer's body that have been sent so far; None where nobody counts them."""
         self.served: Any = None
         """What an integration keeps from the call's begin to its end."""
-        self._waiting: list[tuple[Context, Callable[[], None]]] = []
+        self._waiting: deque[tuple[Context, Callable[[], None]]] = deque()
         self._ended = False
+        self._counted_once: set[Hashable] | None = None
 
     def describe(
         self, result: object, error: BaseException | None, arguments: Mapping[str, object] = NO_ARGUMENTS
@@ -88,18 +99,46 @@ class Call:
 
     def at_end(self, function: Callable[[], None]) -> bool:
         """Calls `function`, in a copy of this context, when the answer has been sent. False where it cannot wait: the
-        call has ended, or too many wait already."""
+        call has ended, or too many wait already. In any thread."""
         if self._ended or len(self._waiting) >= MAX_WAITING:
             return False
-        self._waiting.append((copy_context(), function))
-        return True
+        entry = (copy_context(), function)
+        self._waiting.append(entry)
+        if not self.has_ended:
+            return True
+        try:  # it ended meanwhile, in another thread, and may have seen this one or not
+            self._waiting.remove(entry)
+        except ValueError:
+            return True
+        return False
 
     def end(self) -> None:
         """For integrations: the answer has been sent, or never will be. Again: nothing happens."""
         self._ended = True
         while self._waiting:
-            context, function = self._waiting.pop(0)
-            context.run(function)
+            try:
+                context, function = self._waiting.popleft()
+            except IndexError:  # a thread took its own back
+                return
+            try:
+                context.run(function)
+            except BaseException:  # Ctrl-C, say, which does not cost the others their usage
+                self.end()
+                raise
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `end` has been called: nothing waits any more."""
+        return self._ended
+
+    def is_first_of(self, thing: Hashable) -> bool:
+        """True the first time that it is asked of a thing, as a meter of the answer's bytes, which are there once."""
+        if self._counted_once is None:
+            self._counted_once = set()
+        if thing in self._counted_once:
+            return False
+        self._counted_once.add(thing)
+        return True
 
 
 _HTTP_ATTRIBUTES: Final = (

@@ -1,30 +1,25 @@
 """`@track_usage`: counts the calls of a function, or what they make, without touching either.
 
-One wrapper each for functions, coroutine functions, generators and asynchronous generators; what a call's end means to
-its meter is `tallymark.tallies`' affair.
+The wrappers are `tallymark.wrapping`'s; what a call's end means to its meter is `tallymark.tallies`' affair.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextvars import Context, copy_context
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from opentelemetry.context import get_current
-
 from tallymark import runtime
-from tallymark.calls import current_call
 from tallymark.dimensions import Value
 from tallymark.errors import DeclarationError
-from tallymark.identity import current_held
 from tallymark.measure import Measure
 from tallymark.meters import PLAIN_UNIT, REQUEST_UNIT
 from tallymark.tallies import Tally
-from tallymark.tracked import TrackedCall, resume, suspend
+from tallymark.tracked import TrackedCall
+from tallymark.wrapping import wrapped
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,214 +77,35 @@ class UsageTracker:
         self._tallies: WeakKeyDictionary[Callable[..., object], Tally] = WeakKeyDictionary()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        target = _called(_countable(function))
-        tally = self.new_tally() if target is function else self._tally_of(getattr(target, "__func__", target))
-        if inspect.isasyncgenfunction(target):
-            wrapper: object = _counted_async_generator(cast(Callable[P, AsyncGenerator[Any, Any]], function), tally)
-        elif inspect.isgeneratorfunction(target):
-            wrapper = _counted_generator(cast(Callable[P, Generator[Any, Any, Any]], function), tally)
-        elif inspect.iscoroutinefunction(target):
-            wrapper = _counted_async(cast(Callable[P, Awaitable[Any]], function), tally)
-        elif tally.plain is not None:
-            wrapper = _counted_plainly(function, tally)
-        else:
-            wrapper = _counted(function, tally)
-        return cast(Callable[P, R], wrapper)
+        called = _called(_countable(function))
+        target = getattr(called, "__func__", called)
+        tally = self.new_tally(function) if called is function else self._tally_of(target, function)
+        return cast(Callable[P, R], wrapped(function, called, tally))
 
-    def new_tally(self) -> Tally:
+    def new_tally(self, function: Callable[..., Any] | None = None) -> Tally:
         """One for each thing that is counted: calls of two of them, inside each other, are one."""
-        self._tally.meter.uses += 1
-        return self._tally.for_another()
+        tally = self._tally.for_another(function)
+        tally.meter.uses += 1
+        return tally
 
-    def _tally_of(self, target: Callable[..., object]) -> Tally:
+    def _tally_of(self, target: Callable[..., object], function: Callable[..., object]) -> Tally:
         """The one of a function that is reached by a partial or an object: Django decorates a new partial of a method
-        for each request."""
+        for each request. Where the arguments count, a partial's own signature does."""
+        if self._tally.needs_function:
+            return self.new_tally(function)
         tally = self._tallies.get(target)
         if tally is None:
-            tally = self._tallies[target] = self.new_tally()
+            tally = self._tallies[target] = self.new_tally(function)
         return tally
 
     def of_requests(self) -> Tally:
-        """For integrations. Raises DeclarationError where only a function's result tells how much it is."""
-        if self._tally.needs_result:
+        """For integrations. Raises DeclarationError where only a function's arguments or result tell how much it is."""
+        if self._tally.needs_function:
             raise DeclarationError(
-                f"meter {self._tally.meter.name!r}: requests have no result to count; give a number or a measure"
+                f"meter {self._tally.meter.name!r}: a request has neither arguments nor a result to count; "
+                "give a number or a measure of the request"
             )
         return self.new_tally()
-
-
-def _counted_plainly(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
-    """For numbers with fixed attributes: this is every call of a service's inner functions."""
-    meter, plain, quantity = tally.meter, tally.plain, tally.quantity
-    assert plain is not None
-    in_full = _counted(function, tally)
-
-    @functools.wraps(function)
-    def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-        if meter.uses > 1:
-            return in_full(*args, **kwargs)
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as error:
-            tally.ended_plainly(None, error, kwargs)
-            raise
-        into = runtime.active
-        if current_call.get() is not None or not into.enabled:
-            tally.ended_plainly(result, None, kwargs)
-            return result
-        try:
-            identity = current_held.get().identity
-            into.recorder.add((plain, identity.account, identity.plan), quantity)
-            if get_current():
-                into.evidence.add_to_current_span(meter, identity, quantity)
-        except Exception as error:
-            tally.report(into, "usage could not be recorded, or not on the span", error)
-        return result
-
-    return counted
-
-
-def _counted(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
-    @functools.wraps(function)
-    def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-        tracked = tally.begin(function, args, kwargs)
-        if tracked is None:
-            return function(*args, **kwargs)
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as error:
-            tracked.tally.end(tracked, None, error)
-            raise
-        tracked.tally.end(tracked, result, None)
-        return result
-
-    return counted
-
-
-def _counted_async(function: Callable[P, Awaitable[R]], tally: Tally) -> Callable[P, Awaitable[R]]:
-    @functools.wraps(function)
-    async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-        tracked = tally.begin(function, args, kwargs)
-        if tracked is None:
-            return await function(*args, **kwargs)
-        try:
-            result = await function(*args, **kwargs)
-        except BaseException as error:  # a cancelled call was made too
-            tracked.tally.end(tracked, None, error)
-            raise
-        tracked.tally.end(tracked, result, None)
-        return result
-
-    return counted
-
-
-def _counted_generator(
-    function: Callable[P, Generator[Any, Any, Any]], tally: Tally
-) -> Callable[P, Generator[Any, Any, Any]]:
-    @functools.wraps(function)
-    def counted(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
-        tracked = tally.begin(function, args, kwargs)
-        if tracked is None:
-            return (yield from function(*args, **kwargs))
-        steps = _Steps(tracked)
-        try:
-            generator = function(*args, **kwargs)
-            step: Callable[..., Any] = generator.send
-            given: object = None
-            while True:
-                item = steps.took(step(given))
-                try:
-                    given = yield item
-                    step = generator.send
-                except GeneratorExit:
-                    resume(tracked)
-                    generator.close()
-                    raise
-                except BaseException as error:
-                    step, given = generator.throw, error
-                resume(tracked)
-        except StopIteration as stopped:
-            steps.end(stopped.value, None)
-            return stopped.value
-        except BaseException as error:
-            steps.end(None, error)
-            raise
-
-    return counted
-
-
-def _counted_async_generator(
-    function: Callable[P, AsyncGenerator[Any, Any]], tally: Tally
-) -> Callable[P, AsyncGenerator[Any, Any]]:
-    @functools.wraps(function)
-    async def counted(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
-        tracked = tally.begin(function, args, kwargs)
-        steps = None if tracked is None else _Steps(tracked)
-        try:
-            generator = function(*args, **kwargs)
-            step: Callable[..., Any] = generator.asend
-            given: object = None
-            while True:
-                item = await step(given)
-                if steps is not None:
-                    steps.took(item)
-                try:
-                    given = yield item
-                    step = generator.asend
-                except GeneratorExit:
-                    if tracked is not None:
-                        resume(tracked)
-                    await generator.aclose()
-                    raise
-                except BaseException as error:
-                    step, given = generator.athrow, error
-                if tracked is not None:
-                    resume(tracked)
-        except StopAsyncIteration:
-            if steps is not None:
-                steps.end(None, None)
-        except BaseException as error:
-            if steps is not None:
-                steps.end(None, error)
-            raise
-
-    return counted
-
-
-class _Steps:
-    """What happens beside the steps of a generator that is counted.
-
-    A consumer that goes away may leave the end to the garbage collector, in whatever context that runs: the usage
-    belongs to the context in which the generator yielded last.
-    """
-
-    __slots__ = ("_context", "_tracked")
-
-    def __init__(self, tracked: TrackedCall) -> None:
-        self._tracked = tracked
-        self._context: Context | None = None
-
-    def took(self, item: object) -> object:
-        """The generator has yielded."""
-        tracked = self._tracked
-        suspend(tracked)
-        tracked.items += 1
-        measure = tracked.tally.measure
-        if measure is not None and measure.note is not None:
-            try:
-                tracked.noted = measure.note(tracked.noted, item)
-            except Exception as error:
-                tracked.tally.report(runtime.active, "an item could not be looked at", error)
-        self._context = copy_context()
-        return item
-
-    def end(self, result: object, error: BaseException | None) -> None:
-        """The generator has ended."""
-        if isinstance(error, GeneratorExit) and self._context is not None:
-            self._tracked.live = False
-            self._context.run(self._tracked.tally.end, self._tracked, result, error)
-        else:
-            self._tracked.tally.end(self._tracked, result, error)
 
 
 def _countable(function: object) -> Callable[..., object]:

@@ -8,6 +8,12 @@ Once the program runs, metering raises nothing: what cannot be counted is refuse
 `tallymark`, one value at a time.
 """
 
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 
 class TallymarkError(Exception):
     """Base of every error that the SDK raises."""
@@ -19,3 +25,18 @@ class DeclarationError(TallymarkError, ValueError):
 
 class SettingsError(TallymarkError, ValueError):
     """`configure()` was given settings that cannot work; the message lists every problem found."""
+
+
+def checked_function(where: str, function: object) -> Callable[[Any], Any]:
+    """What is called when a call has ended, to look at it. Raises DeclarationError for what cannot be: no function, or
+    a coroutine function or a generator, whose answer nobody would wait for."""
+    if not callable(function):
+        raise DeclarationError(f"{where}: a function is needed, not a {type(function).__name__}")
+    for called in (function, getattr(function, "__call__", None)):  # noqa: B004 - an object's own is what runs
+        if (
+            inspect.iscoroutinefunction(called)
+            or inspect.isgeneratorfunction(called)
+            or inspect.isasyncgenfunction(called)
+        ):
+            raise DeclarationError(f"{where}: the function must give its answer at once: no `async`, no `yield`")
+    return function

@@ -10,6 +10,7 @@ started from. Nothing else is shared: a task that identified somebody for itself
 from __future__ import annotations
 
 import enum
+import os
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -154,6 +155,18 @@ def _in_worker_thread() -> bool:
     # Starlette's run_in_threadpool, which FastAPI uses for synchronous dependencies and handlers, is AnyIO's.
     # Other threads (asyncio.to_thread, executors) keep to the context that they were given.
     return type(threading.current_thread()).__module__.startswith("anyio.")
+
+
+def _after_fork_in_child() -> None:
+    # A worker that is forked inside a request, as a pool's are at its first use, outlives it: whatever waits for the
+    # request's end would wait for good, and the other accounts' work be billed to this one.
+    if current_call.get() is not None:
+        current_call.set(None)
+        current_held.set(Held(NOBODY))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _checked(field: str, value: object) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-from tallymark import quantities, runtime
+from tallymark import runtime
 from tallymark.dimensions import Value
+from tallymark.nesting import Running, current_running
 from tallymark.quantities import RefusedQuantityError, exact
 from tallymark.recording import checked_attributes
-from tallymark.tracked import MAX_AMOUNTS, TrackedCall, current_tracked
+from tallymark.runtime import Runtime
 
 
 class CurrentUsage:
@@ -28,25 +29,20 @@ class CurrentUsage:
             def handler(): ...  usage.add(3)
 
         `meter` picks one where several are stacked; left out, it is the innermost. `attributes` are dimensions of this
-        amount. Callable from everything that the handler calls, in its threads and tasks too where they have its
-        context. Never raises: outside of such a call, and for what cannot be counted, it warns on the logger
-        `tallymark`. `tallymark.record()` needs no call around it.
+        amount; past 1,000 sets of them in one call the rest has none. Callable from everything that the handler calls,
+        in its threads and tasks too where they have its context, until the call has ended. Never raises: outside of
+        such a call, and for what cannot be counted, it warns on the logger `tallymark`. `tallymark.record()` needs no
+        call around it.
         """
         into = runtime.current()
         if not into.enabled:
             return
         try:
-            tracked = _find(meter)
-            if tracked is None:
-                into.reporter.error(
-                    f"inside.{meter}",
-                    "usage.add() is not counted: no call with quantity=measure.inside%s is running here; "
-                    "outside of one, call tallymark.record()",
-                    "" if meter is None else f" of meter {meter}",
-                )
-                into.recorder.refuse(str(meter or "usage.add"))
+            running = _find(meter)
+            if running is None:
+                _refuse(into, meter)
                 return
-            counted = tracked.tally.meter
+            counted = running.tally.meter
             try:
                 number = exact(quantity)
             except RefusedQuantityError as error:
@@ -56,12 +52,8 @@ class CurrentUsage:
                 )
                 return
             key = checked_attributes(into, counted, attributes) if attributes else ()
-            if key not in tracked.added and len(tracked.added) >= MAX_AMOUNTS:
-                into.reporter.warning(
-                    f"inside.{counted.name}", "over %d sets of attributes in one call: the rest has none", MAX_AMOUNTS
-                )
-                key = ()
-            tracked.added[key] = quantities.add(tracked.added.get(key, 0), number)
+            if running.added is None or not running.added.add(key, number):
+                _refuse(into, meter)  # it has ended meanwhile, in another thread
         except Exception as error:
             into.reporter.error("inside", "usage.add() is not counted: %s", type(error).__name__, exc_info=error)
 
@@ -69,13 +61,23 @@ class CurrentUsage:
         return "tallymark.usage"
 
 
-def _find(meter: str | None) -> TrackedCall | None:
-    tracked = current_tracked.get()
-    while tracked is not None:
-        measure = tracked.tally.measure
-        if tracked.live and measure is not None and measure.is_inside and meter in (None, tracked.tally.meter.name):
-            return tracked
-        tracked = tracked.outer
+def _refuse(into: Runtime, meter: str | None) -> None:
+    into.recorder.refuse("usage.add")
+    into.reporter.error(
+        "inside",
+        "usage.add() is not counted: no call with quantity=measure.inside%s is running here; "
+        "outside of one, call tallymark.record()",
+        "" if meter is None else f" of meter {meter}",
+    )
+
+
+def _find(meter: str | None) -> Running | None:
+    running = current_running.get()
+    while running is not None:
+        inside = running.live and running.added is not None and not running.is_part
+        if inside and meter in (None, running.tally.meter.name):
+            return running
+        running = running.outer
     return None
 
 

@@ -97,6 +97,7 @@ class Recorder:
         self._refused: Counter[str] = Counter()
         self.on_cut: Callable[[list[Segment]], None] | None = None
         """Given what each cut takes, before the next one; it must not raise nor ask for a cut."""
+        self._not_billed: Counter[str] = Counter()
         self.spilled = 0
         """Sums that went to memory for want of disk space, since the process began."""
 
@@ -141,6 +142,16 @@ class Recorder:
         """Recordings refused since the process began, by meter."""
         with self._lock:
             return dict(self._refused)
+
+    def pass_over(self, meter: str) -> None:
+        """Count a call that its meter's `billable` does not bill."""
+        with self._lock:
+            self._not_billed[meter] += 1
+
+    def not_billed(self) -> dict[str, int]:
+        """Calls not billed since the process began, by meter."""
+        with self._lock:
+            return dict(self._not_billed)
 
     def cut(self, now_ns: int) -> list[Segment]:
         """Take everything recorded since the last cut, atomically, and begin a new interval; nothing when there is

@@ -134,17 +134,19 @@ class Runtime:
         return {meter: amount for meter, amount in amounts.items() if amount}
 
     def stats(self) -> dict[str, int]:
-        """What went other ways than it should, since the process began; all 0 where all is well.
+        """What went other ways than it should, since the process began; all 0 where all is well, but for the last.
 
         `in_memory`: times that the disk did not take usage, which was kept in memory. `rejected_points`: points in
         dead-letter files. `held_back`: times that a refused request found these full, and stayed in the outbox.
-        `refused`: recordings whose quantity could not be counted.
+        `refused`: recordings whose quantity could not be counted. `not_billed`: calls that their meter's `billable` did
+        not bill.
         """
         return {
             "in_memory": self.packer.in_memory + self.recorder.spilled,
             "rejected_points": self.letters.points,
             "held_back": self.letters.held_back,
             "refused": sum(self.recorder.refused().values()),
+            "not_billed": sum(self.recorder.not_billed().values()),
         }
 
     def start_over_in_child(self) -> None:

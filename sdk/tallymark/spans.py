@@ -30,7 +30,8 @@ class SpanEvidence:
     read, added to and written."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a generator that is collected in the midst of it, or a signal's handler, may record as well.
+        self._lock = threading.RLock()
         self._recorder = recorder
         self._series: dict[Meter, Series] = {}
 

@@ -215,11 +215,16 @@ class Captured:
     def _all(self) -> str:
         return f"recorded in all:\n{self}"
 
+    def not_billed(self) -> dict[str, int]:
+        """Calls that their meter's `billable` did not bill, by meter."""
+        return self._runtime.recorder.not_billed()
+
 
 def delivery_stats() -> dict[str, int]:
     """What went other ways than it should in this process, all 0 where all is well: `in_memory` (times that the disk
     did not take usage), `rejected_points` (in dead-letter files), `held_back` (times that a refused request found these
-    full, and stayed in the outbox), `refused` (recordings without a usable quantity)."""
+    full, and stayed in the outbox), `refused` (recordings without a usable quantity). And `not_billed`, the calls that
+    their meter's `billable` did not bill, which is as it should be."""
     return runtime.current().stats()
 
 

@@ -1,8 +1,9 @@
 """What the answers of language models say of their tokens, in the names of OpenTelemetry's GenAI conventions.
 
-Sources: OpenTelemetry semantic conventions, GenAI (`gen_ai.token.type`, `gen_ai.response.model`); OpenAI's reference
-(`usage` of chat completions and of responses: the cached tokens are part of the input); Anthropic's API reference
-(`usage` of messages: the cached tokens stand beside the input).
+Sources: OpenTelemetry semantic conventions, GenAI (`gen_ai.token.type` with "input" and "output",
+`gen_ai.usage.cache_read.input_tokens`, `gen_ai.usage.cache_creation.input_tokens`, `gen_ai.response.model`; all of them
+in development); OpenAI's reference (`usage` of chat completions and of responses: cached tokens are part of the input);
+Anthropic's API reference (`usage` of messages: cached tokens stand beside the input).
 """
 
 from __future__ import annotations
@@ -17,15 +18,95 @@ TOKEN_UNIT: Final = "{token}"  # noqa: S105 - of a model, no secret
 TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105
 MODEL: Final = "gen_ai.response.model"
 
+MAX_MODELS: Final = 100
+"""Models that one call may use; the tokens of further ones name none."""
+
 _MISSING: Final = object()
+
+# What a usage object calls an amount, the first that is there. `part_`: of the input; `beside_`: not in it.
+_NAMES: Final = {
+    "input": ("input_tokens", "prompt_tokens"),
+    "output": ("output_tokens", "completion_tokens"),
+    "beside_read": ("cache_read_input_tokens",),
+    "beside_creation": ("cache_creation_input_tokens",),
+}
+_NAMES_IN_DETAILS: Final = {
+    "part_read": ("cached_tokens",),
+    "part_creation": ("cache_write_tokens", "cache_creation_tokens"),
+}
+_DETAILS: Final = ("input_tokens_details", "prompt_tokens_details")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Tokens by `gen_ai.token.type`, each counted under one type alone, and the model that used them."""
+    """What one answer, or one item of a streamed one, says. `stated` holds amounts by the names above, `answer` is the
+    answer's identifier."""
 
-    by_type: Mapping[str, int]
+    stated: Mapping[str, int]
     model: str | None
+    answer: str | None
+
+    def and_later(self, later: TokenUsage) -> TokenUsage:
+        """With what a later item of the same answer says: totals that grow, of which an item may carry a part."""
+        names = {**self.stated, **later.stated}
+        stated = {name: max(self.stated.get(name, 0), later.stated.get(name, 0)) for name in names}
+        return TokenUsage(stated, later.model or self.model, later.answer or self.answer)
+
+    def by_type(self) -> dict[str, int]:
+        """Tokens by `gen_ai.token.type`, each under one type alone. Raises ValueError for amounts that cannot be."""
+        stated = self.stated
+        given = stated.get("input", 0)
+        read, made = stated.get("part_read", 0), stated.get("part_creation", 0)
+        if stated.keys() & _NAMES_IN_DETAILS.keys() or "chat" in stated:
+            # Gateways that speak OpenAI's language for other models name the same tokens in Anthropic's way as well.
+            read = max(read, stated.get("beside_read", 0))
+            made = max(made, stated.get("beside_creation", 0))
+            if read + made > given:
+                raise ValueError(f"{read + made} cached tokens are more than the {given} of the input they are part of")
+            given -= read + made
+        else:
+            read, made = stated.get("beside_read", 0), stated.get("beside_creation", 0)
+        return {"input": given, "output": stated.get("output", 0), "cache_read": read, "cache_creation": made}
+
+
+class Tokens:
+    """The tokens of a call: of one answer, or of all those that it streams one after the other. Not thread-safe."""
+
+    __slots__ = ("_latest", "_sums")
+
+    def __init__(self) -> None:
+        self._latest: TokenUsage | None = None
+        self._sums: dict[tuple[str | None, str], int] = {}
+
+    def and_of(self, found: TokenUsage) -> Tokens:
+        """Itself, with what an item says. An item with another identifier is another answer's."""
+        latest = self._latest
+        if latest is None:
+            self._latest = found
+        elif found.answer is None or latest.answer is None or found.answer == latest.answer:
+            self._latest = latest.and_later(found)
+        else:
+            self._sums = self._with_latest()
+            self._latest = found
+        return self
+
+    def amounts(self) -> list[tuple[int, Mapping[str, Value]]]:
+        """The amounts with their attributes. Raises ValueError for amounts that cannot be."""
+        return [
+            (count, {TOKEN_TYPE: kind} if model is None else {TOKEN_TYPE: kind, MODEL: model})
+            for (model, kind), count in self._with_latest().items()
+        ]
+
+    def _with_latest(self) -> dict[tuple[str | None, str], int]:
+        sums = dict(self._sums)
+        if self._latest is not None:
+            model = self._latest.model
+            if len({named for named, _ in sums} | {model}) > MAX_MODELS:
+                model = None
+            for kind, count in self._latest.by_type().items():
+                if count:
+                    sums[model, kind] = sums.get((model, kind), 0) + count
+        return sums
 
 
 def find_usage(answer: object, usage_of: Callable[[Any], object] | None = None) -> TokenUsage | None:
@@ -35,60 +116,34 @@ def find_usage(answer: object, usage_of: Callable[[Any], object] | None = None) 
     """
     if answer is None:
         return None
+    about = answer
     usage = usage_of(answer) if usage_of is not None else _get(answer, "usage")
-    model = _get(answer, "model")
     if usage is None and usage_of is None:
         # The last event of a streamed answer carries the whole of it; Anthropic's first one the message begun.
         for inner in (_get(answer, "response"), _get(answer, "message")):
             if inner is not None and (usage := _get(inner, "usage")) is not None:
-                model = _get(inner, "model")
+                about = inner
                 break
-    if isinstance(usage, TokenUsage):
-        return usage
-    by_type = None if usage is None else _by_type(usage)
-    if by_type is None:
+    stated = None if usage is None else _stated(usage)
+    return None if stated is None else TokenUsage(stated, _text(about, "model"), _text(about, "id"))
+
+
+def _stated(usage: object) -> dict[str, int] | None:
+    stated = _counts(usage, _NAMES)
+    if "input" not in stated and "output" not in stated:
         return None
-    named = model if isinstance(model, str) and 0 < len(model) <= MAX_VALUE_LENGTH and is_text(model) else None
-    return TokenUsage(by_type, named)
+    for name in _DETAILS:
+        details = _get(usage, name)
+        if details is not None:
+            stated.update(_counts(details, _NAMES_IN_DETAILS))
+    if _get(usage, "prompt_tokens") is not None:
+        stated["chat"] = 1  # OpenAI's older names: whatever is cached is part of the input
+    return stated
 
 
-def merge(before: TokenUsage | None, after: TokenUsage) -> TokenUsage:
-    """A streamed answer's usage so far: totals that grow from item to item, of which an item may carry a part."""
-    if before is None:
-        return after
-    by_type = {kind: max(before.by_type.get(kind, 0), after.by_type.get(kind, 0)) for kind in _kinds(before, after)}
-    return TokenUsage(by_type, after.model or before.model)
-
-
-def tokens_of(found: object) -> list[tuple[int, Mapping[str, Value]]]:
-    """The amounts with their attributes."""
-    assert isinstance(found, TokenUsage)
-    model: dict[str, Value] = {} if found.model is None else {MODEL: found.model}
-    return [(count, {TOKEN_TYPE: kind, **model}) for kind, count in found.by_type.items() if count]
-
-
-def _kinds(*usages: TokenUsage) -> list[str]:
-    return list(dict.fromkeys(kind for usage in usages for kind in usage.by_type))
-
-
-def _by_type(usage: object) -> dict[str, int] | None:
-    given = _count(usage, "input_tokens", "prompt_tokens")
-    made = _count(usage, "output_tokens", "completion_tokens")
-    if given is None and made is None:
-        return None
-    by_type = {"input": given or 0, "output": made or 0}
-    details = _get(usage, "input_tokens_details") or _get(usage, "prompt_tokens_details")
-    cached = None if details is None else _count(details, "cached_tokens")
-    if cached:
-        if cached > by_type["input"]:
-            raise ValueError(f"{cached} cached tokens are more than the {given} of the input that they are part of")
-        by_type["input"] -= cached
-        by_type["cache_read"] = cached
-    for kind, name in (("cache_read", "cache_read_input_tokens"), ("cache_creation", "cache_creation_input_tokens")):
-        apart = _count(usage, name)
-        if apart:
-            by_type[kind] = by_type.get(kind, 0) + apart
-    return by_type
+def _counts(usage: object, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
+    found = {kind: _count(usage, *spellings) for kind, spellings in names.items()}
+    return {kind: count for kind, count in found.items() if count is not None}
 
 
 def _count(usage: object, *names: str) -> int | None:
@@ -97,9 +152,14 @@ def _count(usage: object, *names: str) -> int | None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name} is no number of tokens: {value!r}")
+            raise ValueError(f"{name} is no number of tokens, but a {type(value).__name__}")
         return value
     return None
+
+
+def _text(thing: object, name: str) -> str | None:
+    value = _get(thing, name)
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_VALUE_LENGTH and is_text(value) else None
 
 
 def _get(thing: object, name: str) -> object:

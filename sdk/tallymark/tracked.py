@@ -1,34 +1,37 @@
-"""A call that is being counted, from its begin to its end: what measures and predicates may look at.
-
-Calls of one meter that run inside each other are one: a function that is declared to count `requests` and calls another
-one so declared counts once, for the outer call. A function that calls itself is counted each time.
-"""
+"""A call that is being counted, from its begin to its end: what measures and predicates may look at."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from decimal import Decimal
+from inspect import BoundArguments, Parameter, Signature
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tallymark.calls import NO_ARGUMENTS, current_call, error_name, status_of
 from tallymark.dimensions import Dimensions
+from tallymark.errors import DeclarationError
 from tallymark.quantities import EXACT, Exact
 
 if TYPE_CHECKING:
+    from tallymark.nesting import Running
     from tallymark.tallies import Tally
 
-MAX_AMOUNTS = 1_000
-"""Sets of attributes that the amounts set inside one call may have."""
+Arguments = Callable[[tuple[object, ...], Mapping[str, object]], object]
+"""Finds something in a call's positional and named arguments. Raises ArgumentMissingError where it was not given."""
+
+NOTHING_ADDED: Final[Mapping[Dimensions, Exact]] = {}
+
+
+class ArgumentMissingError(Exception):
+    """A call without an argument that has no default."""
 
 
 class TrackedCall:
     """One call of a decorated function, or one request that an integration counts.
 
-    `result` is None where the call raised, `error` where it returned. `noted` is what the measure kept of the items of
-    a generator. What an integration does not know is None.
+    `result` is None where the call raised, `error` where it returned. `items` is what a generator has yielded, None
+    where it is no generator. What an integration does not know is None.
     """
 
     __slots__ = (
@@ -37,12 +40,10 @@ class TrackedCall:
         "added",
         "args",
         "error",
-        "function",
         "items",
-        "live",
         "noted",
-        "outer",
         "result",
+        "running",
         "started_ns",
         "tally",
     )
@@ -50,31 +51,32 @@ class TrackedCall:
     def __init__(
         self,
         tally: Tally,
-        function: Callable[..., Any] | None = None,
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] = NO_ARGUMENTS,
+        running: Running | None = None,
     ) -> None:
         self.tally = tally
-        self.function = function
         self.args = args
         self._kwargs = kwargs
+        self.running = running
         self.result: object = None
         self.error: BaseException | None = None
-        self.items = 0
-        """What a generator has yielded so far."""
+        self.items: int | None = None
         self.noted: object = None
-        self.added: dict[Dimensions, Exact] = {}
-        self.outer: TrackedCall | None = None
-        self.live = False
-        self._stopped_ns = 0
+        """What the measure has found before the end: in the arguments, or in the items of a generator."""
+        self.added = NOTHING_ADDED
+        """What was said by `usage.add()`, at the end."""
+        self._stopped_ns: int | None = None
         self.started_ns = perf_counter_ns()
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The function's arguments by name, with its defaults; empty for a request that an integration counts."""
-        if self.function is None:
+        """The function's arguments by name, with its defaults, as they are now; empty for a request that an
+        integration counts. Raises TypeError where the function cannot be called with them, or does not tell its
+        signature."""
+        if not self.tally.of_function:
             return {}
-        bound = inspect.signature(self.function).bind(*self.args, **self._kwargs)
+        bound = self._bound()
         bound.apply_defaults()
         return bound.arguments
 
@@ -85,13 +87,14 @@ class TrackedCall:
 
     @property
     def duration_s(self) -> Decimal:
-        """Seconds from the begin to the end, or to now, exact to the nanosecond of the monotonic clock."""
+        """Seconds from the begin to the end, or to now, exact to the nanosecond of the monotonic clock. A generator's
+        consumer is in it."""
         return EXACT.scaleb(Decimal(self.duration_ns), -9)
 
     @property
     def duration_ns(self) -> int:
         """The same in nanoseconds."""
-        return (self._stopped_ns or perf_counter_ns()) - self.started_ns
+        return (perf_counter_ns() if self._stopped_ns is None else self._stopped_ns) - self.started_ns
 
     @property
     def status(self) -> int | None:
@@ -124,41 +127,39 @@ class TrackedCall:
         self._stopped_ns = perf_counter_ns()
         self.result, self.error = result, error
 
-
-current_tracked: ContextVar[TrackedCall | None] = ContextVar("tallymark_tracked", default=None)
-"""The innermost of the running calls that are looked for from inside."""
-
-
-def enter(tracked: TrackedCall) -> bool:
-    """Makes the call the innermost one. False, and nothing happens, where it is part of a running call of its meter."""
-    outer = current_tracked.get()
-    while outer is not None and not outer.live:
-        outer = outer.outer  # a task that has outlived the call which began it
-    around = outer
-    while around is not None:
-        if around.live and around.tally is not tracked.tally and around.tally.meter is tracked.tally.meter:
-            return False
-        around = around.outer
-    tracked.outer, tracked.live = outer, True
-    current_tracked.set(tracked)
-    return True
+    def _bound(self) -> BoundArguments:
+        signature = self.tally.signature
+        if signature is None:
+            raise TypeError("the function does not tell its signature")
+        return signature.bind(*self.args, **self._kwargs)
 
 
-def leave(tracked: TrackedCall) -> None:
-    """The call has ended. Again, or without `enter`: nothing happens."""
-    if tracked.live:
-        tracked.live = False
-        current_tracked.set(tracked.outer)
+def argument_reader(signature: Signature | None, name: str) -> Arguments:
+    """Reads the argument `name` of calls of a function, or its default, without binding all of them.
 
+    Raises DeclarationError where the function has no such argument.
+    """
+    if signature is None:
+        raise DeclarationError("it does not tell its arguments")
+    parameters = signature.parameters
+    rest = next((p.name for p in parameters.values() if p.kind is Parameter.VAR_KEYWORD), None)
+    found = parameters.get(name)
+    if found is None and rest is None:
+        raise DeclarationError(f"it has no argument {name!r}, but {', '.join(map(repr, parameters)) or 'none'}")
+    if found is not None and found.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL):
+        raise DeclarationError(f"{name!r} stands for any number of arguments; take measure.of(lambda call: ...)")
+    by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    position = -1 if found is None or found.kind not in by_position else list(parameters).index(name)
+    by_name = found is None or found.kind is not Parameter.POSITIONAL_ONLY
+    default = Parameter.empty if found is None else found.default
 
-def suspend(tracked: TrackedCall) -> None:
-    """A generator has yielded: what runs until it goes on is not inside of it."""
-    if tracked.live:
-        current_tracked.set(tracked.outer)
+    def read(args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+        if 0 <= position < len(args):
+            return args[position]
+        if by_name and name in kwargs:
+            return kwargs[name]
+        if default is Parameter.empty:
+            raise ArgumentMissingError(f"the argument {name!r} was not given")
+        return default
 
-
-def resume(tracked: TrackedCall) -> None:
-    """A generator goes on, perhaps for another caller than before."""
-    if tracked.live:
-        tracked.outer = current_tracked.get()
-        current_tracked.set(tracked)
+    return read

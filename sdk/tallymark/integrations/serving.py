@@ -49,9 +49,7 @@ class Requests(Generic[T]):
         if (self._resolver is None or self._identify(self._resolver, about)) and served.is_first:
             adopt(call.header)
         for tally in self._tallies:
-            tracked = tally.begin()
-            if tracked is not None:
-                served.count_at_end(tracked)
+            served.count_at_end(tally.begin())
         served.begun()
         return served
 
@@ -145,6 +143,8 @@ class Served:
             # Who was identified in a task of its own, as a middleware in between may run the handler in: that context
             # does not come back here.
             current_held.set(identified)
-        for tracked in reversed(self._tracked):
+        while self._tracked:  # emptied: the error's traceback leads here, and would keep itself alive
+            tracked = self._tracked.pop()
             tracked.tally.end(tracked, None, error)
+            del tracked
         current_held.set(held)
