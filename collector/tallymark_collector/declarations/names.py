@@ -157,10 +157,24 @@ class Module:
         self.scopes: dict[ast.AST, Scope] = {}
         self.scope = Scope(self, None)
         self.scope.bind(node.body)
+        self.imports: set[str] = set()
+        """Every part of every name that is imported anywhere in the file."""
+        self._has_outer_names = False
         for part in ast.walk(node):
-            if isinstance(part, ast.Global):
+            if isinstance(part, ast.Global | ast.Nonlocal):
+                self._has_outer_names = True
                 for name in part.names:
                     self.scope.names[name].append(UNKNOWN)
+            elif isinstance(part, ast.Import | ast.ImportFrom):
+                for alias in part.names:
+                    self.imports.update(alias.name.split("."))
+                if isinstance(part, ast.ImportFrom):
+                    self.imports.update((part.module or "").split("."))
+                    self.imports.update(self.base(part.level)[-1:])
+
+    def base(self, above: int) -> Parts:
+        """What a relative import with so many dots begins with."""
+        return self.parts[: max(len(self.parts) - above + self.is_package, 0)] if above else ()
 
     def function_scope(self, node: FunctionNode, parent: Scope) -> Scope:
         """The scope of a function's body."""
@@ -172,7 +186,7 @@ class Module:
             for argument in [*several, *filter(None, (arguments.vararg, arguments.kwarg))]:
                 scope.names[argument.arg].append(UNKNOWN)
             scope.bind([node.body] if isinstance(node, ast.Lambda) else node.body)
-            for name in _names_of_outer_scopes(node):
+            for name in _names_of_outer_scopes(node) if self._has_outer_names else ():
                 scope.names.pop(name, None)
         return scope
 
@@ -249,16 +263,15 @@ class Tree:
                 if name in EXPORTED:
                     return [External(f"{PACKAGE}.{name}")]
                 continue
-            found = self._of_import(Imported((*star.parts, name), star.above), scope.module)
-            if not any(isinstance(one, External | Unknown) for one in found):
-                return found
+            for owner in self._of_import(star, scope.module):
+                if isinstance(owner, Package) and (found := self._bound(name, owner.module.scope)):
+                    return found
         return []
 
     def _of_import(self, imported: Imported, by: Module) -> list[Meaning]:
         parts = imported.parts
         if imported.above:
-            keep = len(by.parts) - imported.above + by.is_package
-            parts = (*by.parts[:keep], *parts)
+            parts = (*by.base(imported.above), *parts)
         elif parts[0] in _NOT_READ:
             return [External(".".join(parts))]
         for length in range(len(parts), 0, -1):

@@ -68,6 +68,8 @@ class _Call:
 
 def uses_in(source: Source, sources: Sources) -> list[Use]:
     """The places of one file, in its order. What cannot be followed to its end is told as unreadable."""
+    if source.module not in sources.concerned:
+        return []
     scanner = _Scanner(source, sources.tree)
     try:
         scanner.visit(source.module.node)

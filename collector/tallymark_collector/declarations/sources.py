@@ -6,11 +6,13 @@ import ast
 import os
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tallymark_collector.declarations.api import PACKAGE
 from tallymark_collector.declarations.names import Module, Tree
 from tallymark_collector.errors import UserError
 
@@ -46,6 +48,8 @@ class Sources:
 
     files: list[Source] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
+    concerned: set[Module] = field(default_factory=set)
+    """The modules that name the SDK, or import from one that does: only in these can a use of it stand."""
     tree: Tree = field(default_factory=Tree)
 
 
@@ -64,7 +68,21 @@ def read_sources(paths: Sequence[Path]) -> Sources:
         raise UserError(
             f"there is no Python file in {', '.join(map(str, paths))}: name the folder of your service's code"
         )
+    _spread(found)
     return found
+
+
+def _spread(sources: Sources) -> None:
+    importers: dict[str, list[Module]] = defaultdict(list)
+    for source in sources.files:
+        for name in source.module.imports:
+            importers[name].append(source.module)
+    waiting = list(sources.concerned)
+    while waiting:
+        for module in importers.pop(waiting.pop().parts[-1], ()):
+            if module not in sources.concerned:
+                sources.concerned.add(module)
+                waiting.append(module)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -108,3 +126,5 @@ def _read(file: Path, real: Path, into: Sources) -> None:
     else:
         into.files.append(Source(name, module))
         into.tree.add(module)
+        if PACKAGE.encode() in content:
+            into.concerned.add(module)

@@ -51,7 +51,7 @@ def test_every_problem_with_its_place(offline: Run, service: Path) -> None:
         "record('new')\n"
     )
     Path("broken.py").write_text("def")
-    Path("plans.yaml").write_text(Path("plans.yaml").read_text().replace("api.requests", "api.calls"))
+    Path("plans.yaml").write_text(Path("plans.yaml").read_text().replace("api.requests", "api.requests.v2"))
     Path("app.py").unlink()
     result = offline("check", ".", "--plans", "plans.yaml", "--json")
     assert result.exit_code == 1
@@ -71,12 +71,13 @@ def test_every_problem_with_its_place(offline: Run, service: Path) -> None:
     ]
     text = offline("check", ".", "--plans", "plans.yaml").stdout
     for line in (
-        "more.py:2: error: meter 'api.request' is not in plans.yaml; did you mean api.calls: nobody is billed for it",
+        "more.py:2: error: meter 'api.request' is not in plans.yaml; did you mean api.requests.v2: nobody is billed for"
+        " it",
         "more.py:3: error: meter 'egress' has the unit '{request}' here and 'By' in plans.yaml:4: not priced",
         "more.py:3: error: meter 'egress' is in plans.yaml, but no plan has a charge for it: nobody is billed for it",
         "more.py:6: error: meter 'new' has the unit '{request}' here and '1' in more.py:5: one meter has one unit",
         "more.py:7: warning: the meter's name, name(), is computed at run time; it is not checked",
-        "plans.yaml:3: warning: meter 'api.calls' is priced (pro) and nothing records it, as far as names are not"
+        "plans.yaml:3: warning: meter 'api.requests.v2' is priced (pro) and nothing records it, as far as names are not"
         " computed at run time; did you mean api.request",
         "files 2, meters 5, errors 9, warnings 3",
     ):

@@ -172,6 +172,16 @@ def test_a_function_that_another_module_hands_on(scan: Scan) -> None:
     ) == {("a", "{request}"), ("b", "INHERITED"), ("c", "{request}")}
 
 
+def test_a_function_that_goes_through_several_hands(scan: Scan) -> None:
+    assert scan(
+        "from package import bill\nfrom third import note\nbill('a')\nnote('b')",
+        package__in____init__="from .first import *",
+        package__in__first="from . import second\nfrom .second import bill\n",
+        package__in__second="import tallymark\nbill = tallymark.record\n",
+        third="from package.second import bill as note",
+    ) == {("a", "INHERITED"), ("b", "INHERITED")}
+
+
 @pytest.mark.parametrize(
     "line",
     [
