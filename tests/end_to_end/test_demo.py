@@ -47,6 +47,10 @@ def test_everything_sent_is_billed(open_folder: Path) -> None:
     assert found["audit"]["clean"]
     assert found["audit"]["points"] > 0
     assert found["quarantine"] == {}
+    proved = found["completeness"]
+    assert proved["meters"][REQUESTS] == {"recorded": "3000", "counted": "3000", "status": ["complete"]}
+    assert {meter["status"][0] for meter in proved["meters"].values()} == {"complete"}
+    assert proved["on_spans"] == proved["shown_by_spans"] != "0", "a few of every hundred calls are on spans"
     for meter in ("llm.tokens", "egress.bytes"):
         proof = found["meters"][meter]
         assert proof["billed"] == proof["sent"] > 0
@@ -156,6 +160,8 @@ def is_for_people(stdout: str) -> None:
     found = [line for line in stdout.splitlines() if line.startswith(tuple(headings))]
     assert [line.startswith(heading) for line, heading in zip(found, headings, strict=True)] == [True] * len(headings)
     assert re.search(r"\n\d+ others ", stdout)
+    assert "\ncompleteness of api.requests: the service says 100, here are 100: complete\n" in stdout
+    assert re.search(r"\non sampled spans: the service says (\d+), the spans show \1\n", stdout)
     assert stdout.endswith("\nsent=100 billed=100 lost=0 duplicated=0\n")
 
 
