@@ -208,6 +208,9 @@ def _connect(endpoint: Endpoint) -> Client:
 
 
 _inherited: list[object] = []
+_held: dict[int, list[UsageExporter]] = {}
+"""By thread that is forking: exporters that send nothing in the meantime."""
+
 _runtimes: list[Runtime] = [Runtime()]
 active: Runtime = _runtimes[0]
 """The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
@@ -295,13 +298,21 @@ def shutdown(timeout: float | None = None) -> bool:
     return active.shutdown(timeout)
 
 
+def _before_fork() -> None:
+    exporters = [runtime.exporter for runtime in _runtimes if runtime.exporter is not None]
+    _held[threading.get_ident()] = [exporter for exporter in exporters if exporter.hold_sending()]
+
+
 def _after_fork_in_parent() -> None:
+    for exporter in _held.pop(threading.get_ident(), ()):
+        exporter.send_again()
     for runtime in _runtimes:
         if runtime.exporter is not None:
             runtime.exporter.leave_recovery_to_others()
 
 
 def _after_fork_in_child() -> None:
+    _held.clear()
     for runtime in _runtimes:
         runtime.start_over_in_child()
 
@@ -322,5 +333,5 @@ def _at_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
 atexit.register(_at_exit)
