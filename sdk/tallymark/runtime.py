@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -84,6 +85,7 @@ class Runtime:
                     )
                 return
             if not settings.disabled:
+                _refuse_subinterpreter()
                 _import_grpc()
                 self.resource = make_resource(dict(settings.resource))
                 self._open(settings, self.resource)
@@ -195,6 +197,22 @@ def service_key(resource: Resource, endpoint: Endpoint) -> str:
     identifying = [*names, endpoint.url, endpoint.headers, endpoint.client_certificate]
     readable = re.sub(r"[^A-Za-z0-9_.]+", "_", ".".join(filter(None, names)))[:80].lstrip(".")
     return f"{readable or 'service'}-{hashlib.sha256(json.dumps(identifying).encode()).hexdigest()[:16]}"
+
+
+def _refuse_subinterpreter() -> None:
+    """The end of a subinterpreter does not wait for threads: up to Python 3.12 it would end the whole process, and
+    gRPC cannot be loaded into an isolated one."""
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        try:
+            interpreters = importlib.import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise SettingsError(
+                "tallymark cannot be configured in a subinterpreter: run the service in the main one "
+                "(in mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
+            )
+        return
 
 
 def _import_grpc() -> None:
