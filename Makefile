@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench proto clean
+.PHONY: help demo test lint format bench faults proto clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ format: $(READY) ## let ruff rewrite the code
 
 bench: $(READY) ## ratios of speed, as tables
 	$(BIN)/python -m benchmarks $(ARGS)
+
+RUNS ?= 1000
+faults: $(READY) ## break recording processes RUNS times; SEED=… repeats a run
+	$(BIN)/python -m tests.delivery.faults --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 proto: ## make the *_pb2 files from proto/ again (an old compiler: its output runs on protobuf 5.26 and newer)
 	$(PYTHON) -m venv $(VENV)-proto

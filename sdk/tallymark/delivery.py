@@ -26,6 +26,9 @@ MAX_PARTS: Final = 64
 MAX_NOT_NOW: Final = 3
 """Requests one after the other that a server does not take, before it is left in peace for a while."""
 
+FORK_PATIENCE_S: Final = 2.0
+"""The longest that a fork waits for a request under way to end, once it has been cancelled."""
+
 
 class Delivery:
     """Holds the connection. `run` may be called from any thread; one at a time is in it."""
@@ -39,6 +42,7 @@ class Delivery:
         self._running = threading.Lock()
         self._failures = 0
         self._closed = False
+        self._held = False
         self._peace_until = 0.0
         self.rejections = 0
         """Requests that were refused for good, wholly or in part."""
@@ -50,7 +54,7 @@ class Delivery:
         """
         with self._running:
             not_now = 0
-            while not self._closed and (batch := self._outbox.head()) is not None:
+            while not self._closed and not self._held and (batch := self._outbox.head()) is not None:
                 left = self._peace_until - time.monotonic()
                 if left > 0:
                     return left
@@ -71,6 +75,23 @@ class Delivery:
                 not_now = self._failures = 0
                 self._outbox.acknowledge(batch)
             return FIRST_BACKOFF_S if len(self._outbox) else None
+
+    def hold(self) -> bool:
+        """Before a fork: cancels what is under way, and sends nothing until `let_go`, which is to be called if this is
+        True. gRPC cannot be forked from within a call: the child could never send anything."""
+        if self._running.acquire(blocking=False):
+            return True
+        self._held = True
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        held = self._running.acquire(timeout=FORK_PATIENCE_S)
+        self._held = False
+        return held
+
+    def let_go(self) -> None:
+        """After it, in the parent: sends again."""
+        self._running.release()
 
     def close(self) -> None:
         """Closes the channel, which ends what is under way, and sends nothing more."""

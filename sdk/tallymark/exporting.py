@@ -86,6 +86,14 @@ class UsageExporter:
                 return False
             return True
 
+    def hold_sending(self) -> bool:
+        """Before a fork; where it is True, `send_again` is to be called after it, in the parent."""
+        return bool(self._threads) and self._delivery.hold()
+
+    def send_again(self) -> None:
+        """See `hold_sending`."""
+        self._delivery.let_go()
+
     def leave_recovery_to_others(self) -> None:
         """This process has forked: if it records nothing itself, its children are to recover."""
         if self._recover_from != -math.inf:

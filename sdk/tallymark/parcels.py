@@ -10,7 +10,8 @@
 The file is written under another name, synchronised and renamed: it is there whole or not at all. Two words change
 afterwards, each by one aligned store. A state that is lost means that the request is sent again and known again. That a
 request of the parcel is going to be sent is written and synchronised before it is: from then on the collector may have
-it, whatever becomes of the process, and its bytes never change.
+it, whatever becomes of the process, and its bytes never change. Where the disk does not take that word, the owner's bit
+for execution says it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +41,7 @@ _HEAD: Final = struct.Struct("<8sII")
 _FRAME: Final = struct.Struct("<IIII")
 _TO_SEND, _HANDLED = 0, 1
 _ATTEMPTED_AT: Final = 12
+_ATTEMPTED_MODE: Final = 0o700
 
 
 class DamagedParcelError(ValueError):
@@ -113,7 +116,11 @@ class Parcel:
             return
         file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.pwrite(file, bytes(4), _ATTEMPTED_AT)
+            try:
+                os.pwrite(file, bytes(4), _ATTEMPTED_AT)
+            except OSError:
+                # A full disk may refuse even to change what is there. It must not keep usage from leaving it.
+                os.fchmod(file, _ATTEMPTED_MODE)
             os.fsync(file)
         finally:
             os.close(file)
@@ -188,9 +195,10 @@ def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tu
 
     Raises DamagedParcelError where it is none, OSError.
     """
-    data = memoryview(where().read_bytes())
+    path = where()
+    data = memoryview(path.read_bytes())
     parcel = Parcel(where, own, finish)
-    parcel.attempted = parcel._noted = _head(data) != NEVER
+    parcel.attempted = parcel._noted = _head(data) != NEVER or bool(path.stat().st_mode & stat.S_IXUSR)
     at = _HEAD.size
     while at < len(data):
         if at + _FRAME.size > len(data):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -86,6 +87,7 @@ class Runtime:
                     )
                 return
             if not settings.disabled:
+                _refuse_subinterpreter()
                 _import_grpc()
                 self.resource = make_resource(dict(settings.resource))
                 self._show(settings)
@@ -209,6 +211,22 @@ def service_key(resource: Resource, endpoint: Endpoint) -> str:
     return f"{readable or 'service'}-{hashlib.sha256(json.dumps(identifying).encode()).hexdigest()[:16]}"
 
 
+def _refuse_subinterpreter() -> None:
+    """The end of a subinterpreter does not wait for threads: up to Python 3.12 it would end the whole process, and
+    gRPC cannot be loaded into an isolated one."""
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        try:
+            interpreters = importlib.import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise SettingsError(
+                "tallymark cannot be configured in a subinterpreter: run the service in the main one "
+                "(in mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
+            )
+        return
+
+
 def _import_grpc() -> None:
     """In `configure()`, not in the sender's thread, because a child forked during that import could never finish it,
     and an interpreter that is ending may not begin it."""
@@ -221,6 +239,9 @@ def _connect(endpoint: Endpoint) -> Client:
 
 _inherited: list[object] = []
 _instruments = Instruments(lambda: active.mirror, VERSION)
+_held: dict[int, list[UsageExporter]] = {}
+"""By thread that is forking: exporters that send nothing in the meantime."""
+
 _runtimes: list[Runtime] = [Runtime()]
 active: Runtime = _runtimes[0]
 """The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
@@ -322,7 +343,14 @@ def shutdown(timeout: float | None = None) -> bool:
     return active.shutdown(timeout)
 
 
+def _before_fork() -> None:
+    exporters = [runtime.exporter for runtime in _runtimes if runtime.exporter is not None]
+    _held[threading.get_ident()] = [exporter for exporter in exporters if exporter.hold_sending()]
+
+
 def _after_fork_in_parent() -> None:
+    for exporter in _held.pop(threading.get_ident(), ()):
+        exporter.send_again()
     for runtime in _runtimes:
         if runtime.exporter is not None:
             runtime.exporter.leave_recovery_to_others()
@@ -330,6 +358,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     _instruments.after_fork()
+    _held.clear()
     for runtime in _runtimes:
         runtime.start_over_in_child()
 
@@ -350,5 +379,5 @@ def _at_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
 atexit.register(_at_exit)

@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tallymark import parcels
 from tests.sdk.fake_collector import FakeCollector
 
 KILLS = int(os.environ.get("TALLYMARK_TEST_KILLS", "20"))
@@ -75,6 +76,14 @@ print("recording", flush=True)
 time.sleep(60)
 """
 
+MERGING = RECORDING.replace(
+    "tallymark.configure(interval=0.05",
+    """from tallymark import outbox, runtime
+runtime.current().outbox.max_bytes = 4_000
+tallymark.configure(interval=0.002""",
+)
+"""The same with an outbox that is full after a few cuts, so that it merges all the time."""
+
 LAST = """
 import time, tallymark
 from tallymark import runtime
@@ -108,12 +117,12 @@ class Processes:
             "OTEL_SERVICE_NAME": "killed",
         }
 
-    def start(self, seed: int) -> subprocess.Popen[bytes]:
+    def start(self, seed: int, source: str = RECORDING) -> subprocess.Popen[bytes]:
         tally = self.folder / f"tally-{len(self.tallies)}"
         tally.write_bytes(bytes(max(SLOTS * 16, mmap.PAGESIZE)))
         self.tallies.append(tally)
         return subprocess.Popen(
-            [sys.executable, "-c", RECORDING, str(tally), str(seed)],
+            [sys.executable, "-c", source, str(tally), str(seed)],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -231,5 +240,32 @@ def test_what_was_recorded_while_the_collector_was_away_is_delivered_once(tmp_pa
                 collector = FakeCollector(port=port)
                 collector.stored = stored
         check(processes, collector, f"seed {SEED}")
+    finally:
+        collector.stop()
+
+
+def test_what_was_merged_while_processes_were_killed_is_delivered_once(tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+
+    def answer(number: int) -> Any:
+        # Takes some and tells nobody: what has been attempted must not be merged.
+        return (grpc.StatusCode.UNAVAILABLE, "stored") if rng.random() < 0.3 else grpc.StatusCode.UNAVAILABLE
+
+    collector = FakeCollector(answer)
+    processes = Processes(tmp_path, collector.endpoint)
+    merged = 0
+    try:
+        for _ in range(max(KILLS // 2, 4)):
+            process = processes.start(rng.randrange(10**6), MERGING)
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(rng.uniform(0.05, 0.5))
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+            process.stdout.close()
+            merged += sum(bool(parcels.replaced_by(path)) for path in (tmp_path / "state").rglob("*.otlp"))
+        collector.answer = lambda number: None
+        check(processes, collector, f"seed {SEED}")
+        assert merged > 0, "nothing was merged"
     finally:
         collector.stop()

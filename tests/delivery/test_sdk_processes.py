@@ -136,6 +136,40 @@ def test_multiprocessing_by_fork_counts_each_call_once(collector: FakeCollector,
     assert collector.totals() == {"calls": 61}
 
 
+def test_a_child_forked_while_its_parent_sends_can_send(collector: FakeCollector, run: Any) -> None:
+    """gRPC skips its own preparation for a fork while a thread is at work in it; such a child could never send."""
+    done = run(
+        """
+        import os, threading, tallymark
+        tallymark.configure(interval=0.001, timeout=5)
+        stop = threading.Event()
+        counted = 0
+        def work():
+            global counted
+            while not stop.is_set():
+                tallymark.record("parent")
+                counted += 1
+                tallymark.flush(5)
+        thread = threading.Thread(target=work)
+        thread.start()
+        codes = []
+        for n in range(60):
+            pid = os.fork()
+            if pid == 0:
+                tallymark.record("child")
+                os._exit(0 if tallymark.flush(5) else 2)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        stop.set()
+        thread.join()
+        assert codes == [0] * 60, codes
+        assert tallymark.flush(20)
+        print(counted)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert collector.totals() == {"parent": int(done.stdout), "child": 60}
+
+
 def test_sigterm_that_nobody_handles_leaves_the_usage_to_the_next_process(
     tmp_path: Path, collector: FakeCollector, run: Any
 ) -> None:

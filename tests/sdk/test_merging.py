@@ -103,6 +103,29 @@ def test_an_attempted_parcel_is_never_touched_again(place: Path, collector: Stor
     check_intervals(collector)
 
 
+def test_a_disk_that_takes_no_note_does_not_keep_usage_from_leaving_it(
+    place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    process = Process(place)
+    cuts(process, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        batch = process.outbox.head()
+        assert batch is not None
+        batch.parcel.note_attempt()
+        collector.stored.append(batch.read())  # its acknowledgement is lost with the process
+    process.die()
+    second = Process(place, "second", NOW + 60 * SECOND)
+    second.recover()
+    second.merger.make_room(0)
+    assert len(second.outbox) == 2
+    second.deliver(collector)
+    assert collector.totals() == {"m": Decimal("0.9")}
+
+
 def test_only_the_sender_or_the_merger_has_a_parcel(place: Path) -> None:
     process = Process(place)
     cuts(process, 3)
