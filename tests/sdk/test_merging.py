@@ -16,11 +16,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from tallymark import merging, parcels
 from tallymark.folder import PARCEL, SEGMENT, Folder, folders_in
-from tallymark.merging import MAX_TOGETHER, Merger
-from tallymark.outbox import Outbox
+from tallymark.merging import Merger
 from tallymark.quantities import add
 from tallymark.sums import CannotMergeError, Sums
-from tests.sdk.dying_process import NOW, SECOND, Killed, Process, Stored, at_step, heir
+from tests.sdk.dying_process import NOW, SECOND, Process, Stored, heir
 
 TENTHS = Decimal("0.1")
 
@@ -184,90 +183,6 @@ def test_what_was_kept_in_memory_may_have_been_sent(
     second.merger.make_room(0)
     second.deliver(collector)
     assert collector.totals() == {"m": Decimal("1.8")}
-
-
-STEPS: list[tuple[Any, str]] = [
-    (Outbox, "claim"),
-    (Sums, "take"),
-    (parcels, "write"),
-    (os, "fsync"),
-    (Path, "rename"),
-    (Path, "unlink"),
-    (parcels, "synchronise"),
-    (parcels, "read"),
-    (Outbox, "exchange"),
-]
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("times", [1, 2, 3])
-@pytest.mark.parametrize(("owner", "name"), STEPS)
-def test_killed_at_each_step_of_merging(
-    place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool, times: int
-) -> None:
-    """The n-th time that each step comes."""
-    process = Process(place)
-    cuts(process, 2 * MAX_TOGETHER + 2)
-    process.add(5)
-    calls = 0
-    real = getattr(owner, name)
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == times:
-            at_step(monkeypatch, owner, name, after=after)
-            return getattr(owner, name)(*args, **kwargs)
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, dying)
-        with pytest.raises(Killed):
-            process.merger.make_room(0)
-    monkeypatch.undo()
-    process.die()
-    heir(place, collector)
-    assert collector.totals() == {"m": Decimal("0.3") * 18 + 5}
-    check_intervals(collector)
-
-
-def test_killed_in_the_midst_of_completing(place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = Process(place)
-    cuts(process, MAX_TOGETHER)
-    at_step(monkeypatch, Path, "unlink", after=False)
-    with pytest.raises(Killed):
-        process.merger.make_room(0)
-    process.die()
-    assert len(files(place)) == MAX_TOGETHER
-    for n in range(4):
-        again = Process(place, f"heir-{n}", NOW + 60 * SECOND)
-        at_step(monkeypatch, Path, "unlink", after=True)
-        with pytest.raises(Killed):
-            again.recover()
-        monkeypatch.undo()
-        again.die()
-    heir(place, collector)
-    assert collector.totals() == {"m": Decimal("0.3") * MAX_TOGETHER}
-
-
-@pytest.mark.parametrize("step", ["unlink", "rename", "synchronise"])
-def test_a_disk_that_fails_costs_nothing(
-    place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    process = Process(place)
-    cuts(process, MAX_TOGETHER)
-
-    def failing(*args: Any, **kwargs: Any) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(parcels if step == "synchronise" else Path, step, failing)
-        process.merger.make_room(0)
-        assert process.outbox.is_due() == (step == "rename"), "what is being merged is not sent"
-    process.merger.make_room(0)
-    process.deliver(collector)
-    assert files(place) == []
-    assert collector.totals() == {"m": Decimal("0.3") * MAX_TOGETHER}
 
 
 def test_a_clock_that_was_set_back_makes_no_overlap(place: Path, collector: Stored) -> None:

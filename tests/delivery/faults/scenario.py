@@ -31,6 +31,9 @@ OUTBOX_BYTES: Final = 6_000
 TINY_DISK_BYTES: Final = 8 * 2**20
 """Room for every process of a run, until it is filled."""
 
+MAX_CHANCE: Final = 0.6
+"""Of an answer to go wrong in one way or another: where none got through, a full disk's usage could never leave it."""
+
 STEPS_S: Final = (-7200.0, -61.0, -5.0, -0.5, 0.5, 30.0, 120.0)
 MAX_AHEAD_S: Final = 300.0
 """A collector tolerates a producer's clock that is so far ahead, and some."""
@@ -73,6 +76,9 @@ def scenario(seed: int, certain: str) -> Scenario:
         )
         if kind in kinds
     }
+    share = sum(chances.values())
+    if share > MAX_CHANCE:
+        chances = {fate: chance * MAX_CHANCE / share for fate, chance in chances.items()}
     disk = "full disk" in kinds
     tiny = disk and rng.random() < 0.6
     regions = 0
