@@ -101,6 +101,16 @@ def dsn(server: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def unmigrated(server: str) -> Iterator[str]:
+    """A new database with nothing in it."""
+    name = f"tallymark_test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield make_conninfo(server, dbname=name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
 async def store(dsn: str) -> AsyncIterator[Store]:
     """A store on a new database."""
     found = Store(dsn)

@@ -40,7 +40,7 @@ async def opened(database: str) -> AsyncIterator[Store]:
 
 
 async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitable[None]] | None = None) -> None:
-    """Migrates, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
+    """Migrates where its user may, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
 
     `ready` is called once requests are taken.
     """
@@ -49,7 +49,7 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with opened(settings.database) as store:
-        await store.migrate()
+        await store.prepare()
         pipeline = Pipeline(store, settings.limits)
         loops = {
             asyncio.create_task(keep_refreshed(store, settings.refresh_interval)),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,10 @@ MAX_TEXT = 255
 
 MAX_UNIT = 63
 """Characters of a unit: OpenTelemetry's limit for an instrument's unit."""
+
+CYCLES: Final = ("monthly", "yearly", "weekly")
+WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+"""In the order of ISO 8601, which counts them from 1."""
 
 Where = tuple[int | str, ...]
 """Path from a value to the part of it that is wrong, e.g. `(1, "up_to")`."""
@@ -191,11 +195,24 @@ def _zone(name: str) -> str:
         raise wrong(str(error)) from None
 
 
-def _anchor_day(value: object) -> int:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not re.fullmatch("[0-9]{1,2}", text) or not 1 <= int(text) <= 31:
-        raise wrong(f"expected a day of the month from 1 to 31, got {value!r}")
-    return int(text)
+def _up_to(last: int, what: str) -> BeforeValidator:
+    def check(value: object) -> int:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(text, str) or not re.fullmatch("[0-9]{1,2}", text) or not 1 <= int(text) <= last:
+            raise wrong(f"expected {what} from 1 to {last}, got {value!r}")
+        return int(text)
+
+    return BeforeValidator(check)
+
+
+def _one_of(known: tuple[str, ...]) -> BeforeValidator:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in known:
+            hint = near(str(value).lower(), known, "; did you mean ")
+            raise wrong(f"expected one of {', '.join(known)}, got {value!r}{hint and hint + '?'}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _day(value: object) -> date:
@@ -225,5 +242,8 @@ MeterName = Annotated[Text, AfterValidator(_declared_meter)]
 PlanId = Annotated[Text, AfterValidator(_declared_plan)]
 CurrencyCode = Annotated[str, AfterValidator(_currency)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
-AnchorDay = Annotated[int, BeforeValidator(_anchor_day)]
+Cycle = Annotated[Literal["monthly", "yearly", "weekly"], _one_of(CYCLES)]
+AnchorDay = Annotated[int, _up_to(31, "a day of the month")]
+AnchorMonth = Annotated[int, _up_to(12, "a month")]
+AnchorWeekday = Annotated[str, _one_of(WEEKDAYS)]
 Day = Annotated[date, BeforeValidator(_day)]

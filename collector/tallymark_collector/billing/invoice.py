@@ -25,6 +25,7 @@ class Invoice:
     plan_name: str
     plan_version: str
     period: Period
+    cycle: str
     time_zone: str
     currency: str
     lines: tuple[Line, ...]
@@ -42,6 +43,7 @@ class Invoice:
                 "index": self.period.index,
                 "start": _iso(self.period.start),
                 "end": _iso(self.period.end),
+                "cycle": self.cycle,
                 "time_zone": self.time_zone,
             },
             "currency": self.currency,
@@ -94,6 +96,7 @@ def build_invoice(
         plan_name=plan.name or plan.id,
         plan_version=plan.version,
         period=period,
+        cycle=subscription.cycle,
         time_zone=subscription.time_zone,
         currency=plan.currency,
         lines=priced.lines,

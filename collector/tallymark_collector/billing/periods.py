@@ -1,22 +1,21 @@
 """Billing periods: which instants are billed together.
 
-A period begins at local midnight of the subscription's anchor day and ends where the next one begins:
-half-open, `[start, end)`. In a month that is shorter the anchor day is its last day, and in the next month it
-is the anchor day again, so 31 January, 28 February, 31 March. Where local midnight is missing or happens twice,
-see `local_days.start_of_day`.
+A period begins at local midnight of one of the subscription's anchors (each month, year or week has one, see
+`anchors`) and ends where the next one begins: half-open, `[start, end)`. Where local midnight is missing or
+happens twice, see `local_days.start_of_day`.
 
-Period 0 begins with the day `since`, and is shorter than a month where that is not an anchor day. The last one
+Period 0 begins with the day `since`, and is shorter than the others where that is not an anchor. The last one
 ends with `until`. Nothing is prorated: flat fees, included quantities and tiers are whole in a shortened
-period. Pick `since` on the anchor day to have none.
+period. Pick `since` on an anchor to have none.
 """
 
-from calendar import monthrange
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from tallymark_collector.billing import anchors
 from tallymark_collector.billing.errors import PeriodError
-from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY, aware, start_of_day
+from tallymark_collector.billing.local_days import LAST_DAY, aware, start_of_day
 from tallymark_collector.billing.plans import Subscription
 
 
@@ -57,8 +56,8 @@ def period_containing(subscription: Subscription, instant: datetime) -> Period |
     if not _starts(subscription) <= instant < _ends(subscription):
         return None
     local = instant.astimezone(ZoneInfo(subscription.time_zone)).date()
-    # The month tells the index within one; the instants themselves decide.
-    guess = max(_month(local) - _first_anchor(subscription), -1) + 1
+    # The month, year or week tells the index within one; the instants themselves decide.
+    guess = max(anchors.number_of(subscription, local) - anchors.first_after(subscription), -1) + 1
     for index in (guess, guess - 1, guess + 1):
         period = _period(subscription, index) if index >= 0 else None
         if period is not None and instant in period:
@@ -97,7 +96,7 @@ def _period(subscription: Subscription, index: int) -> Period | None:
 def _boundary(subscription: Subscription, index: int) -> datetime | None:
     if index == 0:
         return _starts(subscription)
-    day = _anchor(subscription, _first_anchor(subscription) + index - 1)
+    day = anchors.anchor(subscription, anchors.first_after(subscription) + index - 1)
     return None if day is None else start_of_day(day, ZoneInfo(subscription.time_zone))
 
 
@@ -108,23 +107,3 @@ def _starts(subscription: Subscription) -> datetime:
 def _ends(subscription: Subscription) -> datetime:
     """Where `until` is open, the end of the calendar that billing works in."""
     return start_of_day(subscription.until or LAST_DAY, ZoneInfo(subscription.time_zone))
-
-
-def _first_anchor(subscription: Subscription) -> int:
-    """The month of the first anchor day after `since`."""
-    month = _month(subscription.since)
-    day = _anchor(subscription, month)
-    return month if day is not None and day > subscription.since else month + 1
-
-
-def _month(day: date) -> int:
-    return day.year * 12 + day.month - 1
-
-
-def _anchor(subscription: Subscription, month: int) -> date | None:
-    """The anchor day in that month, at the latest the month's last; None outside the calendar."""
-    year, month_of_year = divmod(month, 12)
-    if not FIRST_DAY.year <= year <= LAST_DAY.year:
-        return None
-    last = monthrange(year, month_of_year + 1)[1]
-    return date(year, month_of_year + 1, min(subscription.anchor_day, last))

@@ -9,6 +9,7 @@ Quantities and prices are `Decimal`, in documents plain text ("0.0005"). What br
 
 import hashlib
 import json
+from calendar import month_name, monthrange
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -19,7 +20,10 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from tallymark_collector.billing.fields import (
     AnchorDay,
+    AnchorMonth,
+    AnchorWeekday,
     CurrencyCode,
+    Cycle,
     Day,
     Fee,
     MeterName,
@@ -41,6 +45,7 @@ from tallymark_collector.billing.local_days import exists
 from tallymark_collector.billing.money import canonical, minor_digits
 
 ZERO: Final = Decimal(0)
+_A_LEAP_YEAR: Final = 2000
 
 
 class Tier(Value):
@@ -219,14 +224,51 @@ class SubscriptionTerms(Value):
     """What a person writes about an account's subscription.
 
     From the local day `since` on and before the local day `until` (open where None), billed in periods that
-    begin on `anchor_day` of each month, at local midnight in `time_zone` (see `periods`).
+    begin on the anchor of each `cycle`, at local midnight in `time_zone` (see `periods`). Only what the cycle
+    has may be given, and what it does not have is None: a year and a month have an `anchor_day` (1 if left
+    out), a year an `anchor_month`, a week an `anchor_weekday`. The last two must be said, because a guess could
+    make a first period of a few days at the full fee.
     """
 
     plan: PlanId
     time_zone: ZoneName = "UTC"
-    anchor_day: AnchorDay = 1
+    cycle: Cycle = "monthly"
+    anchor_day: AnchorDay | None = Field(default=None, validate_default=True)
+    anchor_month: AnchorMonth | None = Field(default=None, validate_default=True)
+    anchor_weekday: AnchorWeekday | None = Field(default=None, validate_default=True)
     since: Day
     until: Day | None = None
+
+    @field_validator("anchor_day")
+    @classmethod
+    def _is_of_a_month(cls, day: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("cycle") != "weekly":
+            return day or 1
+        if day is not None:
+            raise wrong("a weekly cycle has no day of the month; remove it and say `anchor_weekday`")
+        return None
+
+    @field_validator("anchor_month")
+    @classmethod
+    def _is_of_a_year(cls, month: int | None, info: ValidationInfo) -> int | None:
+        cycle, day = info.data.get("cycle"), info.data.get("anchor_day") or 1
+        if cycle == "yearly" and month is None:
+            raise wrong("is required in a yearly cycle: the month, 1 to 12, in which each year begins")
+        if cycle in ("monthly", "weekly") and month is not None:
+            raise wrong(f"a {cycle} cycle has no month of its own; remove it, or say `cycle: yearly`")
+        if month is not None and day > (longest := monthrange(_A_LEAP_YEAR, month)[1]):
+            raise wrong(f"{month_name[month]} never has a day {day}; `anchor_day` can be {longest} at most")
+        return month
+
+    @field_validator("anchor_weekday")
+    @classmethod
+    def _is_of_a_week(cls, weekday: str | None, info: ValidationInfo) -> str | None:
+        cycle = info.data.get("cycle")
+        if cycle == "weekly" and weekday is None:
+            raise wrong("is required in a weekly cycle: the day, monday to sunday, on which each week begins")
+        if cycle in ("monthly", "yearly") and weekday is not None:
+            raise wrong(f"a {cycle} cycle has no weekday; remove it, or say `cycle: weekly`")
+        return weekday
 
     @field_validator("since", "until")
     @classmethod

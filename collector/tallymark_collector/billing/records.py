@@ -16,6 +16,7 @@ from typing import Final
 from psycopg.types.json import Jsonb
 
 from tallymark_collector.billing.errors import BillingError
+from tallymark_collector.billing.fields import WEEKDAYS
 from tallymark_collector.billing.invoice import Invoice, build_invoice
 from tallymark_collector.billing.periods import Period, period_containing, periods_between
 from tallymark_collector.billing.plans import Catalog, Plan, Subscription
@@ -23,6 +24,19 @@ from tallymark_collector.store.database import Connection
 
 AHEAD: Final = timedelta(days=62)
 """How far beyond now periods are written down: two of the longest months."""
+
+_SUBSCRIPTION: Final = (
+    "account",
+    "plan",
+    "time_zone",
+    "cycle",
+    "anchor_day",
+    "anchor_month",
+    "anchor_weekday",
+    "since",
+    "until",
+)
+"""Columns, which are the fields of `Subscription`."""
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('tallymark.billing', 0))"
 
@@ -80,17 +94,28 @@ async def subscriptions(
     """Subscriptions by account, an account's by time."""
     rows = await (
         await connection.execute(
-            """SELECT account, plan, since, until, anchor_day, time_zone FROM subscription
-               WHERE tenant = %s AND (%s::text IS NULL OR account = %s) ORDER BY account, since""",
+            f"""SELECT {", ".join(_SUBSCRIPTION)} FROM subscription
+                WHERE tenant = %s AND (%s::text IS NULL OR account = %s) ORDER BY account, since""",  # noqa: S608
             [tenant, account, account],
         )
     ).fetchall()
     found: dict[str, list[Subscription]] = defaultdict(list)
-    for name, plan, since, until, anchor_day, time_zone in rows:
-        found[name].append(
-            Subscription(account=name, plan=plan, since=since, until=until, anchor_day=anchor_day, time_zone=time_zone)
-        )
+    for row in rows:
+        found[row[0]].append(_from_row(row))
     return dict(found)
+
+
+def _from_row(row: Sequence[object]) -> Subscription:
+    terms = dict(zip(_SUBSCRIPTION, row, strict=True))
+    weekday = terms["anchor_weekday"]
+    if isinstance(weekday, int):
+        terms["anchor_weekday"] = WEEKDAYS[weekday - 1]
+    return Subscription.model_validate(terms)
+
+
+def _to_row(s: Subscription) -> tuple[object, ...]:
+    weekday = None if s.anchor_weekday is None else WEEKDAYS.index(s.anchor_weekday) + 1
+    return (s.account, s.plan, s.time_zone, s.cycle, s.anchor_day, s.anchor_month, weekday, s.since, s.until)
 
 
 async def extend_periods(connection: Connection, tenant: str, now: datetime) -> int:
@@ -206,9 +231,9 @@ async def _replace(
     )
     async with connection.cursor() as cursor:
         await cursor.executemany(
-            "INSERT INTO subscription (account, tenant, plan, since, until, anchor_day, time_zone)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-            [(account, tenant, s.plan, s.since, s.until, s.anchor_day, s.time_zone) for s in terms],
+            f"INSERT INTO subscription ({', '.join(_SUBSCRIPTION)}, tenant)"  # noqa: S608
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [(*_to_row(s), tenant) for s in terms],
         )
     await _write_periods(connection, tenant, terms, now)
 

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from tallymark_collector.billing import CatalogError
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.cli import audit, check, database, demo, invoice, output, plans, serve, usage
+from tallymark_collector.cli import audit, check, database, demo, health, invoice, output, plans, serve, usage
 from tallymark_collector.errors import PermanentError, TransientError
 
 STATUSES: Final = """\
@@ -102,6 +102,7 @@ app.command()(check.check)
 app.command()(audit.audit)
 app.command()(database.migrate)
 app.command()(database.status)
+app.command()(health.health)
 
 
 def run() -> int:

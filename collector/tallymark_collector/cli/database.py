@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Final
+from typing import Annotated
 
-import grpc
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tallymark_collector import application
-from tallymark_collector.cli import opening, output
+from tallymark_collector.cli import health, opening, output
 from tallymark_collector.cli.arguments import DatabaseOption, JsonOption
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.query.status import Contents, Count, Server, contents, server
 from tallymark_collector.settings import DEFAULT_PORT
 from tallymark_collector.store import migrations
-
-_HEALTH_TIMEOUT: Final = 2.0
-"""Seconds that a collector has to say how it is."""
 
 
 def migrate(
@@ -26,12 +21,25 @@ def migrate(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing: list what is pending; exit status 1 if anything is.")
     ] = False,
+    writer: Annotated[
+        str | None,
+        typer.Option(envvar="TALLYMARK_WRITER", metavar="ROLE", help="Grant this role what `serve` needs."),
+    ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(envvar="TALLYMARK_READER", metavar="ROLE", help="Grant this role the public views, to read."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the database to this version. Safe to run again, and by several at once; `serve` does it too."""
+    """Bring the database to this version. Safe to run again, and by several at once; `serve` does it too.
+
+    Roles are granted what this version needs, no more, each time they are named; they must exist.
+    """
     found = opening.named(database)
     with output.progress("looking for migrations") as now:
-        names = asyncio.run(_pending(opening.existing(found)) if check else _migrate(found, now))
+        names = asyncio.run(
+            _pending(opening.existing(found)) if check else _migrate(found, now, writer=writer, reader=reader)
+        )
     if as_json:
         output.write_json({"pending" if check else "applied": names})
     else:
@@ -48,12 +56,14 @@ async def _pending(database: str) -> list[str]:
         return [migration.name for migration in await migrations.pending(connection)]
 
 
-async def _migrate(database: str, now: output.Saying) -> list[str]:
+async def _migrate(database: str, now: output.Saying, *, writer: str | None, reader: str | None) -> list[str]:
     async with application.opened(database) as store:
         async with store.reading() as connection:
             pending = await migrations.pending(connection)
         now(f"applying {', '.join(migration.name for migration in pending)}" if pending else "nothing is pending")
-        return await store.migrate()
+        names = await store.migrate()
+        await store.grant(writer=writer, reader=reader)
+        return names
 
 
 def status(
@@ -70,7 +80,7 @@ def status(
     found = opening.existing(opening.named(database))
     with output.progress("looking at the database"):
         about, pending, held = asyncio.run(_status(found))
-        health = _health(endpoint)
+        state = health.state_of(endpoint)
     lacking = [migration.name for migration in pending]
     applied = [migration.name for migration in migrations.available() if migration.name not in lacking]
     if as_json:
@@ -80,7 +90,7 @@ def status(
                 "server": {"version": about.version, "timescaledb_license": about.timescaledb_license},
                 "migrations": {"applied": applied, "pending": lacking},
                 **_contents_document(held),
-                "collector": {"endpoint": endpoint, "state": health},
+                "collector": {"endpoint": endpoint, "state": state},
             }
         )
         return
@@ -91,7 +101,7 @@ def status(
             **({"TimescaleDB": f"license {about.timescaledb_license}"} if about.timescaledb_license else {}),
             "migrations": f"{len(applied)} applied, {len(lacking)} pending",
             **_contents_facts(held),
-            "collector": f"{endpoint} {health}",
+            "collector": f"{endpoint} {state}",
         }
     )
     if lacking:
@@ -103,18 +113,6 @@ async def _status(database: str) -> tuple[Server, list[migrations.Migration], Co
         about = await server(connection)
         pending = await migrations.pending(connection)
         return about, pending, None if pending else await contents(connection)
-
-
-def _health(endpoint: str) -> str:
-    """What a collector says about itself. That none answers is an answer too."""
-    with grpc.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT)
-        except grpc.RpcError as error:
-            code = getattr(error, "code", lambda: None)()
-            return "does not say (no health service)" if code is grpc.StatusCode.UNIMPLEMENTED else "not reachable"
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower().replace("_", " ")
 
 
 def _contents_document(held: Contents | None) -> dict[str, object]:

@@ -188,7 +188,7 @@ def _write(outcome: _Outcome) -> None:
         {
             "account": priced.account,
             "plan": f"{priced.plan_name} (version {priced.plan_version})",
-            "period": f"{first} to {last} ({priced.time_zone})",
+            "period": f"{first} to {last} ({priced.cycle}, {priced.time_zone})",
         }
     )
     if outcome.preliminary:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tallymark_collector import application
 from tallymark_collector.cli.redaction import misread, shown
@@ -14,9 +17,32 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.store import Store, migrations
 from tallymark_collector.store.engines import default_database, embedded_folder
 
+PASSWORD_FILE: Final = "TALLYMARK_DATABASE_PASSWORD_FILE"  # noqa: S105 - a name
+"""Names a file with the database's password: a container's secret, which an environment variable would show to
+whoever may look at the container."""
+
 
 def named(database: str | None) -> str:
     """The database that is meant. Raises UserError where the text cannot name one, and never repeats a password."""
+    named = _named(database)
+    file = os.environ.get(PASSWORD_FILE)
+    return named if file is None or embedded_folder(named) is not None else _with_password(named, Path(file))
+
+
+def _with_password(database: str, file: Path) -> str:
+    if conninfo_to_dict(database).get("password"):
+        raise UserError(f"the database has a password in its connection string and one in {PASSWORD_FILE}: keep one")
+    try:
+        password = file.read_text("utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"the file {file} of {PASSWORD_FILE} cannot be read: {reason}") from None
+    if not password or "\n" in password or "\0" in password:
+        raise UserError(f"the file {file} of {PASSWORD_FILE} must hold one line, the password, and nothing else")
+    return make_conninfo(database, password=password)
+
+
+def _named(database: str | None) -> str:
     if database is None:
         return default_database()
     if embedded_folder(database) is not None:

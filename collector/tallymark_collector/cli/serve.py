@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
 
-    Makes and migrates the database where that is needed.
+    Makes and migrates the database where that is needed and its user owns it.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))

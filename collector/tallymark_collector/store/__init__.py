@@ -4,6 +4,8 @@
     store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
+    store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
+    store.grant()         gives a writer's and a reader's role what they need; again is fine
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
     store.open()/close()
 
@@ -19,9 +21,9 @@ from typing import Final, TypeVar
 
 import psycopg
 
-from tallymark_collector.errors import StoreUnavailable
+from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, WriteResult
-from tallymark_collector.store import dictionaries, hours, migrations, writer
+from tallymark_collector.store import dictionaries, hours, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
@@ -51,6 +53,28 @@ class Store:
         """Applies what is pending and returns the migrations' names."""
         async with self._database.connection() as connection:
             return await migrations.migrate(connection)
+
+    async def prepare(self) -> list[str]:
+        """Applies what is pending and returns the migrations' names.
+
+        Raises UserError where something is pending that this user may not apply, or this user may not write.
+        """
+        async with self._database.connection() as connection:
+            steps = await migrations.pending(connection)
+            if steps and not await roles.may_migrate(connection):
+                names = ", ".join(step.name for step in steps)
+                raise UserError(
+                    f"the database lacks {names} and the user {connection.info.user!r} does not own it: as its owner,"
+                    f" run `tallymark migrate --writer {connection.info.user}`, then start again"
+                )
+            applied = await migrations.migrate(connection) if steps else []
+            await roles.check_writer(connection)
+            return applied
+
+    async def grant(self, *, writer: str | None = None, reader: str | None = None) -> None:
+        """Gives roles what they need in this version (see `roles`). Raises UserError."""
+        async with self.transaction() as connection:
+            await roles.grant(connection, writer=writer, reader=reader)
 
     async def write(self, batch: Batch) -> WriteResult:
         """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.

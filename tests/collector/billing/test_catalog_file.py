@@ -244,6 +244,55 @@ def test_charges_are_checked(charge: str, problem: str):
             "a: {plan: pro, since: 2026-01-02, until: 2026-01-02}",
             "4: accounts.a.until: is the first day that is not covered, so at least 2026-01-03",
         ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: year}",
+            "4: accounts.a.cycle: expected one of monthly, yearly, weekly",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: Yearly, anchor_month: 1}",
+            "4: accounts.a.cycle: expected one of monthly, yearly, weekly, got 'Yearly'; did you mean yearly?",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: yearly}",
+            "4: accounts.a.anchor_month: is required in a yearly cycle",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: yearly, anchor_month: 13}",
+            "4: accounts.a.anchor_month: expected a month from 1 to 12, got '13'",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: yearly, anchor_month: 2, anchor_day: 30}",
+            "4: accounts.a.anchor_month: February never has a day 30; `anchor_day` can be 29 at most",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: yearly, anchor_month: 4, anchor_day: 31}",
+            "4: accounts.a.anchor_month: April never has a day 31; `anchor_day` can be 30 at most",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: yearly, anchor_month: 1, anchor_weekday: monday}",
+            "4: accounts.a.anchor_weekday: a yearly cycle has no weekday; remove it, or say `cycle: weekly`",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, anchor_month: 1}",
+            "4: accounts.a.anchor_month: a monthly cycle has no month of its own; remove it, or say `cycle: yearly`",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: weekly}",
+            "4: accounts.a.anchor_weekday: is required in a weekly cycle",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: weekly, anchor_weekday: Mon}",
+            "4: accounts.a.anchor_weekday: expected one of monday, tuesday, wednesday, thursday, friday, saturday,",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: weekly, anchor_weekday: monday, anchor_day: 1}",
+            "4: accounts.a.anchor_day: a weekly cycle has no day of the month; remove it and say `anchor_weekday`",
+        ),
+        (
+            "a: {plan: pro, since: 2026-01-01, cycle: weekly, anchor_weekday: monday, anchor_month: 1}",
+            "4: accounts.a.anchor_month: a weekly cycle has no month of its own",
+        ),
+        ("a: {plan: pro, since: 2026-01-01, anchor_weeday: monday}", "4: accounts.a.anchor_weeday: unknown field; did"),
         ("a: {plan: pro, since: 2026-01-01, anchor_day: 0}", "4: accounts.a.anchor_day: expected a day of the month"),
         ("a: {plan: pro, since: 2026-01-01, anchor_day: 1.0}", "4: accounts.a.anchor_day: expected a day of the"),
         ("a: {plan: pro, since: 2026-01-01, time_zone: +01:00}", "4: accounts.a.time_zone: '+01:00' is not an IANA"),
@@ -348,6 +397,22 @@ def test_aliases_that_double_and_double_are_refused():
 
 def test_empty_sections_are_empty():
     assert parse_catalog("currency: EUR\nmeters:\nplans:\naccounts:\n").plans == {}
+
+
+def test_cycles_are_read_with_their_anchors():
+    rows = [
+        "a: {plan: pro, since: 2026-01-01}",
+        "b: {plan: pro, since: 2026-01-01, cycle: yearly, anchor_month: 2, anchor_day: 29}",
+        "c: {plan: pro, since: 2026-01-01, cycle: yearly, anchor_month: 7}",
+        "d: {plan: pro, since: 2026-01-01, cycle: weekly, anchor_weekday: sunday}",
+    ]
+    found = parse_catalog(with_account("\n  ".join(rows))).subscriptions
+    assert [(s.cycle, s.anchor_day, s.anchor_month, s.anchor_weekday) for s in found] == [
+        ("monthly", 1, None, None),
+        ("yearly", 29, 2, None),
+        ("yearly", 1, 7, None),
+        ("weekly", None, None, "sunday"),
+    ]
 
 
 def test_a_file_on_disk(tmp_path: Path):

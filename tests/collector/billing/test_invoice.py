@@ -49,6 +49,7 @@ def test_the_document(catalog: Catalog):
             "index": 0,
             "start": "2026-01-19T23:00:00Z",
             "end": "2026-02-14T23:00:00Z",
+            "cycle": "monthly",
             "time_zone": "Europe/Zurich",
         },
         "currency": "EUR",

@@ -44,12 +44,21 @@ def test_every_number_survives_the_document(price: Any, bound: int, kind: str):
     assert Plan.from_document(json.loads(text)).version == plan.version
 
 
-def test_subscriptions_come_back_too():
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"anchor_day": 31},
+        {"cycle": "yearly", "anchor_day": 29, "anchor_month": 2},
+        {"cycle": "yearly", "anchor_day": 1, "anchor_month": 1},
+        {"cycle": "weekly", "anchor_weekday": "sunday"},
+    ],
+)
+def test_subscriptions_come_back_too(terms: dict[str, Any]):
     written = {
         "account": "acme",
         "plan": "pro",
         "time_zone": "Asia/Tokyo",
-        "anchor_day": 31,
+        **terms,
         "since": "2026-01-31",
         "until": "2027-01-31",
     }

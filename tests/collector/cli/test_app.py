@@ -22,7 +22,7 @@ MAIN = [sys.executable, "-m", "tallymark_collector"]
 def test_help_names_every_command_and_status() -> None:
     done = program("--help")
     assert done.returncode == 0
-    for name in ("serve", "demo", "usage", "invoice", "plans", "check", "audit", "migrate", "status"):
+    for name in ("serve", "demo", "usage", "invoice", "plans", "check", "audit", "migrate", "status", "health"):
         assert f"│ {name} " in done.stdout
     assert "".join(STATUSES.split()) in "".join(done.stdout.split())
     assert program("--version").stdout.startswith("tallymark 0.")

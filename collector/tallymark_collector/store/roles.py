@@ -1,0 +1,163 @@
+"""What each role of a database may do: the owner migrates, the writer serves, readers read the public views.
+
+The owner is whoever ran the first `migrate`. The others are roles that somebody has made (`CREATE ROLE … LOGIN`):
+their passwords are no business of ours. `grant` gives them what stands below and takes back what does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from psycopg import sql
+
+from tallymark_collector.errors import UserError
+from tallymark_collector.store.database import SCHEMA, Connection
+
+_READ: Final = ("SELECT",)
+_ADD: Final = ("SELECT", "INSERT")
+_REPLACE: Final = ("SELECT", "INSERT", "DELETE")
+
+WRITER: Final[Mapping[str, tuple[str, ...]]] = {
+    # What was used is only ever added to: whoever takes over a collector cannot change or remove what it recorded.
+    "usage_point": _ADD,
+    "usage_sample": _ADD,
+    "usage_evidence": _ADD,
+    "usage_producer": _ADD,
+    "usage_control": _ADD,
+    "usage_closed": _ADD,
+    "usage_evidence_count": _ADD,
+    "usage_quarantine": _ADD,
+    "usage_series": _ADD,
+    # Locking a row (FOR NO KEY UPDATE) takes the right to update some column; this one only says when it was added.
+    "usage_stream": (*_ADD, "UPDATE (recorded_at)"),
+    # The cache is forgotten and made again; periods that have not ended follow the time zone data.
+    "usage_hour": _REPLACE,
+    "usage_dirty": _REPLACE,
+    "billing_period": _REPLACE,
+    # Prices and customers are changed by `tallymark plans apply`, as the owner.
+    "subscription": _READ,
+    "plan_version": _READ,
+    "migration": _READ,
+    "usage_hour_current": _READ,
+    "usage_hourly": _READ,
+    "usage_daily": _READ,
+    "usage_by_period": _READ,
+    "usage_calls": _READ,
+}
+"""Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
+
+READER: Final = ("usage_hourly", "usage_daily", "usage_by_period", "usage_calls")
+"""The public views. They read the tables with their owner's rights: a reader needs none on a table."""
+
+_STANDING_SQL: Final = """
+SELECT r.rolname = pg_get_userbyid(n.nspowner), pg_has_role(r.oid, n.nspowner, 'MEMBER'),
+       pg_has_role(current_user, n.nspowner, 'USAGE')
+FROM pg_roles r, pg_namespace n WHERE r.rolname = %s AND n.nspname = %s"""
+
+# A privilege on a column counts for the table: has_any_column_privilege says so for both.
+_MISSING_SQL: Final = """
+SELECT relation, string_agg(privilege, ', ' ORDER BY privilege)
+FROM unnest(%s::text[], %s::text[]) AS needed (relation, privilege)
+WHERE NOT CASE privilege
+    WHEN 'UPDATE' THEN has_any_column_privilege(relation, privilege)
+    ELSE has_table_privilege(relation, privilege) END
+GROUP BY relation ORDER BY relation"""
+
+
+async def grant(connection: Connection, *, writer: str | None = None, reader: str | None = None) -> None:
+    """Gives the roles exactly what they need in a migrated database; again is fine. Raises UserError.
+
+    The connection must be in a transaction, as the schema's owner.
+    """
+    if writer is not None and writer == reader:
+        raise UserError(f"the role {writer!r} cannot be both the writer and the reader: make another")
+    if writer is not None:
+        await _only(connection, writer, WRITER)
+        await _allow_temporary_tables(connection, writer)
+    if reader is not None:
+        await _only(connection, reader, dict.fromkeys(READER, _READ))
+
+
+async def may_migrate(connection: Connection) -> bool:
+    """True if the connection's user owns the schema (as a member of the owner's role, too) or may make it."""
+    row = await (
+        await connection.execute(
+            """SELECT coalesce((SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = %s),
+                               has_database_privilege(current_database(), 'CREATE'))""",
+            [SCHEMA],
+        )
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+async def check_writer(connection: Connection) -> None:
+    """Raises UserError where the connection's user cannot do what `serve` does."""
+    needed = [(f"{SCHEMA}.{name}", each.split(" ")[0]) for name, several in WRITER.items() for each in several]
+    columns = [list(column) for column in zip(*needed, strict=True)]
+    missing = await (await connection.execute(_MISSING_SQL, columns)).fetchall()
+    if missing:
+        user = connection.info.user
+        lacks = "; ".join(f"{privileges} on {relation}" for relation, privileges in missing)
+        raise UserError(
+            f"the database user {user!r} lacks {lacks}: as the schema's owner, run `tallymark migrate --writer {user}`"
+        )
+
+
+async def _only(connection: Connection, role: str, privileges: Mapping[str, tuple[str, ...]]) -> None:
+    await _check(connection, role)
+    name, schema = sql.Identifier(role), sql.Identifier(SCHEMA)
+    # What an earlier version needed goes, columns included: revoking a table's privilege revokes its columns' too.
+    await connection.execute(sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {} FROM {}").format(schema, name))
+    await connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, name))
+    for relation, several in privileges.items():
+        if several:
+            await connection.execute(
+                sql.SQL("GRANT {} ON {} TO {}").format(
+                    sql.SQL(", ".join(several)),  # the privileges that stand above
+                    sql.Identifier(SCHEMA, relation),
+                    name,
+                )
+            )
+
+
+async def _check(connection: Connection, role: str) -> None:
+    row = await (await connection.execute(_STANDING_SQL, [role, SCHEMA])).fetchone()
+    if row is None:
+        raise UserError(
+            f"there is no role {role!r}: make it first, e.g. CREATE ROLE {_quoted(role)} LOGIN PASSWORD '…'"
+        )
+    owns, is_member, may_grant = row
+    if owns or is_member:
+        why = "owns the schema" if owns else "is a superuser or a member of the role that owns the schema"
+        raise UserError(f"the role {role!r} {why} and may do everything already: name another role")
+    if not may_grant:
+        raise UserError(
+            f"the database user {connection.info.user!r} does not own the schema {SCHEMA} and cannot grant rights in"
+            " it: run this as the owner"
+        )
+
+
+async def _allow_temporary_tables(connection: Connection, writer: str) -> None:
+    """A batch with duplicates is compared in a temporary table. PUBLIC may make them unless somebody took that away."""
+    row = await (
+        await connection.execute(
+            "SELECT current_database(), has_database_privilege(%s, current_database(), 'TEMPORARY')", [writer]
+        )
+    ).fetchone()
+    if row is None or row[1]:
+        return
+    statement = sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {}")
+    await connection.execute(statement.format(sql.Identifier(row[0]), sql.Identifier(writer)))
+    row = await (
+        await connection.execute("SELECT has_database_privilege(%s, current_database(), 'TEMPORARY')", [writer])
+    ).fetchone()
+    if row is None or not row[0]:
+        raise UserError(
+            f"the role {writer!r} may not make temporary tables in this database: as the database's owner, run"
+            f" GRANT TEMPORARY ON DATABASE … TO {_quoted(writer)}"
+        )
+
+
+def _quoted(role: str) -> str:
+    return '"' + role.replace('"', '""') + '"'
