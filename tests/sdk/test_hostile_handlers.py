@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 from tallymark import identify, record, track_usage
 from tallymark.calls import HttpCall
@@ -142,3 +144,25 @@ def test_a_log_handler_that_raises_breaks_no_handler() -> None:
             identify(account="")
     finally:
         logger.removeHandler(raising)
+
+
+def test_what_records_in_the_midst_of_recording_evidence() -> None:
+    """As a finalizer may, or a signal's handler: no lock may be waiting for itself."""
+    other = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("other")
+
+    class Interrupted(trace.NonRecordingSpan):
+        def is_recording(self) -> bool:
+            return True
+
+        def set_attribute(self, key: str, value: object) -> None:
+            with trace.use_span(other):
+                record("m")
+
+    @track_usage("m")
+    def handler() -> None: ...
+
+    with capture_usage() as usage, trace.use_span(Interrupted(trace.INVALID_SPAN_CONTEXT)):
+        handler()
+    # The account and the quantity were written, and each time something else recorded.
+    assert other.attributes["tallymark.meter.m"] == 2  # type: ignore[attr-defined]
+    assert usage.total("m") == 3
