@@ -97,12 +97,11 @@ def units_of(quantity: Exact) -> tuple[int, int]:
     """(units, decimal places): the quantity is units * 10^-places, with the fewest places."""
     if isinstance(quantity, int):
         return quantity, 0
-    _, digits, exponent = quantity.as_tuple()
+    shortest = EXACT.normalize(quantity)
+    exponent = shortest.as_tuple().exponent
     assert isinstance(exponent, int)
     places = max(-exponent, 0)
-    units = int("".join(map(str, digits))) * 10 ** max(exponent, 0)
-    while places and units % 10 == 0:
-        units, places = units // 10, places - 1
+    units = int(shortest if exponent >= 0 else EXACT.scaleb(shortest, places))
     return units, places
 
 

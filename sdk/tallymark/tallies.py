@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import Context
@@ -23,6 +24,9 @@ from tallymark.tracked import Arguments, TrackedCall
 MAX_REMEMBERED: Final = 1_000
 """Sets of dimensions that one decorated function keeps ready; methods, routes and statuses are few."""
 
+# From Python 3.14 on an argument of a partial may be left open; then its own signature has to do.
+_PLACEHOLDER: Final = id(getattr(functools, "Placeholder", object))
+
 OUTSIDE: Final = Call()
 """Stands in for the request where there is none."""
 
@@ -34,6 +38,7 @@ class Tally:
     __slots__ = (
         "_attributes_of",
         "_billable",
+        "_bound",
         "_first",
         "_own",
         "_quantity_of",
@@ -82,7 +87,11 @@ class Tally:
             raise DeclarationError(f"{where}: attributes must be a mapping or a function of the result")
         self._billable = None if billable is None else checked_function(f"{where}: billable", billable)
         self.of_function = function is not None
-        self.signature = None if function is None else _signature_of(function)
+        # What a partial brings along belongs to the arguments of the function inside.
+        self._bound: functools.partial[Any] | None = None
+        if isinstance(function, functools.partial) and _PLACEHOLDER not in map(id, function.args):
+            self._bound = function
+        self.signature = _signature_of(function if self._bound is None else self._bound.func)
         # What the measure takes from the arguments when a call begins.
         self._first: Arguments | None = None
         if function is not None and self.measure is not None and self.measure.of_arguments is not None:
@@ -117,6 +126,8 @@ class Tally:
 
     def begin(self, args: tuple[object, ...] = (), kwargs: Mapping[str, object] = NO_ARGUMENTS) -> TrackedCall:
         """A call begins. `end` must follow, also where it turns out to be part of another call of its meter."""
+        if self._bound is not None:
+            args, kwargs = (*self._bound.args, *args), {**self._bound.keywords, **kwargs}
         looked_for = self.meter.uses > 1 or (self.measure is not None and self.measure.is_inside)
         tracked = TrackedCall(self, args, kwargs, enter(self) if looked_for else None)
         if self._first is not None:
@@ -300,7 +311,9 @@ def _joined(own: Dimensions, more: Dimensions) -> Dimensions:
     return of_call({}, own + more) if own else more
 
 
-def _signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+def _signature_of(function: Callable[..., Any] | None) -> inspect.Signature | None:
+    if function is None:
+        return None
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none

@@ -5,52 +5,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import json
+import time
 import typing
+import urllib.error
+import urllib.request
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from tallymark import identify, record, track_usage
-from tallymark.calls import HttpCall
 from tallymark.errors import DeclarationError
 from tallymark.integrations.serving import serving
-from tallymark.runtime import Runtime, using
+from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage
+from tests.sdk.handlers import HTTP, Answer, Get, HTTPError, only
 
 
 @pytest.fixture(autouse=True)
 def _own_meters(fresh: Runtime) -> None:
     identify(account="acme")
-
-
-class Answer:
-    def __init__(self, status_code: object) -> None:
-        self.status_code = status_code
-
-
-class HTTPError(Exception):
-    def __init__(self, status_code: int) -> None:
-        self.status_code = status_code
-
-
-class Get(HttpCall):
-    def method(self) -> str:
-        return "GET"
-
-    def route(self) -> str:
-        return "/v1/{id}"
-
-    def default_status(self) -> int:
-        return 201
-
-
-HTTP = {"http.request.method": "GET", "http.route": "/v1/{id}"}
-
-
-def only(usage: Any) -> dict[str, Any]:
-    (one,) = usage
-    return {k: v for k, v in one.attributes.items() if k != "tallymark.account.id"}
 
 
 def test_results_are_the_same_objects() -> None:
@@ -174,130 +149,6 @@ def test_a_quantity_of_the_result_needs_a_result() -> None:
     assert list(usage) == []
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1, True, None, "3", 2**63])
-def test_a_quantity_that_cannot_be_counted_is_refused_alone(bad: object, caplog: pytest.LogCaptureFixture) -> None:
-    @track_usage("tokens", quantity=lambda r: r)
-    def handler(value: Any) -> Any:
-        return value
-
-    with capture_usage() as usage:
-        assert handler(bad) is bad
-        handler(4)
-    assert usage.total("tokens") == 4
-    assert usage.refused() == {"tokens": 1}
-    assert "refused" in caplog.text
-
-
-class Nasty:
-    @property
-    def status_code(self) -> int:
-        raise RuntimeError
-
-    def __repr__(self) -> str:
-        raise RuntimeError
-
-    __str__ = __repr__
-
-    def __len__(self) -> int:
-        raise RuntimeError
-
-    def __bool__(self) -> bool:
-        raise RuntimeError
-
-    def __eq__(self, other: object) -> bool:
-        raise RuntimeError
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def raises(error: BaseException) -> Any:
-    def function(result: object) -> Any:
-        raise error
-
-    return function
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError(), RecursionError(), SystemExit(), asyncio.CancelledError(), GeneratorExit()]
-)
-def test_functions_of_the_result_may_raise_anything(error: BaseException) -> None:
-    nasty = Nasty()
-
-    @track_usage("a", quantity=raises(error))
-    @track_usage("b", attributes=raises(error))
-    @track_usage("c", attributes=lambda r: {"x": r, "y": 1})
-    @track_usage("d", attributes=lambda r: r)
-    def handler() -> Nasty:
-        return nasty
-
-    with capture_usage() as usage, serving(Get()):
-        assert handler() is nasty
-    assert {m: usage.total(m) for m in "abcd"} == {"a": 0, "b": 1, "c": 1, "d": 1}
-    assert usage.refused() == {"a": 1}
-    assert {u.attributes.get("y") for u in usage if u.meter == "c"} == {1}
-
-
-def test_a_call_that_cannot_be_described_counts() -> None:
-    class Broken(HttpCall):
-        def route(self) -> str:
-            raise RuntimeError
-
-    @track_usage("m", attributes={"kept": 1})
-    def handler() -> int:
-        record("n")
-        return 1
-
-    with capture_usage() as usage, serving(Broken()):
-        assert handler() == 1
-    assert usage.total("m") == usage.total("n") == 1
-
-
-async def test_a_broken_recorder_breaks_no_handler(fresh: Runtime, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        def __getattr__(self, name: str) -> Any:
-            raise RuntimeError("broken")
-
-    @track_usage("m", quantity=lambda r: r)
-    async def handler(value: Any) -> Any:
-        return value
-
-    @track_usage("m", quantity=lambda r: 1)
-    def fails() -> None:
-        raise KeyError
-
-    broken = Runtime(meters=fresh.meters)
-    broken.recorder = Broken()  # type: ignore[assignment]
-    with using(broken):
-        assert await handler(7) == 7
-        assert await handler("no number") == "no number"
-        record("m")
-        with pytest.raises(KeyError):
-            fails()
-        broken.recorder = fresh.recorder
-    assert "RuntimeError" in caplog.text
-
-
-def test_a_log_handler_that_raises_breaks_no_handler() -> None:
-    import logging
-
-    class Raising(logging.Handler):
-        def emit(self, entry: logging.LogRecord) -> None:
-            raise RuntimeError
-
-    @track_usage("m", quantity=lambda r: None)
-    def handler() -> int:
-        return 1
-
-    logger = logging.getLogger("tallymark")
-    logger.addHandler(raising := Raising())
-    try:
-        with capture_usage():
-            assert handler() == 1
-            identify(account="")
-    finally:
-        logger.removeHandler(raising)
-
-
 def test_signature_and_identity_are_kept() -> None:
     def handler(a: int, /, b: str = "x", *, c: float) -> bytes:
         """What it does."""
@@ -382,22 +233,6 @@ def test_units_left_out() -> None:
     assert {u.meter: (u.unit, u.quantity) for u in usage} == {"calls": ("{request}", 1), "size": ("1", 4)}
 
 
-def test_a_call_inside_a_call_of_its_meter_is_part_of_it() -> None:
-    @track_usage("m")
-    def inner() -> None: ...
-
-    @track_usage("m")
-    def outer() -> None:
-        inner()
-        inner()
-
-    with capture_usage() as usage:
-        outer()
-        assert usage.total("m") == 1
-        inner()
-    assert usage.total("m") == 2
-
-
 def test_recording_without_a_handler() -> None:
     with capture_usage() as usage:
         record("m")
@@ -425,3 +260,95 @@ def test_dimensions_remembered_are_bounded() -> None:
             handler(n)
     assert usage.total("m") == 2_500
     assert len(list(usage)) == 2_500
+
+
+def test_decorators_of_others_between() -> None:
+    def doubled(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return 2 * function(*args, **kwargs)
+
+        return wrapper
+
+    @track_usage("outer")
+    @doubled
+    @functools.lru_cache
+    @track_usage("inner")
+    def handler(n: int) -> int:
+        return n
+
+    with capture_usage() as usage:
+        assert [handler(4), handler(4)] == [8, 8]
+    assert (usage.total("outer"), usage.total("inner")) == (2, 1)
+    assert list(inspect.signature(handler).parameters) == ["n"]
+
+
+async def test_class_based_views_and_partial_methods() -> None:
+    class View:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @track_usage("m")
+        async def get(self, n: int) -> tuple[str, int]:
+            return self.name, n
+
+        @track_usage("m")
+        def items(self, n: int) -> typing.Iterator[int]:
+            yield from range(n)
+
+        one = functools.partialmethod(get, 1)
+
+    class Derived(View):
+        async def get(self, n: int) -> tuple[str, int]:
+            return await super().get(n + 1)
+
+    with capture_usage() as usage:
+        assert await View("a").get(3) == ("a", 3)
+        assert await Derived("b").get(3) == ("b", 4)
+        assert await View("c").one() == ("c", 1)
+        assert list(View("d").items(2)) == [0, 1]
+        assert await track_usage("bound")(View("e").get)(5) == ("e", 5)
+    assert (usage.total("m"), usage.total("bound")) == (5, 1)
+
+
+def test_fastapi_sees_the_signature_and_runs_the_dependencies(serve: Any) -> None:
+    import fastapi
+
+    from tallymark.integrations.asgi import UsageMiddleware
+
+    app = fastapi.FastAPI()
+    app.add_middleware(UsageMiddleware, identify=lambda scope: {"account": "acme"})
+    closed: list[str] = []
+
+    @track_usage("sessions")
+    def session() -> typing.Iterator[str]:
+        try:
+            yield "session"
+        finally:
+            closed.append("session")
+
+    @track_usage("sessions")
+    async def async_session() -> typing.AsyncIterator[str]:
+        try:
+            yield "async"
+        finally:
+            closed.append("async")
+
+    @app.get("/items/{n}")
+    @track_usage("m")
+    async def read(
+        n: int, s: str = fastapi.Depends(session), a: str = fastapi.Depends(async_session), q: str = "x"
+    ) -> dict[str, Any]:
+        return {"n": n, "s": s, "a": a, "q": q}
+
+    with capture_usage() as usage:
+        base = f"http://127.0.0.1:{serve(app)}"
+        with urllib.request.urlopen(f"{base}/items/3?q=y", timeout=30) as answer:
+            assert json.load(answer) == {"n": 3, "s": "session", "a": "async", "q": "y"}
+        with pytest.raises(urllib.error.HTTPError, match="422"):
+            urllib.request.urlopen(f"{base}/items/no", timeout=30)
+        deadline = time.monotonic() + 30  # the dependencies end after the answer
+        while usage.total("sessions") < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert usage.total("m", account="acme") == 1
+    assert usage.total("sessions", account="acme") == len(closed) == 4  # a refused request had its dependencies too

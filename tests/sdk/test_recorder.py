@@ -1,5 +1,3 @@
-import dis
-import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal
@@ -14,7 +12,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from tallymark.batches import requests_of
 from tallymark.meters import Meter
 from tallymark.quantities import EXACT, Exact, add, exact
-from tallymark.recorder import INDIVISIBLE, SPARE_NS, Recorder, by_meter, total_of
+from tallymark.recorder import SPARE_NS, Recorder, by_meter, total_of
 from tallymark.segment import Contents, Segment, read
 from tallymark.streams import Described, Series, Stream, decode, encode
 
@@ -270,77 +268,3 @@ def test_an_exception_out_of_a_signals_handler_leaves_the_lock_free() -> None:
     thread.start()
     thread.join(5)
     assert recorder.sums() == {described(): 2}
-
-
-def test_what_must_be_indivisible_calls_nothing_and_is_one_line() -> None:
-    """CPython gives way to other threads in calls and at backward jumps (`CHECK_EVAL_BREAKER` in its ceval.c)."""
-    code = Recorder._add_at_once.__code__
-    line = 0
-    lines: dict[int, list[str]] = {}
-    for instruction in dis.get_instructions(code):
-        starts = instruction.starts_line if sys.version_info < (3, 13) else instruction.line_number
-        line = starts or line
-        lines.setdefault(int(line), []).append(instruction.opname)
-    (addition,) = [names for names in lines.values() if "STORE_SUBSCR" in names]
-    assert addition.count("BINARY_SUBSCR") + addition.count("BINARY_OP") >= 2
-    kinds = {name.split("_")[0] for name in addition}
-    assert kinds <= {
-        "LOAD",
-        "STORE",
-        "BINARY",
-        "INPLACE",
-        "UNPACK",
-        "COPY",
-        "SWAP",
-        "DUP",
-        "ROT",
-        "POP",
-        "RETURN",
-        "PUSH",
-    }
-
-
-@pytest.mark.parametrize(
-    "indivisible", [False, pytest.param(True, marks=pytest.mark.skipif(not INDIVISIBLE, reason="no interpreter lock"))]
-)
-def test_threads_that_add_while_others_cut_lose_nothing(indivisible: bool, tmp_path: Path) -> None:
-    threads, calls, accounts = 8, 20_000, 50
-    numbers = iter(range(10**9))
-    recorder = Recorder(
-        0, lambda start: Segment(tmp_path / f"{next(numbers)}.segment", start, 10), indivisible=indivisible
-    )
-    got: dict[str | None, Exact] = {}
-    started = threading.Barrier(threads + 1)
-    ended = threading.Event()
-
-    def add_many() -> None:
-        started.wait()
-        for n in range(calls):
-            recorder.add(stream(f"account-{n % accounts}"), 1)
-
-    def take() -> None:
-        for segment in recorder.cut(0):
-            for found, amount in total_of(segment.contents()).items():
-                got[found.account] = add(got.get(found.account, 0), amount)
-            segment.close()
-
-    def cut_often() -> None:
-        while not ended.is_set():
-            take()
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        running = [threading.Thread(target=add_many) for _ in range(threads)]
-        cutting = threading.Thread(target=cut_often)
-        for thread in (*running, cutting):
-            thread.start()
-        started.wait()
-        for thread in running:
-            thread.join()
-        ended.set()
-        cutting.join()
-    finally:
-        sys.setswitchinterval(interval)
-    take()
-    assert got == {f"account-{n}": threads * calls // accounts for n in range(accounts)}
