@@ -79,7 +79,7 @@ def test_none_is_left_out() -> None:
 
 def test_a_meter_may_name_its_own_route() -> None:
     own, _ = from_mapping({"http.route": "/mine"})
-    assert dimensions.of_call("GET", "/framework", None, None, own) == (
+    assert dimensions.of_call({"http.request.method": "GET", "http.route": "/framework", "error.type": None}, own) == (
         ("http.request.method", "string", "GET"),
         ("http.route", "string", "/mine"),
     )
