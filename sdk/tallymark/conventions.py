@@ -66,6 +66,18 @@ HTTP_METHOD: Final = "http.request.method"
 HTTP_STATUS: Final = "http.response.status_code"
 ERROR_TYPE: Final = "error.type"
 
+RPC_SYSTEM: Final = "rpc.system.name"
+RPC_METHOD: Final = "rpc.method"
+"""Fully qualified, as "package.Service/Method"; "_OTHER" where the server has no such method."""
+RPC_STATUS: Final = "rpc.response.status_code"
+"""The status's name, as "NOT_FOUND"."""
+
+TASK_NAME: Final = "tallymark.task.name"
+"""The kind of task that a queue's worker ran; OpenTelemetry has no name for it."""
+
+TASK_STATE: Final = "tallymark.task.state"
+"""How one run of a task ended, as its queue calls it: "SUCCESS", "FAILURE", "RETRY"."""
+
 SERVICE_NAME: Final = "service.name"
 SERVICE_NAMESPACE: Final = "service.namespace"
 SERVICE_INSTANCE: Final = "service.instance.id"
