@@ -101,6 +101,9 @@ class DjangoCall(HttpCall):
         else:
             cast(Any, request)._stream = CountedInput(stream, self)
 
+    def header(self, name: str) -> str | None:
+        return self._request.headers.get(name) or None
+
     def ending(self, response: HttpResponseBase, served: Served) -> HttpResponseBase:
         """The same response; the call ends when the server closes it."""
         self.sent_status = response.status_code

@@ -49,6 +49,10 @@ class GrpcCall(Call):
     ) -> int | None:
         return _NUMBERS.get(self.status_name(error))
 
+    def header(self, name: str) -> str | None:
+        found = (value for key, value in self.context.invocation_metadata() or () if key == name)
+        return ",".join(value for value in found if isinstance(value, str)) or None
+
     def decides_later(self, error: BaseException) -> bool:
         """An interceptor in between may make another status of any exception."""
         return isinstance(error, Exception) and self.final is None
