@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decorator] [ingest]`: the named benchmarks, or all, as tables."""
+"""`python -m benchmarks [decorator] [beside] [export] [ingest] [soak]`: the named benchmarks, or all, as tables."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import sys
 
 from rich.console import Console
 
-from benchmarks import decorator, ingest
+from benchmarks import beside, decorator, export, ingest, soak
 
-BENCHMARKS = {"decorator": decorator.tables, "ingest": ingest.tables}
+BENCHMARKS = {
+    "decorator": decorator.tables,
+    "beside": beside.tables,
+    "export": export.tables,
+    "ingest": ingest.tables,
+    "soak": soak.tables,
+}
 
 
 def main() -> int:

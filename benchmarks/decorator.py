@@ -136,7 +136,7 @@ def tables() -> Iterator[Table]:
 @contextmanager
 def _journal() -> Iterator[None]:
     """Usage goes to a journal on the disk, as in a service."""
-    own = runtime.Runtime(meters=runtime.current().meters)
+    own = runtime.new_runtime(meters=runtime.current().meters)
     with TemporaryDirectory() as folder, runtime.using(own):
         own.configure(Settings(endpoint="http://127.0.0.1:9", interval_s=3600.0, state_dir=folder))
         yield

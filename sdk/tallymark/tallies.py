@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import Any, Final
 
 from tallymark import runtime
+from tallymark.assembly import Runtime
 from tallymark.calls import NO_ARGUMENTS, Call, current_call
 from tallymark.dimensions import Dimensions, from_mapping, of_call
 from tallymark.errors import DeclarationError, checked_function
@@ -17,7 +18,6 @@ from tallymark.meters import Meter
 from tallymark.nesting import Running, enter, leave
 from tallymark.quantities import Exact, RefusedQuantityError, exact
 from tallymark.recording import checked_attributes, count
-from tallymark.runtime import Runtime
 from tallymark.streams import Series
 from tallymark.tracked import Arguments, TrackedCall
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tallymark import identify, record, track_usage
+from tallymark.assembly import Runtime
 from tallymark.errors import DeclarationError
 from tallymark.integrations.serving import serving
-from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage
 from tests.sdk.handlers import HTTP, Answer, Get, HTTPError, only
 

@@ -12,8 +12,8 @@ import pytest
 
 import tallymark
 from tallymark import identify, record, track_usage
+from tallymark.assembly import Runtime
 from tallymark.identity import Identity, current_identity
-from tallymark.runtime import Runtime
 from tallymark.testing import Captured, capture_usage
 
 

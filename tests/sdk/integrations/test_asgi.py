@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route
 
 from tallymark import identify, record, track_usage
+from tallymark.assembly import Runtime
 from tallymark.identity import current_identity
 from tallymark.integrations.asgi import UsageMiddleware
-from tallymark.runtime import Runtime
 from tallymark.testing import Captured
 from tests.sdk.integrations.clients import ask, by_header, rows
 
