@@ -55,7 +55,7 @@ def meter_tasks(
     A process of a prefork pool that ends in order delivers what it has left; what it cannot deliver waits on the disk.
     """
     metered = _MeteredTasks(app, identify, track, carry_identity)
-    # Strong references: nobody else keeps the methods. Celery before 5.5 tells methods of two objects apart by this
+    # Strong references: nobody else keeps the methods. Celery 5.4 tells methods of two objects apart by this
     # uid alone.
     signals.task_prerun.connect(metered.begin, weak=False, dispatch_uid=f"tallymark.{id(app)}")
     signals.task_postrun.connect(metered.end, weak=False, dispatch_uid=f"tallymark.{id(app)}")
