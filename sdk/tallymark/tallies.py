@@ -43,6 +43,7 @@ class Tally:
         "_own",
         "_quantity_of",
         "_remembered",
+        "is_inside",
         "measure",
         "meter",
         "needs_call",
@@ -86,6 +87,7 @@ class Tally:
         elif attributes is not None:
             raise DeclarationError(f"{where}: attributes must be a mapping or a function of the result")
         self._billable = None if billable is None else checked_function(f"{where}: billable", billable)
+        self.is_inside = self.measure is not None and self.measure.is_inside
         self.of_function = function is not None
         # What a partial brings along belongs to the arguments of the function inside.
         self._bound: functools.partial[Any] | None = None
@@ -128,7 +130,7 @@ class Tally:
         """A call begins. `end` must follow, also where it turns out to be part of another call of its meter."""
         if self._bound is not None:
             args, kwargs = (*self._bound.args, *args), {**self._bound.keywords, **kwargs}
-        looked_for = self.meter.uses > 1 or (self.measure is not None and self.measure.is_inside)
+        looked_for = self.meter.uses > 1 or self.is_inside
         tracked = TrackedCall(self, args, kwargs, enter(self) if looked_for else None)
         if self._first is not None:
             try:
