@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
+from typing import Final
 
 from tallymark import runtime
 from tallymark.assembly import Runtime
 from tallymark.settings import Settings
+
+ATTRIBUTES: Final = {
+    "http.request.method": "GET",
+    "http.route": "/items/{id}",
+    "http.response.status_code": 200,
+}
+"""With account and plan, the five that counts are compared by."""
 
 
 @contextmanager
