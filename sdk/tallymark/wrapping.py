@@ -21,7 +21,7 @@ from opentelemetry.context import get_current
 from tallymark import runtime
 from tallymark.calls import current_call
 from tallymark.identity import current_held
-from tallymark.nesting import enter, resume, suspend
+from tallymark.nesting import enter, leave, resume, suspend
 from tallymark.streams import Series
 from tallymark.tallies import Tally
 from tallymark.tracked import TrackedCall
@@ -126,6 +126,7 @@ def _add(tally: Tally, series: Series, result: object, kwargs: Mapping[str, obje
 
 def _nested(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
     """For numbers with fixed attributes, whose calls may be inside each other."""
+    series = tally.plain
 
     @functools.wraps(function)
     def counted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -137,7 +138,12 @@ def _nested(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
             raise
         if type(result) in FOLLOWED:
             return cast(R, _follow(tally, TrackedCall(tally, args, kwargs, running), result))
-        tally.end_plainly(running, result, None, kwargs)
+        if series is None:
+            tally.end_plainly(running, result, None, kwargs)
+            return result
+        leave(running)
+        if not running.is_part:
+            _add(tally, series, result, kwargs)
         return result
 
     return counted
