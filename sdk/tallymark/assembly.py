@@ -54,6 +54,9 @@ class Runtime:
         self._instruments = instruments
         self._inherited: list[object] = []
         self.settings: Settings | None = None
+        self.gives_way = False
+        """Whether the settings in force are the environment's alone, and the service's own `configure()` replaces
+        them: an instrumentation has read them before the service's first line."""
         self.enabled = not disabled_by()
         self.resource: Resource | None = None
         self._new_parts()
@@ -77,6 +80,9 @@ class Runtime:
 
     def configure(self, settings: Settings) -> None:
         """Start sending. Raises SettingsError when other settings are in force."""
+        gives_way, self.gives_way = self.gives_way, False
+        if gives_way and self.settings not in (None, settings):
+            self.shutdown(None)
         with self._lock:
             if self.settings is not None:
                 if self.settings != settings:

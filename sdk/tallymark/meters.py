@@ -53,18 +53,33 @@ class Meters:
         self._lock = threading.Lock()
         self._declared: dict[str, Meter] = {}
         self._undeclared: dict[tuple[str, str], Meter] = {}
+        self._expected: set[str] = set()
 
     def declare(self, name: str, unit: str) -> Meter:
         """The meter of a declaration. Raises DeclarationError when another one gave this name another unit."""
         meter = Meter(name, unit)
         with self._lock:
             # What was recorded before its declaration has an object already: two would make two points of one stream.
-            known = self._declared.setdefault(name, self._undeclared.get((name, unit), meter))
+            known = self._declared.get(name)
+            if known is None:
+                known = self._declared[name] = self._undeclared.get((name, unit), meter)
+                known.uses += name in self._expected
         if known.unit != unit:
             raise DeclarationError(
                 f"meter {name!r} is declared with the units {known.unit!r} and {unit!r}: one meter has one unit"
             )
         return known
+
+    def expect(self, name: str) -> None:
+        """A middleware will count by this meter, but declares it when it is first called: calls of the meter that have
+        begun around it by then must have been looked for from their start."""
+        with self._lock:
+            if name in self._expected:
+                return
+            self._expected.add(name)
+            known = self._declared.get(name)
+            if known is not None:
+                known.uses += 1
 
     def at_call(self, name: str, unit: str | None) -> Meter:
         """The meter of a single recording: its declared unit, else the unit given, else "1".

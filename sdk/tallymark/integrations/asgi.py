@@ -6,14 +6,13 @@ app.add_middleware(UsageMiddleware, identify=lambda scope: {"account": account_o
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from tallymark.calls import METHODS, OTHER_METHOD, HttpCall, IncompleteAnswerError
-from tallymark.decorators import UsageTracker
 from tallymark.integrations.answers import is_a, status_of_answer
 from tallymark.integrations.asgi_routes import matched_route, route_template
-from tallymark.integrations.serving import Requests, Resolver, Served
+from tallymark.integrations.serving import Requests, Resolver, Served, Track
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -42,7 +41,7 @@ class UsageMiddleware:
     Another one inside, around a mounted application for instance, adds what it identifies and tracks.
     """
 
-    def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Iterable[UsageTracker] = ()) -> None:
+    def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Track = ()) -> None:
         self.app = app
         self._requests = Requests("UsageMiddleware", identify, track)
 

@@ -29,22 +29,15 @@ from tallymark.integrations.wsgi import CALL, CountedInput
 GetResponse = Callable[[HttpRequest], Any]
 
 
-class UsageMiddleware:
-    """A middleware for sync and async handlers alike. Where `wsgi.UsageMiddleware` or `asgi.UsageMiddleware` stands
-    around the whole application, this one tells it the route, and adds what it identifies and tracks.
-
-    `TALLYMARK_IDENTIFY` is called with the request (its body unread, nobody logged in yet) and returns whom it is for:
-    an `Identity`, a mapping with any of account, user and plan, or None when that is not known yet. It must not block.
-    """
+class RequestMiddleware:
+    """What `UsageMiddleware` is around one handler, whoever says how requests are served."""
 
     sync_capable = True
     async_capable = True
 
-    def __init__(self, get_response: GetResponse) -> None:
+    def __init__(self, get_response: GetResponse, requests: Requests[HttpRequest]) -> None:
         self._get_response = get_response
-        self._requests: Requests[HttpRequest] = Requests(
-            "UsageMiddleware", _setting("TALLYMARK_IDENTIFY"), _setting("TALLYMARK_TRACK") or ()
-        )
+        self._requests = requests
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
@@ -58,6 +51,8 @@ class UsageMiddleware:
         except BaseException as error:
             served.end(error)
             raise
+        finally:
+            self._leave(request, call)
         return response if call is None else call.ending(response, served)
 
     async def _answer_async(self, request: HttpRequest) -> HttpResponseBase:
@@ -67,15 +62,34 @@ class UsageMiddleware:
         except BaseException as error:
             served.end(error)
             raise
+        finally:
+            self._leave(request, call)
         return response if call is None else call.ending(response, served)
+
+    def _leave(self, request: HttpRequest, call: DjangoCall | None) -> None:
+        if call is not None:
+            request.META.pop(CALL, None)  # call and request would keep each other alive
 
     def _begin(self, request: HttpRequest) -> tuple[DjangoCall | None, Served]:
         around = request.META.get(CALL) or getattr(request, "scope", {}).get(CALL)
         if isinstance(around, HttpCall):
             around.routed = lambda: route_template(request)
             return None, self._requests.begin(around, request)
-        call = DjangoCall(request)
+        call = request.META[CALL] = DjangoCall(request)  # found by another one inside
         return call, self._requests.begin(call, request)
+
+
+class UsageMiddleware(RequestMiddleware):
+    """A middleware for sync and async handlers alike. Where `wsgi.UsageMiddleware` or `asgi.UsageMiddleware` stands
+    around the whole application, this one tells it the route, and adds what it identifies and tracks.
+
+    `TALLYMARK_IDENTIFY` is called with the request (its body unread, nobody logged in yet) and returns whom it is for:
+    an `Identity`, a mapping with any of account, user and plan, or None when that is not known yet. It must not block.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        identify, track = _setting("TALLYMARK_IDENTIFY"), _setting("TALLYMARK_TRACK") or ()
+        super().__init__(get_response, Requests("UsageMiddleware", identify, track))
 
 
 class DjangoCall(HttpCall):

@@ -9,20 +9,23 @@ Views and `before_request` functions may call `tallymark.identify()`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import flask
 
-from tallymark.decorators import UsageTracker
-from tallymark.integrations.serving import Resolver
+from tallymark.integrations.serving import Resolver, Track
 from tallymark.integrations.wsgi import CALL, Environ, UsageMiddleware, WsgiCall
 
 
-def init_app(app: flask.Flask, identify: Resolver[Environ] | None = None, track: Iterable[UsageTracker] = ()) -> None:
+def init_app(app: flask.Flask, identify: Resolver[Environ] | None = None, track: Track = ()) -> None:
     """Puts `wsgi.UsageMiddleware` around the application; its parameters are described there."""
     app.wsgi_app = UsageMiddleware(app.wsgi_app, identify, track)  # type: ignore[method-assign]
-    # First of all, so that the route is known whatever happens next: a debugger's exception forgets the request.
-    app.before_request_funcs.setdefault(None, []).insert(0, _tell_route)
+    tell_routes(app)
+
+
+def tell_routes(app: flask.Flask) -> None:
+    """First of all, so that the route is known whatever happens next: a debugger's exception forgets the request."""
+    functions = app.before_request_funcs.setdefault(None, [])
+    if _tell_route not in functions:
+        functions.insert(0, _tell_route)
 
 
 def _tell_route() -> None:

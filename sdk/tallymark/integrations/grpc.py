@@ -7,7 +7,7 @@ grpc.aio.server(interceptors=[AsyncUsageInterceptor(identify=whose, track=[track
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from typing import Any, Final
@@ -15,9 +15,8 @@ from typing import Any, Final
 import grpc
 
 from tallymark.calls import current_call
-from tallymark.decorators import UsageTracker
 from tallymark.integrations.grpc_calls import GrpcCall, NotingContext, counting
-from tallymark.integrations.serving import Requests, Resolver, Served
+from tallymark.integrations.serving import Requests, Resolver, Served, Track
 
 Behavior = Callable[[Any, Any], Any]
 
@@ -47,7 +46,7 @@ class _Interceptor:
     to count: put it first.
     """
 
-    def __init__(self, identify: Resolver[Any] | None = None, track: Iterable[UsageTracker] = ()) -> None:
+    def __init__(self, identify: Resolver[Any] | None = None, track: Track = ()) -> None:
         self._requests: Requests[Any] = Requests(type(self).__name__, identify, track)
 
     def _metered(self, handler: Any, method: str | None) -> Any:

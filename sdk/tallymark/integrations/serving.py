@@ -21,17 +21,22 @@ Found = Identity | Mapping[str, "str | None"] | None
 Resolver = Callable[[T], Found]
 """Says whom a request is for: an `Identity`, a mapping with any of account, user and plan, or None: not known yet."""
 
+Track = Iterable[UsageTracker] | Callable[[], Iterable[UsageTracker]]
+"""What requests are counted by. A function that gives it is called at the first request: its meters must be expected
+(`Meters.expect`) before any call of theirs begins."""
+
 _FIELDS: Final = ("account", "user", "plan")
 
 
 class Requests(Generic[T]):
     """The calls that one integration serves. `name` is for messages."""
 
-    def __init__(self, name: str, resolver: Resolver[T] | None, track: Iterable[UsageTracker]) -> None:
+    def __init__(self, name: str, resolver: Resolver[T] | None, track: Track) -> None:
         """Raises DeclarationError for a tracker that counts by a function's result."""
         self._name = name
         self._resolver = resolver
-        self._tallies: tuple[Tally, ...] = tuple(tracker.of_requests() for tracker in track)
+        self._track_later = track if callable(track) else None
+        self._tallies = () if callable(track) else _tallies(track)
 
     def begin(self, call: Call, about: T) -> Served:
         """From here on `call` is being served, and nobody is identified but by the resolver, which is given `about`.
@@ -48,10 +53,22 @@ class Requests(Generic[T]):
             current_held.set(Held(NOBODY))
         if (self._resolver is None or self._identify(self._resolver, about)) and served.is_first:
             adopt(call.header)
+        if self._track_later is not None:
+            self._declare(self._track_later)
         for tally in self._tallies:
             served.count_at_end(tally.begin())
         served.begun()
         return served
+
+    def _declare(self, track: Callable[[], Iterable[UsageTracker]]) -> None:
+        """Two threads may both do it: either's tallies count a request once."""
+        try:
+            self._tallies = _tallies(track())
+        except Exception as error:
+            runtime.current().reporter.error(
+                "track", "%s: requests are not counted: %s", self._name, error, exc_info=error
+            )
+        self._track_later = None
 
     def _identify(self, resolver: Resolver[T], about: T) -> bool:
         """False where the resolver raised: the request is nobody's then."""
@@ -72,6 +89,10 @@ class Requests(Generic[T]):
             )
             return False
         return True
+
+
+def _tallies(track: Iterable[UsageTracker]) -> tuple[Tally, ...]:
+    return tuple(tracker.of_requests() for tracker in track)
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from typing import Any, Final
 from wsgiref.util import FileWrapper
 
 from tallymark.calls import METHODS, OTHER_METHOD, HttpCall, IncompleteAnswerError
-from tallymark.decorators import UsageTracker
 from tallymark.integrations.answers import status_of_answer
-from tallymark.integrations.serving import Requests, Resolver, Served
+from tallymark.integrations.serving import Requests, Resolver, Served, Track
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
@@ -46,7 +45,7 @@ class UsageMiddleware:
         self,
         app: App,
         identify: Resolver[Environ] | None = None,
-        track: Iterable[UsageTracker] = (),
+        track: Track = (),
         route: Callable[[Environ], str | None] | None = None,
     ) -> None:
         self.app = app
