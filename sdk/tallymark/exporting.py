@@ -134,7 +134,7 @@ class UsageExporter:
         then end the threads and close the channel. Again: nothing happens."""
         deadline = time.monotonic() + timeout_s
         delivered = self.flush(timeout_s)
-        if self._note_end():
+        if self._note_end(deadline):
             self.flush(max(deadline - time.monotonic(), 0.0))
         with self._changed:
             while self._threads and not self._away and self._outbox.batches(own=False) and not self._stopping:
@@ -150,14 +150,17 @@ class UsageExporter:
                 thread.join(max(0.1, deadline - time.monotonic()))
         return delivered
 
-    def _note_end(self) -> bool:
+    def _note_end(self, deadline: float) -> bool:
         """True when a note was put into the outbox. Where usage is left, whoever delivers that notes the end."""
-        with self._cutting:
-            try:
-                return self._is_delivered() and self._journal.note_end(self._recorder)
-            except Exception as error:
-                self._reporter.error("end", "the end of the process could not be noted: %r", error, exc_info=error)
-                return False
+        if not self._cutting.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            return False  # recovering what others have left can take long
+        try:
+            return self._is_delivered() and self._journal.note_end(self._recorder)
+        except Exception as error:
+            self._reporter.error("end", "the end of the process could not be noted: %r", error, exc_info=error)
+            return False
+        finally:
+            self._cutting.release()
 
     def _is_delivered(self) -> bool:
         return not self._recorder and not self._journal.unconverted() and not self._outbox.batches()

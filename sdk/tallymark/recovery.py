@@ -34,7 +34,7 @@ MAX_CONDENSED: Final = 50
 
 
 class Recovery:
-    """The heirs' side of a process. Its methods belong to one thread at a time."""
+    """The heirs' side of a process. `run` belongs to one thread at a time, `release` may be called by another."""
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class Recovery:
         self._unreadable: set[Path] = set()
         self._condensed: set[Path] = set()
         self._lock = threading.Lock()
+        self._working = threading.Lock()
+        self._leaving = False
 
     def is_needed(self, place: Path | None, own: Path | None) -> bool:
         """Whether `place` holds folders besides this process's `own`, of processes alive or gone."""
@@ -65,8 +67,15 @@ class Recovery:
     def run(self, place: Path | None, own: Path | None) -> None:
         """Puts the usage of processes that are gone into the outbox. Never raises; what does not work now is tried
         again at the next call."""
-        if place is None:
-            return
+        if place is None or not self._working.acquire(blocking=False):
+            return  # the thread of an earlier configuration is still at it
+        try:
+            self._run(place, own)
+        finally:
+            self._working.release()
+            self._leave()
+
+    def _run(self, place: Path, own: Path | None) -> None:
         try:
             others = self._others(place, own)
         except OSError as error:
@@ -74,6 +83,8 @@ class Recovery:
             return
         condensed = 0
         for path in others:
+            if self._leaving:
+                return
             if self._outbox.full:
                 self._merger.make_room()
             full = self._outbox.full
@@ -106,7 +117,21 @@ class Recovery:
             self._reporter.error("recover", "usage of earlier processes cannot be looked for now: %s", error)
 
     def release(self) -> None:
-        """Leaves what is not delivered to other processes."""
+        """Leaves what is not delivered to other processes: at once, or where another thread is in `run` when that is
+        done with the folder that it is at, which nobody else may have before."""
+        self._leaving = True
+        self._leave()
+
+    def _leave(self) -> None:
+        # Whichever of the two threads sees the other's mark: none is between looking and letting go of the lock.
+        while self._leaving and self._working.acquire(blocking=False):
+            try:
+                self._let_go()
+                self._leaving = False
+            finally:
+                self._working.release()
+
+    def _let_go(self) -> None:
         with self._merger.paused():
             self._outbox.forget_others()
             with self._lock:

@@ -10,8 +10,8 @@ under any sampling. Counted is what can be read back from the span: one that end
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 from opentelemetry.context import get_current
@@ -24,6 +24,9 @@ from tallymark.streams import Series
 
 if TYPE_CHECKING:
     from tallymark.identity import Identity
+
+DEFAULT_MAX_EVENTS: Final = 128
+"""OpenTelemetry's limit on a span's events, where its span does not tell another one."""
 
 
 class SpanEvidence:
@@ -62,6 +65,8 @@ def _add(span: trace.Span, meter: Meter, identity: Identity, quantity: Exact) ->
     written: Mapping[str, object] = existing if isinstance(existing, Mapping) else {}
     name = conventions.METER_PREFIX + meter.name
     if not _belongs_to(identity.account, written):
+        if not _has_room(span):
+            return False
         span.add_event(conventions.USAGE_EVENT, _event(name, identity, quantity))
         return span.is_recording()
     before = from_attribute(written.get(name))
@@ -73,6 +78,14 @@ def _add(span: trace.Span, meter: Meter, identity: Identity, quantity: Exact) ->
     span.set_attribute(name, total)
     read = getattr(span, "attributes", None)
     return read.get(name) == total if isinstance(read, Mapping) else span.is_recording()
+
+
+def _has_room(span: trace.Span) -> bool:
+    """Past the span's limit an event would push out the first one, which has been counted. What the host itself adds
+    later may still do so: nobody tells."""
+    events = getattr(span, "events", None)
+    most = getattr(getattr(span, "_limits", None), "max_events", DEFAULT_MAX_EVENTS)
+    return most is None or not isinstance(events, Sequence) or len(events) < most
 
 
 def _belongs_to(account: str | None, written: Mapping[str, object]) -> bool:

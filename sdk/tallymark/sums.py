@@ -38,8 +38,8 @@ class Sums:
         self._resources: dict[bytes, dict[bytes, dict[bytes, dict[bytes, _Total]]]] = {}
 
     def take(self, body: bytes) -> None:
-        """Adds a request. Of a cumulative stream the last point stays, which says more than those before it. Raises
-        CannotMergeError for anything but monotonic sums."""
+        """Adds a request. Of each run of a cumulative stream the last point stays, which says more than those
+        before it. Raises CannotMergeError for anything but monotonic sums."""
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
             scopes = list(resource.scope_metrics)
             resource_own = type(resource)(resource=resource.resource, schema_url=resource.schema_url)
@@ -98,7 +98,10 @@ class Sums:
         if latest is not None:
             latest.CopyFrom(point)
         for field in ("start_time_unix_nano", "time_unix_nano", "as_int", "as_double"):
-            point.ClearField(field)
+            if (
+                delta or field != "start_time_unix_nano"
+            ):  # another beginning is another run, with a last point of its own
+                point.ClearField(field)
         key = point.SerializeToString(deterministic=True)
         total = totals.get(key)
         if total is None:

@@ -256,6 +256,25 @@ def test_an_exporter_that_raises_is_tried_again() -> None:
     assert parts.exporter.shutdown(1)
 
 
+def test_a_shutdown_does_not_wait_for_the_recovery_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, may_go_on, has_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> None:
+        arrived.set()
+        may_go_on.wait(60)
+
+    monkeypatch.setattr(Recovery, "run", slow)
+    parts = Parts(lambda: ScriptedClient(lambda raw: True), place=tmp_path)
+    parts.exporter.start()
+    assert arrived.wait(60)
+    thread = threading.Thread(target=lambda: (parts.exporter.shutdown(0.05), has_ended.set()))
+    thread.start()
+    ended_meanwhile = has_ended.wait(30)
+    may_go_on.set()
+    thread.join()
+    assert ended_meanwhile
+
+
 def test_a_channel_that_cannot_be_made_yet_is_tried_again() -> None:
     client = ScriptedClient(lambda raw: True)
     failing = iter([FileNotFoundError("certificate")])

@@ -161,3 +161,35 @@ def test_full_outbox_stops_recovery_until_there_is_room(place: Path, collector: 
     process.deliver(collector)
     assert collector.totals() == {"m": 3}
     assert folders_in(place) == []
+
+
+def test_who_lets_go_in_the_midst_of_a_recovery_keeps_that_folder_until_it_is_done_with(
+    place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        process = Process(place, name)
+        process.add(1)
+        process.die()
+    leaving = Process(place, "leaving", NOW + 30 * SECOND)
+    arrived, may_go_on = threading.Event(), threading.Event()
+    real = segment.seal
+
+    def slow(*args: Any) -> None:
+        arrived.set()
+        assert may_go_on.wait(60)
+        real(*args)
+
+    monkeypatch.setattr(segment, "seal", slow)
+    thread = threading.Thread(target=leaving.recover)
+    thread.start()
+    assert arrived.wait(60)
+    leaving.recovery.release()
+    first, _ = folders_in(place)
+    assert Folder.adopt(first) is None, "its end is being written: another one would write another end"
+    may_go_on.set()
+    thread.join()
+    monkeypatch.undo()
+    assert len(leaving.outbox) == 0
+    assert not leaving.recovery._adopted, "the second one was not begun with"
+    heir(place, collector)
+    assert collector.totals() == {"m": 2}

@@ -234,6 +234,18 @@ def test_a_value_that_the_limits_of_spans_cut_short_is_not_counted(fresh: Runtim
     assert counted(fresh) == {}
 
 
+@pytest.mark.parametrize("most", [None, 5])
+def test_accounts_that_a_span_has_no_room_for_are_not_counted(fresh: Runtime, most: int | None) -> None:
+    tracing = Tracing(limits=SpanLimits(max_events=most))
+    with tracing.tracer.start_as_current_span("batch"):
+        for number in range(200):
+            with identify(account=f"account-{number}"):
+                record("m", 1)
+    assert counted(fresh) == shown(tracing)
+    assert len(shown(tracing)) == 1 + (most or 128)
+    assert sum(fresh.recorder.sums().values()) == 200
+
+
 def test_what_is_on_spans_is_in_nothing_that_users_see(tracing: Tracing) -> None:
     with capture_usage() as usage, tracing.tracer.start_as_current_span("s"), identify(account="acme"):
         record("m", 2)

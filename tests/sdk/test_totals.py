@@ -206,6 +206,24 @@ def test_a_clock_that_was_set_back_begins_another_run_and_ends_the_first(place: 
     is_proved(collector)
 
 
+def test_runs_that_are_merged_into_one_parcel_keep_their_ends_each(place: Path, collector: Stored) -> None:
+    process = Process(place)
+    process.add(5)
+    process.cut()
+    process.now -= MAX_BACKWARD_NS * 3
+    process.add(2)
+    process.cut()  # says that the first run is over, whose time is later than all that follows
+    process.add(3)
+    process.die()
+    second = Process(place, "second", process.now + 60 * SECOND)
+    second.recover()
+    second.merger.make_room(0)
+    assert second.merger.merged == 1
+    second.deliver(collector)
+    assert finals(collector) == {("i", "m"): 10}
+    assert len(collector.closed()) == 2
+
+
 def test_a_full_disk_parts_no_totals(place: Path, collector: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     process = Process(place)
     process.add(1)

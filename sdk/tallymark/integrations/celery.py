@@ -11,7 +11,8 @@ each one ended, in Celery's words: SUCCESS, FAILURE, RETRY, IGNORED, REJECTED. T
     track_usage("jobs", billable=lambda call: call.error is None)
 
 A run that is killed (hard time limit, SIGKILL, a lost worker) has no end and is not counted itself; what it had
-recorded until then is. Tasks that a worker revokes or does not know have no run.
+recorded until then is, but for calls inside it that raised: these are recorded at its end, which tells what came of
+them. Tasks that a worker revokes or does not know have no run.
 """
 
 from __future__ import annotations

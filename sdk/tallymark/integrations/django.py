@@ -123,23 +123,13 @@ class DjangoCall(HttpCall):
         self.sent_status = response.status_code
         if isinstance(response, StreamingHttpResponse):
             content: Any = response.streaming_content
-            response.streaming_content = self._counted_async(content) if response.is_async else self._counted(content)
-        close = response.close
-
-        def close_and_end() -> None:
-            self._finish(response)
-            try:
-                close()
-            except BaseException as error:
-                self._error = error
-                raise
-            finally:
-                served.end(self._error or (None if self._finished else IncompleteAnswerError()))
-
-        response.close = close_and_end  # type: ignore[method-assign]
+            counted: Any = self._counted_async if response.is_async else self._counted
+            response.streaming_content = counted(content, served)
+        response.close = _Closing(self, response, served)  # type: ignore[method-assign]
         return response
 
-    def _finish(self, response: HttpResponseBase) -> None:
+    def closed(self, response: HttpResponseBase) -> None:
+        """The server has closed the response."""
         if self._method == "HEAD" or response.status_code in (204, 304):  # servers leave its body out
             self.response_bytes = 0
             self._finished = True
@@ -147,24 +137,34 @@ class DjangoCall(HttpCall):
             self.response_bytes = len(cast(Any, response).content)
             self._finished = True
 
-    def _counted(self, parts: Iterator[bytes]) -> Iterator[bytes]:
-        with self._noting_errors():
+    def failed(self, error: BaseException) -> None:
+        """Closing it raised."""
+        self._error = error
+
+    def end_of_answer(self) -> BaseException | None:
+        """How the answer has ended, if not well."""
+        return self._error or (None if self._finished else IncompleteAnswerError())
+
+    def _counted(self, parts: Iterator[bytes], served: Served) -> Iterator[bytes]:
+        with self._noting_errors(served):
             for part in parts:
                 self.response_bytes += len(part)
                 yield part
 
-    async def _counted_async(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        with self._noting_errors():
+    async def _counted_async(self, parts: AsyncIterator[bytes], served: Served) -> AsyncIterator[bytes]:
+        with self._noting_errors(served):
             async for part in parts:
                 self.response_bytes += len(part)
                 yield part
 
     @contextmanager
-    def _noting_errors(self) -> Iterator[None]:
+    def _noting_errors(self, served: Served) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
-            self._error = error
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._error = error
+            served.answered(self.end_of_answer())
             raise
         self._finished = True
 
@@ -180,6 +180,30 @@ class DjangoCall(HttpCall):
     def status_of_error(self, error: Exception) -> int | None:
         """Django, a middleware or a handler of the service's own makes an answer of any exception."""
         return None
+
+
+class _Closing:
+    """A response's `close`, with which its call ends. Django's ASGI handler does not call it where sending the answer
+    has raised: then the call ends when nobody holds the response any more."""
+
+    def __init__(self, call: DjangoCall, response: HttpResponseBase, served: Served) -> None:
+        self._call = call
+        self._response = response
+        self._close = response.close
+        self._served = served
+
+    def __call__(self) -> None:
+        self._call.closed(self._response)
+        try:
+            self._close()
+        except BaseException as error:
+            self._call.failed(error)
+            raise
+        finally:
+            self._served.end(self._call.end_of_answer())
+
+    def __del__(self) -> None:
+        self._served.answered(self._call.end_of_answer())
 
 
 def route_template(request: HttpRequest) -> str | None:

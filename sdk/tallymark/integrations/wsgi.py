@@ -268,13 +268,21 @@ class _Answer:
             self._closed = True
             self._context.run(self._close)
 
+    def __del__(self) -> None:
+        # Middlewares around this one may take all of the answer and forget to close it.
+        if not self._closed:
+            self._environ.pop(CALL, None)
+            self._served.answered(self._how_it_ended())
+
+    def _how_it_ended(self) -> BaseException | None:
+        if self._error is None and not self._finished:
+            if not self._call.is_complete():
+                return IncompleteAnswerError()
+            self._call.finished()
+        return self._error
+
     def _close(self) -> None:
-        error = self._error
-        if error is None and not self._finished:
-            if self._call.is_complete():
-                self._call.finished()
-            else:
-                error = IncompleteAnswerError()
+        error = self._how_it_ended()
         try:
             close = getattr(self._body, "close", None)
             if close is not None:

@@ -85,6 +85,15 @@ async def forever(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(endless())
 
 
+async def breaks() -> AsyncIterator[bytes]:
+    yield b"y" * 100
+    raise ArithmeticError
+
+
+def breaking(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(breaks())
+
+
 def file(request: HttpRequest) -> FileResponse:
     return FileResponse(open(__file__, "rb"))  # noqa: PTH123
 
@@ -126,5 +135,6 @@ urlpatterns = [
     path("stream", stream),
     path("stream-async", stream_async),
     path("forever", forever),
+    path("breaking", breaking),
     path("file", file),
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import IncompleteRead
 from typing import Any
 
 import django
@@ -124,6 +127,38 @@ def test_a_client_that_goes_away(usage: Captured, kind: str) -> None:
         eventually(lambda: usage.total("requests") == 1)
     assert rows(usage, "requests") == {("acme", "GET", "/forever", 200, "IncompleteAnswerError"): 1}
     assert usage.total("egress") > read * 0.9
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Django's own
+@pytest.mark.parametrize("kind", ["asgi", "both-asgi"])
+def test_an_answer_that_breaks_off(usage: Captured, kind: str) -> None:
+    with django_serving(kind) as port:
+        with pytest.raises(IncompleteRead):
+            call(port, "/breaking", account="acme")
+        eventually(lambda: usage.total("requests") == 1)
+    assert rows(usage, "requests") == {("acme", "GET", "/breaking", 200, "ArithmeticError"): 1}
+    assert usage.total("egress") == 100
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Django's own
+async def test_an_answer_that_the_server_cannot_send(usage: Captured) -> None:
+    messages = [{"type": "http.request", "body": b""}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
+
+    async def send(message: Any) -> None:
+        raise ConnectionResetError
+
+    scope = {"type": "http", "method": "GET", "path": "/dispatched", "query_string": b""}
+    with pytest.raises(ConnectionResetError):
+        await get_asgi_application()({**scope, "headers": [(b"account", b"acme")]}, receive, send)
+    gc.collect()
+    assert rows(usage, "requests") == {("acme", "GET", "/dispatched", 200, "IncompleteAnswerError"): 1}
 
 
 def test_settings_may_be_the_objects_and_may_be_left_out(usage: Captured) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -195,6 +196,24 @@ def test_requests_leave_nothing_behind_on_their_thread(usage: Captured) -> None:
     assert current_identity().account is None
     assert list(answer) == [b"x"]
     assert rows(usage, "requests") == {("acme", "GET", None, 200, None): 1}
+
+
+def test_an_answer_that_nobody_closes(usage: Captured) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", TEXT)
+        yield b"three"
+        yield b"four"
+
+    def joining(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        return [b"".join(metered(application)(environ, start_response))]  # a middleware around it that is not careful
+
+    environ = {"REQUEST_METHOD": "GET", "HTTP_ACCOUNT": "acme", "wsgi.input": io.BytesIO()}
+    assert joining(environ, lambda *args: None) == [b"threefour"]
+    assert rows(usage, "requests") == {("acme", "GET", None, 200, None): 1}
+    assert usage.total("egress") == 9
+    next(metered(application)(environ, lambda *args: None))  # type: ignore[call-overload]
+    assert rows(usage, "requests")["acme", "GET", None, 200, "IncompleteAnswerError"] == 1
+    assert current_call.get() is None
 
 
 def test_the_length_of_an_answer_of_one_part_stays_known(usage: Captured) -> None:
