@@ -20,9 +20,9 @@ from starlette.routing import Route
 from werkzeug.test import Client
 
 import tallymark
+from tallymark.assembly import Runtime
 from tallymark.errors import SettingsError
 from tallymark.integrations.instrumentor import TallymarkInstrumentor
-from tallymark.assembly import Runtime
 from tests.sdk.fake_collector import FakeCollector
 
 PATCHED = [
