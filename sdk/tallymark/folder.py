@@ -35,7 +35,9 @@ DEAD_LETTER: Final = "dead-letter"
 SEGMENT: Final = ".segment"
 PARCEL: Final = ".otlp"
 ASIDE: Final = ".damaged"
-MAX_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 100
+"""Times that a folder is made anew, when others that look for dead processes' folders have taken the unfinished one.
+Each looks once: where many start together three were too few, and the process went on in memory."""
 
 MAX_DAMAGED_BYTES: Final = 256 * 2**20
 """Size of `damaged/`, beyond which files that cannot be read stay in their own folder, under another name."""

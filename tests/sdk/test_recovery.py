@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from decimal import Decimal
@@ -193,3 +194,20 @@ def test_who_lets_go_in_the_midst_of_a_recovery_keeps_that_folder_until_it_is_do
     assert not leaving.recovery._adopted, "the second one was not begun with"
     heir(place, collector)
     assert collector.totals() == {"m": 2}
+
+
+def test_a_folder_is_made_however_many_look_for_unfinished_ones(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes a folder before its maker has locked it makes the maker try again, not go on in memory."""
+    lock, taken = fcntl.flock, []
+
+    def taken_first(file: int, how: int) -> None:
+        if len(taken) < 20:
+            taken.append(file)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", taken_first)
+    made = Folder.create(place)
+    assert len(taken) == 20
+    assert folders_in(place)[-1] == made.path
+    assert Folder.adopt(made.path) is None, "it is locked"
