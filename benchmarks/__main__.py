@@ -1,14 +1,21 @@
-"""`python -m benchmarks [decorator] [ingest]`: the named benchmarks, or all, as tables."""
+"""`python -m benchmarks [decorator] [beside] [export] [ingest] [soak]`: the named benchmarks, or all, as tables."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 from rich.console import Console
 
-from benchmarks import decorator, ingest
+from benchmarks import beside, decorator, export, ingest, soak
 
-BENCHMARKS = {"decorator": decorator.tables, "ingest": ingest.tables}
+BENCHMARKS = {
+    "decorator": decorator.tables,
+    "beside": beside.tables,
+    "export": export.tables,
+    "ingest": ingest.tables,
+    "soak": soak.tables,
+}
 
 
 def main() -> int:
@@ -17,10 +24,13 @@ def main() -> int:
     if unknown := [name for name in wanted if name not in BENCHMARKS]:
         print(f"no benchmark named {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
+    if len(wanted) > 1:  # each in a process of its own: what one leaves in memory is not another's to collect
+        return max(
+            subprocess.run([sys.executable, "-m", "benchmarks", name], check=False).returncode for name in wanted
+        )
     console = Console(width=110)
-    for name in wanted:
-        for table in BENCHMARKS[name]():
-            console.print(table)
+    for table in BENCHMARKS[wanted[0]]():
+        console.print(table)
     return 0
 
 

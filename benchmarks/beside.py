@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter
 from rich.table import Table
 
 import tallymark
-from benchmarks.metered import metered
+from benchmarks.metered import ATTRIBUTES, metered
 from tallymark.integrations.asgi import UsageMiddleware
 
 ACCOUNTS: Final = 1000
@@ -26,12 +26,6 @@ CALLS: Final = 4_000
 ROUNDS: Final = 21
 THREADS: Final = 8
 REQUESTS: Final = 300
-
-ATTRIBUTES: Final = {
-    "http.request.method": "GET",
-    "http.route": "/items/{id}",
-    "http.response.status_code": 200,
-}
 
 Subject = Callable[[str], None]
 

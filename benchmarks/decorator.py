@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.metrics import MeterProvider
@@ -14,20 +12,14 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from rich.table import Table
 
 import tallymark
-from tallymark import measure, runtime
+from benchmarks.metered import ATTRIBUTES, metered
+from tallymark import measure
 from tallymark.calls import HttpCall
 from tallymark.integrations.serving import serving
-from tallymark.settings import Settings
 
 ACCOUNTS: Final = 1000
 CALLS: Final = 5_000
 ROUNDS: Final = 41
-
-ATTRIBUTES: Final = {
-    "http.request.method": "GET",
-    "http.route": "/items/{id}",
-    "http.response.status_code": 200,
-}
 
 Call = Callable[[str], None]
 
@@ -111,14 +103,14 @@ def tables() -> Iterator[Table]:
     adds: list[float] = []
     found = subjects()
     taken: dict[str, list[tuple[float, float, float]]] = {subject.name: [] for subject in found}
-    with _journal():
+    with metered():
         for _ in range(ROUNDS):
             adds.append(_per_call(count, names))
             for subject in found:
                 # The bare one on both sides of the decorated one: a machine that slows down slows all three.
                 before = _per_call(subject.bare, names)
-                metered = _per_call(subject.decorated, names)
-                taken[subject.name].append((adds[-1], (before + _per_call(subject.bare, names)) / 2, metered))
+                with_it = _per_call(subject.decorated, names)
+                taken[subject.name].append((adds[-1], (before + _per_call(subject.bare, names)) / 2, with_it))
     provider.shutdown()
     table = Table(title=f"What the decorator adds to a call ({ACCOUNTS} accounts x 5 attributes, {ROUNDS} rounds)")
     table.add_column("what")
@@ -131,16 +123,6 @@ def tables() -> Iterator[Table]:
         ratio = median((with_it - without) / add for add, without, with_it in rounds)
         table.add_row(name, f"{more:,.0f}", f"{ratio:.2f}")
     yield table
-
-
-@contextmanager
-def _journal() -> Iterator[None]:
-    """Usage goes to a journal on the disk, as in a service."""
-    own = runtime.Runtime(meters=runtime.current().meters)
-    with TemporaryDirectory() as folder, runtime.using(own):
-        own.configure(Settings(endpoint="http://127.0.0.1:9", interval_s=3600.0, state_dir=folder))
-        yield
-        own.shutdown(0)
 
 
 def _per_call(function: Call, names: list[str]) -> float:

@@ -18,7 +18,7 @@ from tallymark.integrations.asgi import UsageMiddleware
 
 RATE: Final = 10_000
 SECONDS: Final = int(os.environ.get("TALLYMARK_BENCH_SOAK_SECONDS", "60"))
-ACCOUNTS: Final = 10_000
+ACCOUNTS: Final = 4_999
 ROUTES: Final = 5
 INTERVAL_S: Final = 2.0
 REPORTS: Final = 12

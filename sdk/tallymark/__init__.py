@@ -21,12 +21,13 @@ process that is killed leaves its files in its `folder`, and the next one delive
 """
 
 import tallymark.baggage  # noqa: F401 - waits for configure()
+from tallymark.assembly import VERSION
 from tallymark.decorators import track_usage
 from tallymark.errors import DeclarationError, SettingsError, TallymarkError
 from tallymark.identity import identify
 from tallymark.inside import usage
 from tallymark.recording import record
-from tallymark.runtime import VERSION, configure, flush, shutdown
+from tallymark.runtime import configure, flush, shutdown
 
 __version__ = VERSION
 

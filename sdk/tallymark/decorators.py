@@ -80,7 +80,9 @@ class UsageTracker:
         called = _called(_countable(function))
         target = getattr(called, "__func__", called)
         tally = self.new_tally(function) if called is function else self._tally_of(target, function)
-        return cast(Callable[P, R], wrapped(function, called, tally))
+        counted = wrapped(function, called, tally)
+        _evaluate_annotations(counted, function)
+        return cast(Callable[P, R], counted)
 
     def new_tally(self, function: Callable[..., Any] | None = None) -> Tally:
         """One for each thing that is counted: calls of two of them, inside each other, are one."""
@@ -106,6 +108,17 @@ class UsageTracker:
                 "give a number or a measure of the request"
             )
         return self.new_tally()
+
+
+def _evaluate_annotations(counted: Callable[..., object], function: Callable[..., object]) -> None:
+    """Annotations that are texts (`from __future__ import annotations`) mean names of the function's module. FastAPI
+    up to 0.123 at least looks for them in the wrapper's, which is ours, and takes a body for a query parameter."""
+    try:
+        written = inspect.signature(function)
+        if any(isinstance(parameter.annotation, str) for parameter in written.parameters.values()):
+            counted.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    except Exception:  # noqa: S110 - a name that is not there yet, or a callable that does not tell: left as written
+        pass
 
 
 def _countable(function: object) -> Callable[..., object]:

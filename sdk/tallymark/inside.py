@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from tallymark import runtime
+from tallymark.assembly import Runtime
 from tallymark.dimensions import Value
 from tallymark.nesting import Running, current_running
 from tallymark.quantities import RefusedQuantityError, exact
 from tallymark.recording import checked_attributes
-from tallymark.runtime import Runtime
 
 
 class CurrentUsage:

@@ -31,16 +31,16 @@ class Running:
 
     __slots__ = ("added", "before", "live", "outer", "part_of", "tally")
 
-    def __init__(self, tally: Tally, before: Running | None) -> None:
+    def __init__(self, tally: Tally, before: Running | None, outer: Running | None) -> None:
         self.tally = tally
         self.before = before
         """What its context held before it began, or went on."""
-        self.outer = _first_live(before)
+        self.outer = outer
         """What it runs inside of, as far as that is looked for."""
         self.live = True
         self.part_of: Running | None = None
         """The call of the same meter that it began in."""
-        self.added = Added() if tally.measure is not None and tally.measure.is_inside else None
+        self.added = Added() if tally.is_inside else None
 
     @property
     def is_part(self) -> bool:
@@ -96,8 +96,10 @@ current_running: ContextVar[Running | None] = ContextVar("tallymark_running", de
 
 def enter(tally: Tally) -> Running:
     """A call begins: it is the innermost one from here on."""
-    running = Running(tally, current_running.get())
-    around = running.outer
+    around = before = current_running.get()
+    if around is not None and not around.live:
+        around = _first_live(around)
+    running = Running(tally, before, around)
     while around is not None:
         if around.tally is not tally and around.tally.meter is tally.meter and around.live and not around.is_part:
             running.part_of = around
@@ -112,12 +114,13 @@ def leave(running: Running) -> None:
     if not running.live:
         return
     running.live = False
+    before, running.before = running.before, None
     # Without those that have ended, or tasks that start each other would make an endless chain.
-    running.outer = _first_live(running.outer)
+    if running.outer is not None:
+        running.outer = _first_live(running.outer)
     # The end may come in another context than the begin, as that of the garbage collector.
     if current_running.get() is running:
-        current_running.set(_first_live(running.before))
-    running.before = None
+        current_running.set(before if before is None else _first_live(before))
 
 
 def suspend(running: Running) -> None:

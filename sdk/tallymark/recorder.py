@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -333,14 +333,13 @@ class Recorder:
 NO_DIMENSIONS: Final[Dimensions] = ()
 
 
-def totals_by_body(*contents: Contents) -> dict[bytes, Exact]:
+def totals_by_body(*contents: Contents) -> Mapping[bytes, Exact]:
     """The exact sum of each stream in some segments, by the body of its record."""
+    if len(contents) == 1 and list(contents[0].sums) == [0]:
+        return contents[0].sums[0]
     totals: dict[bytes, Exact] = {}
     for one in contents:
         for scale, sums in sorted(one.sums.items()):
-            if not scale and not totals:
-                totals.update(sums)
-                continue
             for body, units in sums.items():
                 amount = unscaled(units, scale)
                 totals[body] = add(totals[body], amount) if body in totals else amount

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from tallymark import runtime
+from tallymark.assembly import Runtime
 from tallymark.calls import current_call
 from tallymark.dimensions import Dimensions, Value, from_mapping, of_call
 from tallymark.errors import DeclarationError
 from tallymark.identity import current_identity
 from tallymark.meters import Meter
 from tallymark.quantities import Exact, RefusedQuantityError, exact
-from tallymark.runtime import Runtime
 from tallymark.streams import Series
 
 

@@ -1,248 +1,30 @@
-"""The process's one runtime, and the only module with global state.
-
-A `Runtime` holds what records and what sends. Before `configure()` usage is in memory; from then on it is in a folder
-on the disk (`tallymark.journal`), also after `shutdown()`. A forked child starts with nothing, and with its own folder
-at its first usage.
-"""
+"""The process's one runtime, and the only module with global state."""
 
 from __future__ import annotations
 
 import atexit
-import hashlib
-import importlib
-import importlib.metadata
-import json
 import os
-import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
 
-from opentelemetry.sdk.resources import Resource
-
-from tallymark import conventions
-from tallymark.batches import producer_record
-from tallymark.dead_letters import DeadLetters
-from tallymark.delivery import Delivery
-from tallymark.endpoint import Endpoint, endpoint_of
-from tallymark.errors import SettingsError
+from tallymark.assembly import VERSION, Runtime
 from tallymark.exporting import UsageExporter
-from tallymark.folder import HAS_LOCKS
-from tallymark.journal import Journal
-from tallymark.merging import Merger
 from tallymark.meters import Meters
-from tallymark.mirror import Instruments, Mirror
-from tallymark.outbox import Outbox
-from tallymark.packing import Packer
-from tallymark.quantities import Exact, add
-from tallymark.recorder import Recorder
-from tallymark.recovery import Recovery
-from tallymark.reporting import Reporter
-from tallymark.resource import make_resource, of_forked_child
-from tallymark.sending import Client, GrpcClient
-from tallymark.settings import Baggage, MirrorSetting, Settings, default_state_dir, disabled_by, make_settings
-from tallymark.spans import SpanEvidence
-from tallymark.streams import SeriesCache
+from tallymark.mirror import Instruments
+from tallymark.settings import Baggage, MirrorSetting, Settings, make_settings
 
-VERSION: Final = importlib.metadata.version("tallymark")
-
-
-class Runtime:
-    """Everything that one process meters with. Other modules are given it, or ask `current()`."""
-
-    def __init__(self, meters: Meters | None = None) -> None:
-        self.meters = meters or Meters()
-        self.settings: Settings | None = None
-        self.enabled = not disabled_by()
-        self.resource: Resource | None = None
-        self._new_parts()
-
-    def _new_parts(self) -> None:
-        self.series = SeriesCache()
-        self.reporter = Reporter()
-        self.outbox = Outbox()
-        self.letters = DeadLetters(self.reporter)
-        self.packer = Packer(self.outbox, self.reporter)
-        self.journal = Journal(self.outbox, self.packer, self.reporter)
-        self.merger = Merger(self.outbox, self.reporter)
-        self.recovery = Recovery(self.outbox, self.packer, self.merger, self.reporter)
-        self.recorder = Recorder(
-            time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
-        )
-        self.evidence = SpanEvidence(self.recorder)
-        self.mirror: Mirror = Mirror(self.recorder, _instruments, self.reporter)
-        self.exporter: UsageExporter | None = None
-        self._lock = threading.Lock()
-
-    def configure(self, settings: Settings) -> None:
-        """Start sending. Raises SettingsError when other settings are in force."""
-        with self._lock:
-            if self.settings is not None:
-                if self.settings != settings:
-                    raise SettingsError(
-                        f"already configured with {self.settings}; call tallymark.shutdown() before {settings}"
-                    )
-                return
-            if not settings.disabled:
-                _refuse_subinterpreter()
-                _import_grpc()
-                self.resource = make_resource(dict(settings.resource))
-                self._show(settings)
-                self._open(settings, self.resource)
-            self.settings = settings
-            self.enabled = not settings.disabled
-            if self.exporter is None:
-                return
-            if self.recorder or len(self.outbox):
-                self.exporter.start()
-            elif self.recovery.is_needed(self.letters.place, self.journal.where()):
-                self.exporter.start(recover=False)
-            if self.letters.place is not None:
-                self.recovery.tell_of_other_credentials(self.letters.place)
-
-    def flush(self, timeout_s: float) -> bool:
-        """True when everything recorded before the call is acknowledged."""
-        if not self.enabled:
-            return True
-        if self.exporter is None:
-            return not self.recorder and not len(self.outbox)
-        return self.exporter.flush(timeout_s)
-
-    def shutdown(self, timeout_s: float | None) -> bool:
-        """Flush and stop sending; what could not be delivered stays for a later `configure()`."""
-        with self._lock:
-            exporter, settings = self.exporter, self.settings
-            self.exporter = self.settings = None
-        if exporter is None or settings is None:
-            return self.flush(0)
-        delivered = exporter.shutdown(settings.shutdown_timeout_s if timeout_s is None else timeout_s)
-        self.recovery.release()
-        self.journal.close(self.recorder)
-        return delivered
-
-    def undelivered(self) -> dict[str, Exact]:
-        """Quantity by meter that no collector has acknowledged."""
-        amounts: dict[str, Exact] = {}
-        found = [batch.amounts for batch in self.outbox.batches()]
-        waiting: dict[str, Exact] = {}
-        for stream, amount in self.recorder.sums().items():
-            waiting[stream.meter] = add(waiting.get(stream.meter, 0), amount)
-        for some in (*found, self.journal.unconverted(), waiting):
-            for meter, amount in some.items():
-                amounts[meter] = add(amounts.get(meter, 0), amount)
-        return {meter: amount for meter, amount in amounts.items() if amount}
-
-    def stats(self) -> dict[str, int]:
-        """What went other ways than it should, since the process began; all 0 where all is well, but for the last.
-
-        `in_memory`: times that the disk did not take usage, which was kept in memory. `rejected_points`: points in
-        dead-letter files. `held_back`: times that a refused request found these full, and stayed in the outbox.
-        `refused`: recordings whose quantity could not be counted. `not_billed`: calls that their meter's `billable` did
-        not bill.
-        """
-        return {
-            "in_memory": self.packer.in_memory + self.recorder.spilled,
-            "rejected_points": self.letters.points,
-            "held_back": self.letters.held_back,
-            "refused": sum(self.recorder.refused().values()),
-            "not_billed": sum(self.recorder.not_billed().values()),
-        }
-
-    def start_over_in_child(self) -> None:
-        """After a fork: drop what the parent counted and will send, with every lock that it may have held."""
-        self.recorder.close_inherited()
-        self.journal.close_inherited()
-        self.recovery.close_inherited()
-        # The parent's gRPC channel must not be closed, or collected, by a process that has none of its threads.
-        _inherited.append((self.exporter, self.outbox, self.recorder, self.journal))
-        self.meters.new_lock()
-        self._new_parts()
-        if self.resource is not None:
-            self.resource = of_forked_child(self.resource)
-            if self.settings is not None and self.enabled:
-                self._show(self.settings)
-                self._open(self.settings, self.resource)
-
-    def _show(self, settings: Settings) -> None:
-        if settings.mirrors:
-            self.mirror.open(settings.mirrors_accounts, self.meters.declared())
-        else:
-            self.mirror.close()
-
-    def _open(self, settings: Settings, resource: Resource) -> None:
-        endpoint = endpoint_of(settings)
-        place = Path(settings.state_dir or default_state_dir()) / service_key(resource, endpoint)
-        producer = producer_record(resource, conventions.SCOPE_NAME, VERSION)
-        self.letters.place = place if HAS_LOCKS else None
-        self.exporter = UsageExporter(
-            self.recorder,
-            self.outbox,
-            self.journal,
-            self.recovery,
-            self.merger,
-            Delivery(self.outbox, self.letters, self.reporter, lambda: _connect(endpoint)),
-            place=place,
-            interval_s=settings.interval_s,
-            reporter=self.reporter,
-        )
-        self.journal.open(place, producer, int(settings.interval_s * 1e9), self.recorder)
-
-    def _on_first_usage(self) -> None:
-        exporter = self.exporter
-        if exporter is not None:
-            exporter.start()
-        elif self.settings is None:
-            self.reporter.warning(
-                "unconfigured", "usage is recorded but tallymark.configure() has not been called: it is kept until then"
-            )
-
-
-def service_key(resource: Resource, endpoint: Endpoint) -> str:
-    """The name of the folder that one service's processes share, for as long as they send to one place with one
-    credential: usage never goes out under another one, which may be another tenant's."""
-    names = [
-        str(resource.attributes.get(name, "")) for name in (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME)
-    ]
-    identifying = [*names, endpoint.url, endpoint.headers, endpoint.client_certificate]
-    readable = re.sub(r"[^A-Za-z0-9_.]+", "_", ".".join(filter(None, names)))[:80].lstrip(".")
-    return f"{readable or 'service'}-{hashlib.sha256(json.dumps(identifying).encode()).hexdigest()[:16]}"
-
-
-def _refuse_subinterpreter() -> None:
-    """The end of a subinterpreter does not wait for threads: up to Python 3.12 it would end the whole process, and
-    gRPC cannot be loaded into an isolated one."""
-    for name in ("_interpreters", "_xxsubinterpreters"):
-        try:
-            interpreters = importlib.import_module(name)
-        except ImportError:
-            continue
-        if interpreters.get_current() != interpreters.get_main():
-            raise SettingsError(
-                "tallymark cannot be configured in a subinterpreter: run the service in the main one "
-                "(in mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
-            )
-        return
-
-
-def _import_grpc() -> None:
-    """In `configure()`, not in the sender's thread, because a child forked during that import could never finish it,
-    and an interpreter that is ending may not begin it."""
-    import grpc  # noqa: F401
-
-
-def _connect(endpoint: Endpoint) -> Client:
-    return GrpcClient(endpoint, VERSION)
-
-
-_inherited: list[object] = []
-_instruments = Instruments(lambda: active.mirror, VERSION)
+instruments = Instruments(lambda: active.mirror, VERSION)
 _held: dict[int, list[UsageExporter]] = {}
 """By thread that is forking: exporters that send nothing in the meantime."""
 
-_runtimes: list[Runtime] = [Runtime()]
+
+def new_runtime(meters: Meters | None = None) -> Runtime:
+    """A runtime of its own, for tests and `tallymark.testing`: see `using`."""
+    return Runtime(instruments, meters)
+
+
+_runtimes: list[Runtime] = [new_runtime()]
 active: Runtime = _runtimes[0]
 """The runtime that usage goes to. Read as `runtime.active` where a call would cost too much, else by `current()`."""
 
@@ -357,7 +139,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    _instruments.after_fork()
+    instruments.after_fork()
     _held.clear()
     for runtime in _runtimes:
         runtime.start_over_in_child()

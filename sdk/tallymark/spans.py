@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
+from opentelemetry.context import get_current
 
 from tallymark import conventions
 from tallymark.meters import Meter
@@ -40,6 +41,8 @@ class SpanEvidence:
 
     def add_to_current_span(self, meter: Meter, identity: Identity, quantity: Exact) -> None:
         """Add to `tallymark.meter.<meter>` of the current span, if it is being recorded."""
+        if not get_current():  # nothing at all is in OpenTelemetry's context: the usual case without tracing
+            return
         span = trace.get_current_span()
         if span.is_recording():
             with self._lock:

@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import Any, Final
 
 from tallymark import runtime
+from tallymark.assembly import Runtime
 from tallymark.calls import NO_ARGUMENTS, Call, current_call
 from tallymark.dimensions import Dimensions, from_mapping, of_call
 from tallymark.errors import DeclarationError, checked_function
@@ -17,7 +18,6 @@ from tallymark.meters import Meter
 from tallymark.nesting import Running, enter, leave
 from tallymark.quantities import Exact, RefusedQuantityError, exact
 from tallymark.recording import checked_attributes, count
-from tallymark.runtime import Runtime
 from tallymark.streams import Series
 from tallymark.tracked import Arguments, TrackedCall
 
@@ -43,6 +43,7 @@ class Tally:
         "_own",
         "_quantity_of",
         "_remembered",
+        "is_inside",
         "measure",
         "meter",
         "needs_call",
@@ -86,6 +87,7 @@ class Tally:
         elif attributes is not None:
             raise DeclarationError(f"{where}: attributes must be a mapping or a function of the result")
         self._billable = None if billable is None else checked_function(f"{where}: billable", billable)
+        self.is_inside = self.measure is not None and self.measure.is_inside
         self.of_function = function is not None
         # What a partial brings along belongs to the arguments of the function inside.
         self._bound: functools.partial[Any] | None = None
@@ -128,7 +130,7 @@ class Tally:
         """A call begins. `end` must follow, also where it turns out to be part of another call of its meter."""
         if self._bound is not None:
             args, kwargs = (*self._bound.args, *args), {**self._bound.keywords, **kwargs}
-        looked_for = self.meter.uses > 1 or (self.measure is not None and self.measure.is_inside)
+        looked_for = self.meter.uses > 1 or self.is_inside
         tracked = TrackedCall(self, args, kwargs, enter(self) if looked_for else None)
         if self._first is not None:
             try:

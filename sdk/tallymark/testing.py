@@ -22,10 +22,10 @@ from decimal import Decimal
 from typing import Final
 
 from tallymark import conventions, runtime
+from tallymark.assembly import Runtime
 from tallymark.dimensions import Value
 from tallymark.identity import Identity, current_identity, identify
 from tallymark.quantities import Exact, add, exact
-from tallymark.runtime import Runtime
 from tallymark.settings import Settings
 from tallymark.streams import attributes_of
 
@@ -236,7 +236,7 @@ def capture_usage() -> Iterator[Captured]:
     forked children is not seen.
     """
     before = runtime.current()
-    capturing = _Capturing(meters=before.meters)
+    capturing = _Capturing(runtime.instruments, before.meters)
     capturing.settings = before.settings
     capturing.enabled = True
     capturing.reporter.silence("unconfigured")

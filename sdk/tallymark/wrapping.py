@@ -21,7 +21,8 @@ from opentelemetry.context import get_current
 from tallymark import runtime
 from tallymark.calls import current_call
 from tallymark.identity import current_held
-from tallymark.nesting import enter, resume, suspend
+from tallymark.nesting import enter, leave, resume, suspend
+from tallymark.streams import Series
 from tallymark.tallies import Tally
 from tallymark.tracked import TrackedCall
 
@@ -41,7 +42,8 @@ def wrapped(function: Callable[..., Any], called: Callable[..., Any], tally: Tal
     if inspect.isgeneratorfunction(called):
         return functools.wraps(function)(_like(called, _generator(function, tally, tally.begin)))
     if inspect.iscoroutinefunction(called):
-        return functools.wraps(function)(_coroutine(function, tally, tally.begin))
+        in_full = _coroutine(function, tally, tally.begin)
+        return functools.wraps(function)(in_full if tally.plain is None else _plain_coroutine(function, tally, in_full))
     if tally.needs_call:
         return _function(function, tally)
     return _nested(function, tally) if tally.plain is None else _plain(function, tally)
@@ -64,6 +66,7 @@ def _plain(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
             raise
         if type(result) in FOLLOWED:
             return cast(R, _follow(tally, tally.begin(args, kwargs), result))
+        # As `_add` does, without the cost of calling it.
         into = runtime.active
         if current_call.get() is not None or not into.enabled:
             tally.ended_plainly(result, None, kwargs)
@@ -80,8 +83,50 @@ def _plain(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
     return counted
 
 
+def _plain_coroutine(
+    function: Callable[..., Awaitable[Any]], tally: Tally, in_full: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The same for coroutine functions."""
+    meter, series = tally.meter, tally.plain
+    assert series is not None
+
+    async def counted(*args: object, **kwargs: object) -> object:
+        if meter.uses > 1:
+            return await in_full(*args, **kwargs)
+        begun = copy_context()
+        try:
+            result = await function(*args, **kwargs)
+        except GeneratorExit as error:
+            tally.end_in(begun, TrackedCall(tally, args, kwargs), error)
+            raise
+        except BaseException as error:  # a cancelled call was made too
+            tally.ended_plainly(None, error, kwargs)
+            raise
+        if type(result) in FOLLOWED:
+            return _follow(tally, tally.begin(args, kwargs), result)
+        _add(tally, series, result, kwargs)
+        return result
+
+    return counted
+
+
+def _add(tally: Tally, series: Series, result: object, kwargs: Mapping[str, object]) -> None:
+    into = runtime.active
+    if current_call.get() is not None or not into.enabled:
+        tally.ended_plainly(result, None, kwargs)
+        return
+    try:
+        identity = current_held.get().identity
+        into.recorder.add((series, identity.account, identity.plan), tally.quantity)
+        if get_current():
+            into.evidence.add_to_current_span(tally.meter, identity, tally.quantity)
+    except Exception as error:
+        tally.report(into, "usage could not be recorded, or not on the span", error)
+
+
 def _nested(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
     """For numbers with fixed attributes, whose calls may be inside each other."""
+    series = tally.plain
 
     @functools.wraps(function)
     def counted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -93,7 +138,12 @@ def _nested(function: Callable[P, R], tally: Tally) -> Callable[P, R]:
             raise
         if type(result) in FOLLOWED:
             return cast(R, _follow(tally, TrackedCall(tally, args, kwargs, running), result))
-        tally.end_plainly(running, result, None, kwargs)
+        if series is None:
+            tally.end_plainly(running, result, None, kwargs)
+            return result
+        leave(running)
+        if not running.is_part:
+            _add(tally, series, result, kwargs)
         return result
 
     return counted

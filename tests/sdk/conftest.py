@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 
 from tallymark import runtime
-from tallymark.runtime import Runtime
+from tallymark.assembly import Runtime
 from tallymark.settings import Settings
 from tests.sdk.fake_collector import FakeCollector
 
@@ -50,7 +50,7 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fresh() -> Iterator[Runtime]:
     """The whole process's usage goes to a runtime of this test alone."""
-    with runtime.using(Runtime()) as own:
+    with runtime.using(runtime.new_runtime()) as own:
         yield own
         own.shutdown(0.2)
 

@@ -24,12 +24,13 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tallymark import configure, identify
+from tallymark.assembly import Runtime
 from tallymark.baggage import IdentityPropagator, adopt
 from tallymark.calls import Call
 from tallymark.dimensions import is_text
 from tallymark.identity import NOBODY, Identity, current_identity
 from tallymark.integrations.serving import serving
-from tallymark.runtime import Runtime, using
+from tallymark.runtime import new_runtime, using
 from tallymark.settings import Settings
 from tests.sdk.fake_collector import FakeCollector
 
@@ -46,7 +47,7 @@ def own_propagator() -> Iterator[None]:
 @pytest.fixture
 def carrying() -> Iterator[Callable[..., None]]:
     """Whether this process sends and accepts, without delivering anything."""
-    own = Runtime()
+    own = new_runtime()
     with using(own):
 
         def switch(sends: bool = False, accepts: bool = False) -> None:
@@ -171,7 +172,7 @@ names = st.text(min_size=1, max_size=255).filter(is_text)
 
 @given(account=names, plan=st.none() | names)
 def test_any_name_arrives_as_it_is_or_not_at_all(account: str, plan: str | None) -> None:
-    with using(Runtime()) as own, identify(account=account, plan=plan):
+    with using(new_runtime()) as own, identify(account=account, plan=plan):
         own.settings = Settings(sends_baggage=True, accepts_baggage=True)
         carrier: dict[str, str] = {}
         IdentityPropagator(W3CBaggagePropagator()).inject(carrier, Context())

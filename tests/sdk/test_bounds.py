@@ -11,10 +11,10 @@ import grpc
 import pytest
 
 from tallymark import dead_letters, flush, folder, identify, record
+from tallymark.assembly import Runtime
 from tallymark.dead_letters import DeadLetters, DeadLettersFullError
 from tallymark.folder import Folder
 from tallymark.reporting import Reporter
-from tallymark.runtime import Runtime
 from tallymark.testing import delivery_stats
 from tests.sdk.dying_process import NOW, SECOND, Process, Stored, heir
 from tests.sdk.test_damaged_files import damage

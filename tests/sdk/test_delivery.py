@@ -21,8 +21,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 
 from tallymark import flush, identify, record
+from tallymark.assembly import Runtime
 from tallymark.endpoint import endpoint_of
-from tallymark.runtime import Runtime
 from tallymark.sending import RETRY_INFO, STATUS_DETAILS, retry_delay
 from tallymark.settings import Settings
 from tallymark.testing import delivery_stats

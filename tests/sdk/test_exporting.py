@@ -14,6 +14,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 
 from tallymark import configure, flush, identify, record, shutdown
+from tallymark.assembly import Runtime
 from tallymark.batches import producer_record
 from tallymark.dead_letters import DeadLetters
 from tallymark.delivery import Delivery
@@ -29,7 +30,6 @@ from tallymark.recorder import Recorder
 from tallymark.recovery import Recovery
 from tallymark.reporting import Reporter
 from tallymark.resource import make_resource, of_forked_child
-from tallymark.runtime import Runtime
 from tallymark.sending import Answer, Verdict
 from tallymark.streams import Series
 

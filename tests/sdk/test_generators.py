@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallymark import identify, track_usage
+from tallymark.assembly import Runtime
 from tallymark.integrations.serving import serving
-from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage
 from tests.sdk.handlers import HTTP, Get, errors, only
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tallymark import identify
-from tallymark.runtime import Runtime
+from tallymark.assembly import Runtime
 from tallymark.testing import capture_usage
 
 PAGE = Path(__file__).parents[2] / "docs" / "handlers.md"

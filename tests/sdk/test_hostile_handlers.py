@@ -10,9 +10,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from tallymark import identify, record, track_usage
+from tallymark.assembly import Runtime
 from tallymark.calls import HttpCall
 from tallymark.integrations.serving import serving
-from tallymark.runtime import Runtime, using
+from tallymark.runtime import new_runtime, using
 from tallymark.testing import capture_usage
 from tests.sdk.handlers import Get
 
@@ -113,7 +114,7 @@ async def test_a_broken_recorder_breaks_no_handler(fresh: Runtime, caplog: pytes
     def fails() -> None:
         raise KeyError
 
-    broken = Runtime(meters=fresh.meters)
+    broken = new_runtime(meters=fresh.meters)
     broken.recorder = Broken()  # type: ignore[assignment]
     with using(broken):
         assert await handler(7) == 7

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallymark import identify, track_usage, usage
+from tallymark.assembly import Runtime
 from tallymark.measure import inside
 from tallymark.nesting import MAX_AMOUNTS, Added
-from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tallymark import flush, identify, record
-from tallymark.runtime import Runtime
+from tallymark.assembly import Runtime
 from tests.delivery.test_sdk_killed import LAST
 from tests.sdk.fake_collector import FakeCollector
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 
 from tallymark import identify, measure, track_usage, tracked
+from tallymark.assembly import Runtime
 from tallymark.calls import MAX_WAITING
 from tallymark.errors import DeclarationError
 from tallymark.integrations.serving import Requests, serving
-from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage, delivery_stats
 from tests.sdk.handlers import Get, HTTPError, errors
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from decimal import Decimal
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tallymark import parcels
-from tallymark.folder import PARCEL
 from tallymark.merging import MAX_TOGETHER
 from tallymark.outbox import Outbox
 from tallymark.sums import Sums
 from tests.sdk.dying_process import NOW, SECOND, Killed, Process, Stored, at_step, heir
-
-TENTHS = Decimal("0.1")
+from tests.sdk.full_outbox import check_intervals, cuts, files
 
 
 @pytest.fixture
@@ -29,31 +25,6 @@ def collector() -> Stored:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "state" / "service"
-
-
-def files(place: Path, kind: str = PARCEL) -> list[Path]:
-    return sorted(path for path in place.rglob(f"*{kind}"))
-
-
-def bytes_of(place: Path) -> int:
-    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-
-
-def cuts(process: Process, count: int, accounts: int = 3) -> None:
-    for _ in range(count):
-        for n in range(accounts):
-            process.add(TENTHS, f"account-{n}")
-        process.cut()
-
-
-def check_intervals(collector: Stored) -> None:
-    """No two points of a stream overlap."""
-    of_stream = defaultdict(list)
-    for producer, meter, unit, attributes, start, end in collector.points():
-        of_stream[producer, meter, unit, attributes].append((start, end))
-    for intervals in of_stream.values():
-        for (_, end), (start, _) in pairwise(sorted(intervals)):
-            assert end <= start
 
 
 STEPS: list[tuple[Any, str]] = [

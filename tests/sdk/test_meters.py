@@ -3,9 +3,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tallymark import track_usage
+from tallymark.assembly import Runtime
 from tallymark.errors import DeclarationError, TallymarkError
 from tallymark.meters import Meter, Meters
-from tallymark.runtime import Runtime
 
 
 @pytest.mark.parametrize("name", ["a", "api.requests", "Images-v2/large_1", "a" * 255])

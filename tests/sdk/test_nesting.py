@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallymark import identify, track_usage, usage
+from tallymark.assembly import Runtime
 from tallymark.errors import DeclarationError
 from tallymark.integrations.serving import Requests, serving
 from tallymark.measure import inside
 from tallymark.nesting import current_running
-from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage
 from tests.sdk.handlers import Get, errors
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
 
 from tallymark import identify, record, track_usage
+from tallymark.assembly import Runtime
 from tallymark.recorder import total_of
-from tallymark.runtime import Runtime
 from tallymark.testing import capture_usage
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tallymark import identify, track_usage
+from tallymark.assembly import Runtime
 from tallymark.measure import tokens
-from tallymark.runtime import Runtime
 from tallymark.testing import Captured, capture_usage
 
 

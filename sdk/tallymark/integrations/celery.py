@@ -41,7 +41,7 @@ def meter_tasks(
     track: Iterable[UsageTracker] = (),
     carry_identity: bool = False,
 ) -> None:
-    """Meters the tasks of `app`, once.
+    """Meters the tasks of `app`. Again for the same application: nothing happens.
 
     `identify`, if given, is called with the task (`task.name`, `task.request.args`, `.kwargs`) when a run begins, and
     returns whom it is for: an `Identity`, a mapping with any of account, user and plan, or None when that is not known
@@ -56,9 +56,10 @@ def meter_tasks(
     A process of a prefork pool that ends in order delivers what it has left; what it cannot deliver waits on the disk.
     """
     metered = _MeteredTasks(app, identify, track, carry_identity)
-    # Strong references: nobody else keeps the methods.
-    signals.task_prerun.connect(metered.begin, weak=False)
-    signals.task_postrun.connect(metered.end, weak=False)
+    # Strong references: nobody else keeps the methods. Celery 5.4 tells methods of two objects apart by this
+    # uid alone.
+    signals.task_prerun.connect(metered.begin, weak=False, dispatch_uid=f"tallymark.{id(app)}")
+    signals.task_postrun.connect(metered.end, weak=False, dispatch_uid=f"tallymark.{id(app)}")
     signals.worker_process_shutdown.connect(_deliver, weak=False)
     if carry_identity:
         signals.before_task_publish.connect(_carry, weak=False)

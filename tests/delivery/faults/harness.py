@@ -264,9 +264,9 @@ def unproved(collector: FakeCollector, must_be_closed: bool) -> list[str]:
     for (producer, meter, *_), value in collector.points().items():
         counted[producer, meter] = EXACT.add(counted.get((producer, meter), Decimal(0)), value)
     problems = [
-        f"{meter} of producer {producer}: {counted.get((producer, meter))} stored, told of {told.get((producer, meter))}"
-        for producer, meter in sorted({*told, *counted})
-        if told.get((producer, meter)) != counted.get((producer, meter))
+        f"{key[1]} of producer {key[0]}: {counted.get(key)} stored, told of {told.get(key)}"
+        for key in sorted({*told, *counted})
+        if told.get(key) != counted.get(key)
     ]
     closed = collector.closed()
     for producer, since in sorted({(producer, since) for producer, _, since in last}):

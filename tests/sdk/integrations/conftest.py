@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tallymark.runtime import Runtime
+from tallymark.assembly import Runtime
 from tallymark.testing import Captured, capture_usage
 
 

@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route
 
 from tallymark import identify, record, track_usage
+from tallymark.assembly import Runtime
 from tallymark.identity import current_identity
-from tallymark.integrations.asgi import UsageMiddleware
-from tallymark.runtime import Runtime
+from tallymark.integrations.asgi import CALL, UsageMiddleware
 from tallymark.testing import Captured
 from tests.sdk.integrations.clients import ask, by_header, rows
 
@@ -249,3 +249,15 @@ def test_the_documented_api_keeps_its_schema(fresh: Runtime) -> None:
     plain.get("/{item}")(handler)
     metered.get("/{item}")(track_usage("calls")(handler))
     assert plain.openapi() == metered.openapi()
+
+
+async def test_a_scope_keeps_no_call_behind(usage: Captured) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert CALL in scope
+        raise ZeroDivisionError
+
+    scope = {"type": "http", "method": "GET", "headers": []}
+    with pytest.raises(ZeroDivisionError):
+        await UsageMiddleware(app, track=[track_usage("requests")])(scope, None, None)  # type: ignore[arg-type]
+    assert CALL not in scope
+    assert rows(usage) == {(None, "GET", None, 500, "ZeroDivisionError"): 1}

@@ -25,7 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tallymark import identify, measure, record, track_usage
-from tallymark.integrations.asgi import CALL, UsageMiddleware
+from tallymark.integrations.asgi import UsageMiddleware
 from tallymark.testing import Captured
 from tests.sdk.integrations.clients import ask, by_header, call, eventually, leave_midway, rows, uvicorn_serving
 
@@ -130,7 +130,7 @@ def test_each_request_is_counted_as_it_was_answered(usage: Captured) -> None:
             received += answer.size
             sent += answer.sent
             seen[("acme", method, route, answer.status)] += 1
-    assert received > 10_000
+    assert received > 4_000
     assert usage.total("egress", account="acme") == usage.total("egress") == received
     assert usage.total("ingress", account="acme") == usage.total("ingress") == sent
     counted = rows(usage, "requests")
@@ -370,18 +370,6 @@ def test_an_application_that_does_not_answer(usage: Captured) -> None:
         (None, "GET", None, 500, "500"): 1,
         (None, "GET", None, 200, "IncompleteAnswerError"): 1,
     }
-
-
-async def test_a_scope_keeps_no_call_behind(usage: Captured) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert CALL in scope
-        raise ZeroDivisionError
-
-    scope = {"type": "http", "method": "GET", "headers": []}
-    with pytest.raises(ZeroDivisionError):
-        await metered(app)(scope, None, None)  # type: ignore[arg-type]
-    assert CALL not in scope
-    assert rows(usage, "requests") == {(None, "GET", None, 500, "ZeroDivisionError"): 1}
 
 
 async def test_a_file_that_the_server_sends_by_itself(usage: Captured, tmp_path: Any) -> None:

@@ -14,12 +14,12 @@ from django.conf import settings as django_settings
 from django.test import RequestFactory
 
 from tallymark import runtime
+from tallymark.assembly import Runtime
 from tallymark.identity import current_identity
 from tallymark.integrations.django import DjangoCall
 from tallymark.integrations.grpc import UsageInterceptor
 from tallymark.integrations.serving import Requests
 from tallymark.integrations.wsgi import UsageMiddleware
-from tallymark.runtime import Runtime
 
 ENTRY = "tallymark.account.id=acme,tallymark.plan=pro"
 

@@ -214,6 +214,7 @@ def test_eager_tasks_are_as_a_worker_would_run_them(usage: Captured, carry: bool
 def test_the_resolver_has_the_last_word_and_other_applications_are_left_alone(usage: Captured) -> None:
     successes = track_usage("successes", billable=lambda call: call.error is None)
     app = eager(identify=lambda task: task.request.kwargs, track=[successes], carry_identity=True)
+    meter_tasks(app, track=[successes])  # nothing more
     other = Celery("other", broker="memory://", set_as_current=False)
     other.conf.task_always_eager = True
 
