@@ -176,8 +176,10 @@ class Journal:
 
     def close(self, recorder: Recorder) -> None:
         """Removes the folder if nothing is left in it; the next usage, if any comes, makes another one. Otherwise all
-        stays as it is, for this process or the next one."""
+        stays as it is, for this process or the next one, also where there was no time to note the end."""
         if self._folder is None or self._frozen or self._outbox.batches():
+            return
+        if self._totals.get(self._producer) != self._closed.get(self._producer):
             return
         if self._let_go(recorder):
             folder, self._folder = self._folder, None

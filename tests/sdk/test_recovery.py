@@ -122,6 +122,8 @@ def test_living_processes_are_left_alone_and_of_many_heirs_one_gets_it(place: Pa
     alive.cut()
     alive.deliver(collector)
     assert collector.totals() == {"m": 201}
+    assert alive.journal.note_end(alive.recorder)
+    alive.deliver(collector)
     alive.journal.close(alive.recorder)
     assert folders_in(place) == []
 

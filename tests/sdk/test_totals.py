@@ -138,6 +138,18 @@ def test_a_process_that_records_nothing_notes_nothing(place: Path) -> None:
     assert not process.journal.note_end(process.recorder)
 
 
+def test_an_end_that_there_was_no_time_to_note_is_noted_by_an_heir(place: Path, collector: Stored) -> None:
+    process = Process(place)
+    process.add(5)
+    process.cut()
+    process.deliver(collector)  # after the shutdown had given up waiting for it
+    process.journal.close(process.recorder)
+    process.die()
+    heir(place, collector)
+    assert collector.closed() == {("i", NOW): NOW + SECOND}
+    assert finals(collector) == {("i", "m"): 5}
+
+
 def test_usage_after_the_end_counts_on_and_is_closed_again(place: Path, collector: Stored) -> None:
     process = Process(place)
     process.add(5)

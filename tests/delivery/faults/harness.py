@@ -140,6 +140,8 @@ class Run:
                 self._live(life)
             self._recover()
             self._reckon(stored_by_fake(collector, self.name) if collector else stored_by_real(self.dsn, self.name))
+            if collector:
+                self.result.problems += unproved(collector, must_be_closed="full disk" not in self.planned.kinds)
         self.result.processes = len(self.tally.pids()) + 1
         self.result.seen = self.wire.seen + told_of(self.folder / "log")
         return self.result
@@ -247,6 +249,31 @@ def stored_by_fake(collector: FakeCollector, name: str) -> Totals:
             key = int(account.removeprefix(f"{name}-")), meter
             found[key] = EXACT.add(found.get(key, Decimal(0)), value)
     return found
+
+
+def unproved(collector: FakeCollector, must_be_closed: bool) -> list[str]:
+    """Where what is stored is not what producers say that they have recorded, or one is not said to have ended: where
+    a disk was full its end may not be known."""
+    last: dict[tuple[str, str, int], tuple[int, Decimal]] = {}
+    for (producer, meter, _, since, at), total in collector.control().items():
+        last[producer, meter, since] = max(last.get((producer, meter, since), (0, Decimal(0))), (at, total))
+    told: dict[tuple[str, str], Decimal] = {}
+    for (producer, meter, _), (_, total) in last.items():
+        told[producer, meter] = EXACT.add(told.get((producer, meter), Decimal(0)), total)
+    counted: dict[tuple[str, str], Decimal] = {}
+    for (producer, meter, *_), value in collector.points().items():
+        counted[producer, meter] = EXACT.add(counted.get((producer, meter), Decimal(0)), value)
+    problems = [
+        f"{key[1]} of producer {key[0]}: {counted.get(key)} stored, told of {told.get(key)}"
+        for key in sorted({*told, *counted})
+        if told.get(key) != counted.get(key)
+    ]
+    closed = collector.closed()
+    for producer, since in sorted({(producer, since) for producer, _, since in last}):
+        end = max(at for (one, _, began), (at, _) in last.items() if (one, began) == (producer, since))
+        if must_be_closed and closed.get((producer, since), 0) < end:
+            problems.append(f"producer {producer}: the run since {since} is not closed at {end}")
+    return problems
 
 
 def stored_by_real(dsn: str | None, name: str) -> Totals:
