@@ -20,6 +20,7 @@ from opentelemetry.sdk.resources import Resource
 
 from tallymark import conventions
 from tallymark.batches import producer_record
+from tallymark.calls import LateCalls
 from tallymark.dead_letters import DeadLetters
 from tallymark.delivery import Delivery
 from tallymark.endpoint import Endpoint, endpoint_of
@@ -74,6 +75,7 @@ class Runtime:
             time.time_ns(), self.journal.new_segment, self._on_first_usage, self.packer.not_durable
         )
         self.evidence = SpanEvidence(self.recorder)
+        self.late = LateCalls()
         self.mirror: Mirror = Mirror(self.recorder, self._instruments, self.reporter)
         self.exporter: UsageExporter | None = None
         self._lock = threading.Lock()
@@ -122,6 +124,7 @@ class Runtime:
             self.exporter = self.settings = None
         if exporter is None or settings is None:
             return self.flush(0)
+        self.late.settle(0)
         delivered = exporter.shutdown(settings.shutdown_timeout_s if timeout_s is None else timeout_s)
         self.recovery.release()
         self.journal.close(self.recorder)
@@ -191,8 +194,14 @@ class Runtime:
             place=place,
             interval_s=settings.interval_s,
             reporter=self.reporter,
+            before_cut=lambda: self.late.settle(settings.interval_s),
         )
         self.journal.open(place, producer, int(settings.interval_s * 1e9), self.recorder)
+
+    def usage_waits(self) -> None:
+        """Something waits for the end of a call: somebody must look whether that comes."""
+        if self.exporter is not None:
+            self.exporter.start()
 
     def _on_first_usage(self) -> None:
         exporter = self.exporter

@@ -6,10 +6,12 @@ call was is asked at the time of recording, because a middleware runs before the
 
 from __future__ import annotations
 
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from tallymark import conventions
 from tallymark.dimensions import Value
@@ -25,6 +27,9 @@ METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATC
 MAX_WAITING: Final = 1_000
 """Recordings that one call may keep until its end; past it they are made at once."""
 
+MAX_LATE: Final = 100_000
+"""Calls that are looked at again before their end; recordings of others wait for it."""
+
 Description = tuple[object, ...]
 """What a call was, as a short key; `attributes_of` of the class that made it turns it into attributes."""
 
@@ -36,12 +41,44 @@ class IncompleteAnswerError(BaseException):
     never raised; like a cancellation it has no status of its own."""
 
 
+class _Entry(NamedTuple):
+    context: Context
+    function: Callable[[], None]
+    may_be_early: bool
+
+
+class LateCalls:
+    """Calls in which something waits for their end, since when. In any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._calls: deque[tuple[float, weakref.ref[Call]]] = deque()
+
+    def add(self, call: Call) -> None:
+        """From here on the call is waited for."""
+        if len(self._calls) < MAX_LATE:
+            self._calls.append((self._clock(), weakref.ref(call)))
+
+    def settle(self, after_s: float) -> None:
+        """Settles those that have been waited for so long."""
+        until = self._clock() - after_s
+        while self._calls and self._calls[0][0] <= until:
+            try:
+                call = self._calls.popleft()[1]()
+            except IndexError:
+                return
+            if call is not None:
+                call.settle()
+
+
 class Call:
     """A call being served. Integrations derive from it."""
 
     __slots__ = (
+        "__weakref__",
         "_counted_once",
         "_ended",
+        "_is_listed",
         "_waiting",
         "identified",
         "published",
@@ -61,8 +98,9 @@ class Call:
         """Bytes of the answer's body that have been sent so far; None where nobody counts them."""
         self.served: Any = None
         """What an integration keeps from the call's begin to its end."""
-        self._waiting: deque[tuple[Context, Callable[[], None]]] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._ended = False
+        self._is_listed = False
         self._counted_once: set[Hashable] | None = None
 
     def describe(
@@ -97,14 +135,18 @@ class Call:
         """Whether only the end of the call tells what the answer to this error is."""
         return False
 
-    def at_end(self, function: Callable[[], None]) -> bool:
+    def at_end(self, function: Callable[[], None], late: LateCalls | None = None) -> bool:
         """Calls `function`, in a copy of this context, when the answer has been sent. False where it cannot wait: the
-        call has ended, or too many wait already. In any thread."""
+        call has ended, or too many wait already. In any thread. With `late` it is called before the end if that takes
+        too long."""
         if self._ended or len(self._waiting) >= MAX_WAITING:
             return False
-        entry = (copy_context(), function)
+        entry = _Entry(copy_context(), function, late is not None)
         self._waiting.append(entry)
         if not self.has_ended:
+            if late is not None and not self._is_listed:
+                self._is_listed = True
+                late.add(self)
             return True
         try:  # it ended meanwhile, in another thread, and may have seen this one or not
             self._waiting.remove(entry)
@@ -117,7 +159,7 @@ class Call:
         self._ended = True
         while self._waiting:
             try:
-                context, function = self._waiting.popleft()
+                context, function, _ = self._waiting.popleft()
             except IndexError:  # a thread took its own back
                 return
             try:
@@ -125,6 +167,25 @@ class Call:
             except BaseException:  # Ctrl-C, say, which does not cost the others their usage
                 self.end()
                 raise
+
+    def settle(self) -> None:
+        """Calls what need not wait any longer, with what is known of the call now. In any thread."""
+        self._is_listed = False
+        kept = []
+        try:
+            while self._waiting:
+                try:
+                    entry = self._waiting.popleft()
+                except IndexError:  # the call has ended meanwhile
+                    break
+                if entry.may_be_early:
+                    entry.context.run(entry.function)
+                else:
+                    kept.append(entry)
+        finally:
+            self._waiting.extend(kept)
+            if self._ended:
+                self.end()
 
     @property
     def has_ended(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,10 @@ class UsageExporter:
         place: Path | None,
         interval_s: float,
         reporter: Reporter,
+        before_cut: Callable[[], None] = lambda: None,
     ) -> None:
+        """`before_cut` is called before each cut, to record what has waited for too long."""
+        self._before_cut = before_cut
         self._recorder = recorder
         self._outbox = outbox
         self._journal = journal
@@ -192,6 +196,7 @@ class UsageExporter:
         done = False
         with self._cutting:
             try:
+                self._before_cut()
                 if self._outbox.full:
                     self._merger.make_room()
                 if self._outbox.full:

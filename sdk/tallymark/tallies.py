@@ -189,7 +189,7 @@ class Tally:
             def record() -> None:
                 self._record(into, call, result, kept, arguments, self._own, self.quantity)
 
-            if call.at_end(record):
+            if self._waits(into, call, record, early=True):
                 return
         self._record(into, call, result, error, arguments, self._own, self.quantity)
 
@@ -200,12 +200,21 @@ class Tally:
         call = current_call.get()
         waits = self.measure is not None and self.measure.waits
         if call is not None and (waits or (error is not None and self._decides_later(into, call, error))):
-            if call.at_end(lambda: self.count(into, tracked)):
+            if self._waits(into, call, lambda: self.count(into, tracked), early=not waits):
                 return
             if waits and not call.has_ended:
                 self._refuse(into, "too many recordings wait for the answer; the call is not billed", None)
                 return
         self.count(into, tracked)
+
+    def _waits(self, into: Runtime, call: Call, record: Callable[[], None], *, early: bool) -> bool:
+        """Whether `record` will be called at the call's end; `early`: before it, where that is long in coming, so that
+        what has been used does not stay in memory alone."""
+        if not call.at_end(record, into.late if early else None):
+            return False
+        if early:
+            into.usage_waits()
+        return True
 
     def _decides_later(self, into: Runtime, call: Call, error: BaseException) -> bool:
         try:
