@@ -127,7 +127,13 @@ def test_an_interrupt_ends_it_quietly(dsn: str) -> None:
     with psycopg.connect(dsn) as holding:
         holding.execute("LOCK TABLE tallymark.usage_point IN ACCESS EXCLUSIVE MODE")
         command = [sys.executable, "-m", "tallymark_collector", "audit", "--database", dsn]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+        def interruptible() -> None:  # a shell makes what it runs in the background ignore it, with all its children
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+        ) as process:
             try:
                 with psycopg.connect(dsn, autocommit=True) as another:
                     while another.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount == 0:
