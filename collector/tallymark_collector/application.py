@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from typing import Final
 
 from tallymark_collector.aggregates.refresher import keep_refreshed
+from tallymark_collector.aggregates.retention import check_possible
+from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
@@ -18,7 +20,7 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
-from tallymark_collector.store.engines import connect_string
+from tallymark_collector.store.engines import connect_string, wants_timescale
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ PERIODS_RETRY: Final = 10.0
 async def opened(database: str) -> AsyncIterator[Store]:
     """The store of a database (see `store.engines`). Raises UserError."""
     with connect_string(database) as dsn:
-        store = Store(dsn)
+        store = Store(dsn, wants_timescale=wants_timescale(database))
         await store.open()
         try:
             yield store
@@ -49,11 +51,16 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with opened(settings.database) as store:
-        await store.migrate()
+        await store.migrate(logger.info)
+        await check_possible(store, settings.retention)
+        if settings.retention.columnstore_after is not None:
+            await store.check_columns()
         pipeline = Pipeline(store, settings.limits)
         loops = {
             asyncio.create_task(keep_refreshed(store, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
+            asyncio.create_task(keep_audited(store)),
+            asyncio.create_task(keep_retained(store, settings.retention)),
         }
         try:
             async with serving(pipeline, settings) as server:

@@ -11,6 +11,7 @@ import typer
 
 from tallymark_collector.aggregates.audit import MAX_OVERLAPS, Difference, Drift, Overlap, Report
 from tallymark_collector.aggregates.audit import audit as compare
+from tallymark_collector.aggregates.days import with_days
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import (
     AccountOption,
@@ -89,7 +90,8 @@ async def _audit(
 
 async def _report(store: Store, account: str | None, start: datetime | None, end: datetime | None) -> Report:
     async with store.reading() as connection:
-        return await compare(connection, account=account, start=start, end=end)
+        report = await compare(connection, account=account, start=start, end=end)
+        return await with_days(connection, report, account=account, start=start, end=end)
 
 
 def as_document(report: Report) -> dict[str, Any]:

@@ -44,16 +44,15 @@ def migrate(
 
 
 async def _pending(database: str) -> list[str]:
-    async with application.opened(database) as store, store.reading() as connection:
-        return [migration.name for migration in await migrations.pending(connection)]
+    async with application.opened(database) as store:
+        return await store.pending()
 
 
 async def _migrate(database: str, now: output.Saying) -> list[str]:
     async with application.opened(database) as store:
-        async with store.reading() as connection:
-            pending = await migrations.pending(connection)
-        now(f"applying {', '.join(migration.name for migration in pending)}" if pending else "nothing is pending")
-        return await store.migrate()
+        pending = await store.pending()
+        now(f"applying {', '.join(pending)}" if pending else "nothing is pending")
+        return await store.migrate(now)
 
 
 def status(

@@ -12,7 +12,7 @@ from tallymark_collector import application
 from tallymark_collector.cli.redaction import misread, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.store import Store, migrations
-from tallymark_collector.store.engines import default_database, embedded_folder
+from tallymark_collector.store.engines import default_database, embedded_folder, libpq_string
 
 
 def named(database: str | None) -> str:
@@ -26,16 +26,17 @@ def named(database: str | None) -> str:
             "the password in --database (or TALLYMARK_DATABASE) has an @ or / that is not escaped: write %40 for @ and"
             " %2F for /"
         )
-    readable = "://" in database or "=" in database
+    text = libpq_string(database)
+    readable = "://" in text or "=" in text
     if readable:
         try:
-            conninfo_to_dict(database)
+            conninfo_to_dict(text)
         except psycopg.Error:
             readable = False  # libpq's message may quote a piece of the password
     if not readable:
         raise UserError(
             "what was given as --database (or TALLYMARK_DATABASE) names no database: write 'embedded:/some/folder',"
-            " 'postgresql://user@host/name' or 'host=… dbname=…'"
+            " 'postgresql://user@host/name' or 'host=… dbname=…', the last two also after 'timescale:'"
         )
     return database
 

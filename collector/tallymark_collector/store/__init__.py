@@ -21,13 +21,21 @@ import psycopg
 
 from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.model import Batch, Reason, WriteResult
-from tallymark_collector.store import dictionaries, hours, migrations, writer
+from tallymark_collector.store import dictionaries, hours, keeping, migrations, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
+from tallymark_collector.store.engines import timescale
 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
 """A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
 server's restart every connection of the pool may be dead."""
 
+_MIGRATED_SQL: Final = "SELECT to_regclass('usage_kept') IS NOT NULL"
+
+# Before the transaction's snapshot is taken. Making a hypertable, dropping a piece of it, and laying one out as columns
+# move or remove rows in ways that a snapshot from before does not see: it would find them missing, or find what was
+# committed later. Whoever does that takes usage_kept alone before it commits. A lock on a view is one on all that is
+# behind it, down to the pieces: with those first, none of us waits for another that waits for it.
+_HOLD_SQL: Final = "LOCK TABLE usage_daily, usage_kept IN ACCESS SHARE MODE"
 
 T = TypeVar("T")
 
@@ -35,7 +43,9 @@ T = TypeVar("T")
 class Store:
     """Usage in one database."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, wants_timescale: bool = False) -> None:
+        """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError."""
+        self._wants_timescale = wants_timescale
         self._dictionaries = dictionaries.Dictionaries()
         self._database = Database(dsn, connected=self._dictionaries.forget)
 
@@ -47,10 +57,32 @@ class Store:
         """Gives the connections back."""
         await self._database.close()
 
-    async def migrate(self) -> list[str]:
-        """Applies what is pending and returns the migrations' names."""
+    async def migrate(self, note: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Applies what is pending, also what the database's engine adds, and returns the steps' names. Tells `note` of
+        what may take long. Raises UserError."""
+        async with self._database.connection() as connection, migrations.alone(connection):
+            if self._wants_timescale:
+                await timescale.provide(connection)
+            names = await migrations.migrate(connection)
+            if names:
+                await timescale.views(connection)
+            return names + await timescale.apply(connection, note)
+
+    async def check_columns(self) -> None:
+        """Raises UserError where the database cannot lay out points as columns."""
         async with self._database.connection() as connection:
-            return await migrations.migrate(connection)
+            await timescale.check_columns(connection)
+
+    async def lay_out(self, before: datetime) -> int:
+        """Lays out points before that time as columns; returns how many pieces of the table. Changes no answer."""
+        async with self._database.connection() as connection:
+            return await timescale.lay_out(connection, before)
+
+    async def pending(self) -> list[str]:
+        """The names of what `migrate` would apply. Raises UserError where the database and this code do not fit."""
+        async with self._database.connection() as connection:
+            names = [migration.name for migration in await migrations.pending(connection)]
+            return names + await timescale.pending(connection)
 
     async def write(self, batch: Batch) -> WriteResult:
         """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.
@@ -69,28 +101,47 @@ class Store:
         async with self._database.connection() as connection:
             return await writer.write(connection, batch, self._dictionaries)
 
-    async def refresh(self, limit: int = hours.BATCH) -> int:
-        """Recomputes up to `limit` account-hours that have new points; returns how many it did."""
+    async def refresh(self, limit: int | None = None) -> int:
+        """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""
         async with self._database.connection() as connection:
-            return await hours.refresh(connection, limit)
+            return await keeping.refresh(connection, limit)
 
     async def mark(self, keys: Iterable[tuple[datetime, str, str]]) -> None:
         """Says that hours, as (bucket, account, tenant), have to be recomputed; views take them from the points now."""
         async with self._database.connection() as connection:
             await hours.mark(connection, keys)
 
+    async def mark_in(self, connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:
+        """The same in a transaction that is under way."""
+        await hours.mark(connection, keys)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Connection]:
+        """A connection in no transaction, for what holds a lock of its session."""
+        async with self._database.connection() as connection:
+            yield connection
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
         """A connection whose statements all see one moment of the database and cannot write."""
         async with AsyncExitStack() as stack:
             # Here dead connections are found and dropped: a reader's own statements cannot be tried again for it.
-            yield await _tried_again(lambda: self._begin_reading(stack))
+            yield await _tried_again(lambda: self._begin(stack, "READ ONLY"))
 
-    async def _begin_reading(self, stack: AsyncExitStack) -> Connection:
+    @asynccontextmanager
+    async def auditing(self) -> AsyncIterator[Connection]:
+        """A connection whose statements all see one moment of the database, and may write what they found."""
+        async with AsyncExitStack() as stack:
+            yield await _tried_again(lambda: self._begin(stack, "READ WRITE"))
+
+    async def _begin(self, stack: AsyncExitStack, access: str) -> Connection:
         async with AsyncExitStack() as beginning:
             connection = await beginning.enter_async_context(self._database.connection())
+            row = await (await connection.execute(_MIGRATED_SQL)).fetchone()
             await beginning.enter_async_context(connection.transaction())
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            await connection.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, {access}")
+            if row == (True,):
+                await connection.execute(_HOLD_SQL)
             stack.push_async_exit(beginning.pop_all())
             return connection
 
