@@ -111,7 +111,8 @@ async def _drop_points(connection: Connection, bounds: dict[str, datetime]) -> D
         return Dropped()
     if differing := (await connection.execute(_DIFFERENT_SQL, {"cut": until})).rowcount:
         return Dropped(differing=differing)
-    await connection.execute("LOCK TABLE usage_kept")
+    # Nobody looks at a piece that is about to go, also not with a snapshot from before.
+    await connection.execute("LOCK TABLE ONLY usage_point")
     await connection.execute("UPDATE usage_kept SET points_from = %s", [until])
     await connection.execute("SELECT drop_chunks('usage_point', older_than => %s::timestamptz)", [until])
     return Dropped(points_before=until)

@@ -29,13 +29,12 @@ MAX_ATTEMPTS: Final = POOL_SIZE + 2
 """A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
 server's restart every connection of the pool may be dead."""
 
-_MIGRATED_SQL: Final = "SELECT to_regclass('usage_kept') IS NOT NULL"
+_MIGRATED_SQL: Final = "SELECT to_regclass('usage_daily') IS NOT NULL"
 
 # Before the transaction's snapshot is taken. Making a hypertable, dropping a piece of it, and laying one out as columns
 # move or remove rows in ways that a snapshot from before does not see: it would find them missing, or find what was
-# committed later. Whoever does that takes usage_kept alone before it commits. A lock on a view is one on all that is
-# behind it, down to the pieces: with those first, none of us waits for another that waits for it.
-_HOLD_SQL: Final = "LOCK TABLE usage_daily, usage_kept IN ACCESS SHARE MODE"
+# committed later. Whoever does that takes usage_point alone. A lock on a view is one on all that is behind it.
+_HOLD_SQL: Final = "LOCK TABLE usage_daily IN ACCESS SHARE MODE"
 
 T = TypeVar("T")
 

@@ -33,8 +33,8 @@ AGGREGATES: Final = "timescale_aggregates"
 FILL_WINDOW: Final = timedelta(days=7)
 """Of points that one refresh sums while aggregates are filled for the first time; whole days."""
 
-GATE_TIMEOUT: Final = "5s"
-"""How long readers and writers may wait behind the last step of laying out points, which waits for older readers."""
+LOCK_TIMEOUT: Final = "2s"
+"""How long everybody may wait behind us for a reader that is slow; then it is tried again another time."""
 
 _SPAN_SQL: Final = """
 SELECT date_bin('1 day', greatest(min(time), (SELECT points_from FROM usage_kept)), 'epoch'), max(time)
@@ -107,8 +107,9 @@ async def lay_out(connection: Connection, before: datetime) -> int:
     """Lays out points before that time as columns, by whole pieces, also those that got rows since they were; returns
     how many pieces. The connection must be in autocommit mode and in no transaction.
 
-    Not by a policy of TimescaleDB's: that commits whenever it is done, and a reader whose snapshot is older then misses
-    the points. Here the last step waits until no such reader is left (`Store.reading`), and new ones wait for it.
+    Not by a policy of TimescaleDB's: that commits whenever it is done. A reader whose snapshot is older then misses the
+    points, and so does a statement that looked at the piece before and waited for it (2.29.2). Here everybody waits
+    before they look, while one piece is laid out: some seconds for a million points.
     """
     pieces = await (await connection.execute(sql("columnstore_pieces"), {"before": before})).fetchall()
     for (piece,) in pieces:
@@ -120,8 +121,8 @@ async def lay_out(connection: Connection, before: datetime) -> int:
 
 async def _lay_out_piece(connection: Connection, piece: str) -> None:
     async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE ONLY usage_point")
         await connection.execute("SELECT compress_chunk(%s::regclass)", [piece])
-        await connection.execute(f"SET LOCAL lock_timeout = '{GATE_TIMEOUT}'; LOCK TABLE usage_kept")
 
 
 async def _cut_up(connection: Connection) -> None:
