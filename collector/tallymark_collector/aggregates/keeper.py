@@ -31,12 +31,12 @@ async def check_keeper(keeper: Store, receiver: Store, retention: Retention) -> 
         user = connection.info.user
         if await roles.owns(connection):
             return
+        if keeper is not receiver:
+            raise UserError(
+                f"--owner-database is for the owner of the database's tables, and its user {user!r} is not: name the"
+                " user that runs `tallymark migrate`, or leave it out"
+            )
         work = await _owners_work(connection, retention)
-    if keeper is not receiver:
-        raise UserError(
-            f"--owner-database is for the owner of the database's tables, and its user {user!r} is not: name the user"
-            " that runs `tallymark migrate`, or leave it out"
-        )
     if work:
         raise UserError(
             f"{work} takes the owner of the database's tables, and the user {user!r} is not: give the owner's"

@@ -5,8 +5,8 @@ call is counted when it is recorded; its span arrives when it has ended. So at t
 them, the other side is given a tolerance.
 
 A span names a meter without its unit, and the tracer's resource need not be the SDK's: what is compared is the sum of
-an account and a meter. It reads the counts and the evidence of the range once each. Spans that have been dropped for their
-age are not missing: the range begins behind them.
+an account and a meter. It reads the counts and the evidence of the range once each. Spans that have been dropped for
+their age are not missing: the range begins behind them.
 """
 
 from __future__ import annotations
