@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decorator] [ingest]`: the named benchmarks, or all, as tables."""
+"""`python -m benchmarks [decorator] [ingest] [reads]`: the named benchmarks, or all, as tables."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 
 from rich.console import Console
 
-from benchmarks import decorator, ingest
+from benchmarks import decorator, ingest, reads
 
-BENCHMARKS = {"decorator": decorator.tables, "ingest": ingest.tables}
+BENCHMARKS = {"decorator": decorator.tables, "ingest": ingest.tables, "reads": reads.tables}
 
 
 def main() -> int:

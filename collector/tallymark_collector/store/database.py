@@ -96,7 +96,7 @@ async def configure(connection: Connection) -> None:
         " SET intervalstyle = 'iso_8601'; SET client_min_messages = warning"
     )
     # Where TimescaleDB is there. A late batch may touch any number of rows in columns: past TimescaleDB's limit it
-    # would be refused for ever, as if the server were short of something. And SkipScan fails on some DISTINCTs (2.29.2).
+    # would be refused for ever, as if the server were short of something. And SkipScan fails on some DISTINCTs.
     await connection.execute(
         """SELECT set_config(name, CASE name WHEN 'timescaledb.enable_skipscan' THEN 'off' ELSE '0' END, false)
            FROM pg_settings
