@@ -23,8 +23,8 @@ class Refreshing(Protocol):
 
 
 async def keep_refreshed(store: Refreshing, interval: float) -> None:
-    """Refreshes until cancelled: while there is work, with pauses as long as the work took (an hour that is written to is
-    made again and again, and readers and writers want the database too); else every `interval` seconds."""
+    """Refreshes until cancelled: while there is work, with pauses as long as the work took (an hour that is written to
+    is made again and again, and readers and writers want the database too); else every `interval` seconds."""
     clock = asyncio.get_running_loop().time
     while True:
         began = clock()
