@@ -332,6 +332,21 @@ async def test_an_extension_that_may_not_be_installed_is_a_sentence(server: str,
         execute(empty, f"DROP ROLE {role}")
 
 
+@pytest.mark.engines("timescale")
+async def test_views_with_many_marks_in_sessions_that_are_not_ours(store: Store, dsn: str) -> None:
+    """TimescaleDB's SkipScan failed on these (2.29.2)."""
+    batch = [point(stream(f"account-{i}"), 3600 * h, 3600 * h + 1, 1) for i in range(150) for h in range(30)]
+    for of in range(3):
+        await store.write(Batch(points=[p._replace(time_ns=p.time_ns + of * 1000) for p in batch]))
+    for statement in ("SELECT 1", "ANALYZE usage_dirty", "VACUUM ANALYZE usage_dirty"):
+        execute(dsn, statement)
+        for setting in ("on", "off"):
+            with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+                connection.execute(f"SET enable_hashagg = {setting}; SET enable_seqscan = {setting}")
+                for view in ("usage_hourly", "usage_daily"):
+                    assert connection.execute(f"SELECT sum(points) FROM {view}").fetchone() == (13_500,)
+
+
 async def fill(store: Store, days: int = 40) -> None:
     for of in STREAMS:
         ends = [DAY * day + 3600 * hour for day in range(days) for hour in (0, 5, 23)]

@@ -95,11 +95,12 @@ async def configure(connection: Connection) -> None:
         " SET default_transaction_isolation = 'read committed';"
         " SET intervalstyle = 'iso_8601'; SET client_min_messages = warning"
     )
-    # A late batch may touch any number of rows in columns. Past the limit that TimescaleDB sets, it would be refused
-    # for ever, as if the server were short of something.
+    # Where TimescaleDB is there. A late batch may touch any number of rows in columns: past TimescaleDB's limit it
+    # would be refused for ever, as if the server were short of something. And SkipScan fails on some DISTINCTs.
     await connection.execute(
-        "SELECT set_config(name, '0', false) FROM pg_settings"
-        " WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction'"
+        """SELECT set_config(name, CASE name WHEN 'timescaledb.enable_skipscan' THEN 'off' ELSE '0' END, false)
+           FROM pg_settings
+           WHERE name IN ('timescaledb.max_tuples_decompressed_per_dml_transaction', 'timescaledb.enable_skipscan')"""
     )
 
 

@@ -143,6 +143,8 @@ SECRETS = [
     "host=db.example password = 'hunter2 \\' hunter2' user=me dbname=usage",
     "host=db.example password=hunter2\\ hunter2 user=me dbname=usage sslpassword=hunter2",
     "PASSWORD=hunter2 host=db.example",
+    "timescale:postgresql://me:hunter2@db.example:5433/usage",
+    "timescale:host=db.example user=me password=hunter2 dbname=usage",
 ]
 
 

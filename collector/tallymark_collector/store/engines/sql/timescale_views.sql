@@ -1,5 +1,6 @@
 -- The views over continuous aggregates: the columns and the rules of sql/0002_aggregates.sql. Made again after every
--- migration, since one of those may have made the plain ones again.
+-- migration, since one of those may have made the plain ones again. GROUP BY where one would write DISTINCT: TimescaleDB's
+-- SkipScan fails on that ("ScanKey for skip qual not found", 2.29.2).
 
 CREATE OR REPLACE VIEW usage_hour_current AS
 SELECT h.tenant, h.account, h.bucket, h.series, h.quantity, h.points
@@ -10,7 +11,7 @@ WHERE NOT EXISTS (
 )
 UNION ALL
 SELECT p.tenant, p.account, d.bucket, p.series, sum(p.quantity), count(*)
-FROM (SELECT DISTINCT tenant, account, bucket FROM usage_dirty) d
+FROM (SELECT tenant, account, bucket FROM usage_dirty GROUP BY 1, 2, 3) d
 JOIN usage_point p
   ON p.account = d.account AND p.tenant = d.tenant
  AND p.time >= d.bucket AND p.time < d.bucket + interval '1 hour'
@@ -30,7 +31,7 @@ FROM (
     )
     UNION ALL
     SELECT c.tenant, c.account, d.bucket, c.series, sum(c.quantity), sum(c.points)::bigint
-    FROM (SELECT DISTINCT tenant, account, date_bin('1 day', bucket, 'epoch') AS bucket FROM usage_dirty) d
+    FROM (SELECT tenant, account, date_bin('1 day', bucket, 'epoch') AS bucket FROM usage_dirty GROUP BY 1, 2, 3) d
     JOIN usage_hour_current c
       ON c.account = d.account AND c.tenant = d.tenant
      AND c.bucket >= d.bucket AND c.bucket < d.bucket + interval '1 day'
