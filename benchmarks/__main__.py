@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decorator] [beside] [export] [ingest] [reads] [soak]`: the named benchmarks, or all, as tables."""
+"""`python -m benchmarks [decorator] [beside] [export] [ingest] [reads] [soak]`: those benchmarks, or all, as tables."""
 
 from __future__ import annotations
 

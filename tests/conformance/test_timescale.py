@@ -287,8 +287,10 @@ async def test_a_migration_that_makes_a_view_again_does_not_undo_the_engine(stor
 @pytest.mark.engines("embedded", "postgres")
 async def test_timescale_that_the_server_does_not_have_is_a_sentence(server: str, dsn: str) -> None:
     async with opened(dsn, wants_timescale=True) as store:
-        with pytest.raises(UserError, match="this server has no TimescaleDB: install its package"):
-            await store.migrate()
+        for work in (store.migrate, store.prepare):
+            with pytest.raises(UserError, match="this server has no TimescaleDB: install its package"):
+                await work()
+        assert await store.pending() == ["timescaledb"]
 
 
 @pytest.mark.engines("embedded", "postgres")
@@ -316,6 +318,15 @@ async def test_who_may_not_is_told_who_may(server: str, empty: str) -> None:
         async with opened(make_conninfo(empty, user=role)) as guest:
             with pytest.raises(UserError, match=f"by the owner of the tables: run .* not as {role}"):
                 await guest.migrate()
+            with pytest.raises(
+                UserError, match=f"lacks timescale_hypertables.* run `tallymark migrate --writer {role}`"
+            ):
+                await guest.prepare()
+        async with opened(empty) as owner:
+            pending = await owner.pending()
+            assert pending[0] == timescale.HYPERTABLES
+            assert await owner.prepare() == pending, "as the owner `serve` takes the engine's steps, too"
+            assert await owner.prepare() == []
     finally:
         execute(empty, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
