@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -11,7 +13,9 @@ import pytest
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.days import with_days
-from tallymark_collector.model import Batch
+from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
+from tallymark_collector.model import Batch, Point
+from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines.capabilities import state
 from tests.support.usage import BASE, SECOND, point, stream
@@ -107,3 +111,39 @@ async def test_a_wrong_day_is_told_and_made_again(store: Store, dsn: str) -> Non
     assert await is_right(store)
     rows = execute(dsn, "SELECT sum(quantity) FROM usage_day")
     assert rows == [(60,)]
+
+
+async def test_the_loop_tells_what_it_found(store: Store, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    end = (int(time.time()) - 3 * 3600) * SECOND
+    await store.write(Batch(points=[Point(stream("acme"), end - SECOND, end, Decimal(4))]))
+    await store.refresh()
+    execute(dsn, "UPDATE usage_hour SET quantity = 99")
+    loop = asyncio.create_task(keep_audited(store, 0.05))
+    for _ in range(400):
+        if execute(dsn, "SELECT FROM audit_finding") and "says 99 where its points say 4" in caplog.text:
+            break
+        await asyncio.sleep(0.05)
+    loop.cancel()
+    assert "account 'acme', meter api.requests, says 99 where its points say 4" in caplog.text
+    assert await is_right(store)
+
+
+@pytest.mark.engines("timescale")
+async def test_the_loop_drops_what_is_old(store: Store, dsn: str) -> None:
+    now = int(time.time())
+    ends = [(now - days * 86_400) * SECOND for days in (40, 39, 1)]
+    await store.write(Batch(points=[Point(stream("acme"), end - SECOND, end, Decimal(4)) for end in ends]))
+    while await store.refresh():
+        pass
+    while (await audit_changed(store, datetime.now(timezone.utc))).hours:
+        pass
+    execute(dsn, "DELETE FROM usage_unaudited")
+    loop = asyncio.create_task(keep_retained(store, Retention(points=timedelta(days=10)), 0.05))
+    for _ in range(400):
+        if execute(dsn, "SELECT count(*) FROM usage_point") == [(1,)]:
+            break
+        await asyncio.sleep(0.05)
+    loop.cancel()
+    assert execute(dsn, "SELECT count(*) FROM usage_point") == [(1,)]
+    assert execute(dsn, "SELECT sum(quantity) FROM usage_daily") == [(12,)]
+    assert await is_right(store)
