@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decorator] [beside] [export] [ingest] [soak]`: the named benchmarks, or all, as tables."""
+"""`python -m benchmarks [decorator] [beside] [export] [ingest] [reads] [soak]`: those benchmarks, or all, as tables."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 
 from rich.console import Console
 
-from benchmarks import beside, decorator, export, ingest, soak
+from benchmarks import beside, decorator, export, ingest, reads, soak
 
 BENCHMARKS = {
     "decorator": decorator.tables,
     "beside": beside.tables,
     "export": export.tables,
     "ingest": ingest.tables,
+    "reads": reads.tables,
     "soak": soak.tables,
 }
 

@@ -1,7 +1,7 @@
 """Databases for the tests: the embedded PostgreSQL always, others where a connection string is given.
 
     --dsn-postgres DSN     or TALLYMARK_TEST_DSN_POSTGRES    a PostgreSQL that may be used: databases are made in it
-    --dsn-timescale DSN    or TALLYMARK_TEST_DSN_TIMESCALE   the same with TimescaleDB
+    --dsn-timescale DSN    or TALLYMARK_TEST_DSN_TIMESCALE   the same with TimescaleDB, of either edition
 
 Every test gets a new database, copied from one that has been migrated.
 """
@@ -26,6 +26,8 @@ from tallymark_collector.store.engines import connect_string
 ENGINES = ("embedded", "postgres", "timescale")
 TEMPLATE = "tallymark_test_template"
 _versions: dict[str, str] = {}
+STEPS = pytest.StashKey[dict[str, int]]()
+"""Random steps after which everything was compared, by engine: see tests/conformance/test_random_upkeep.py."""
 _numbers = itertools.count(1)
 
 
@@ -34,11 +36,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--dsn-{engine}", default=os.environ.get(f"TALLYMARK_TEST_DSN_{engine.upper()}"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STEPS] = {}
+    config.addinivalue_line("markers", "engines(name, …): the test is about these engines alone")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.section("databases")
     for engine in ENGINES:
         if engine in _versions:
-            terminalreporter.write_line(f"{engine}: {_versions[engine]}")
+            steps = config.stash[STEPS].get(engine)
+            counted = "" if steps is None else f"; {steps:,} random steps, each followed by a comparison of every view"
+            terminalreporter.write_line(f"{engine}: {_versions[engine]}{counted}")
         elif engine != "embedded" and config.getoption(f"--dsn-{engine}") is None:
             terminalreporter.write_line(f"{engine}: NOT TESTED, no --dsn-{engine} given")
 
@@ -53,9 +62,12 @@ def embedded_server() -> Iterator[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Whatever asks for a server runs on every engine that is there; the summary names those that are not."""
+    """Whatever asks for a server runs on every engine that is there, or on those that `engines` marks it for; the
+    summary names those that are not."""
     if "server" in metafunc.fixturenames:
         given = [engine for engine in ENGINES if engine == "embedded" or metafunc.config.getoption(f"--dsn-{engine}")]
+        if marker := metafunc.definition.get_closest_marker("engines"):
+            given = [engine for engine in given if engine in marker.args]
         metafunc.parametrize("server", given, indirect=True, scope="session")
 
 
@@ -74,20 +86,35 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def _prepare(engine: str, dsn: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        row = connection.execute("SELECT version()").fetchone()
-        assert row is not None
-        _versions[engine] = row[0].split(" on ")[0]
-        connection.execute(f"DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")
-        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    template = make_conninfo(dsn, dbname=TEMPLATE)
 
     async def migrate() -> None:
-        store = Store(make_conninfo(dsn, dbname=TEMPLATE))
+        store = Store(template, wants_timescale=engine == "timescale")
         await store.open()
         await store.migrate()
         await store.close()
 
-    asyncio.run(migrate())
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        asyncio.run(migrate())
+        with psycopg.connect(template) as inside:
+            _versions[engine] = _version(inside)
+        # A database is copied only while nobody is in it, and TimescaleDB has a worker in each that lets it in.
+        connection.execute(f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [TEMPLATE])
+
+
+def _version(connection: psycopg.Connection) -> str:
+    """The server, and TimescaleDB's version and edition where that is in use."""
+    row = connection.execute(
+        """SELECT split_part(version(), ' on ', 1), current_setting('timescaledb.license', true),
+                  (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')"""
+    ).fetchone()
+    assert row is not None
+    server, license_, extension = row
+    edition = {"apache": "Apache", "timescale": "community"}.get(license_, license_)
+    return server if extension is None else f"{server}, TimescaleDB {extension}, {edition} edition"
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+from tallymark_collector.aggregates.keeper import check_keeper
 from tallymark_collector.aggregates.refresher import keep_refreshed
+from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
@@ -18,7 +20,7 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
-from tallymark_collector.store.engines import connect_string
+from tallymark_collector.store.engines import connect_string, wants_timescale
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,22 @@ PERIODS_RETRY: Final = 10.0
 async def opened(database: str) -> AsyncIterator[Store]:
     """The store of a database (see `store.engines`). Raises UserError."""
     with connect_string(database) as dsn:
-        store = Store(dsn)
+        store = Store(dsn, wants_timescale=wants_timescale(database))
         await store.open()
         try:
             yield store
         finally:
             await store.close()
+
+
+@asynccontextmanager
+async def _keeper(settings: Settings, store: Store) -> AsyncIterator[Store]:
+    """The store of whoever keeps hours and drops what is old: the owner's where one is named."""
+    if settings.owner_database is None:
+        yield store
+    else:
+        async with opened(settings.owner_database) as owner:
+            yield owner
 
 
 async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitable[None]] | None = None) -> None:
@@ -48,12 +60,15 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with opened(settings.database) as store:
-        await store.prepare()
+    async with opened(settings.database) as store, _keeper(settings, store) as keeper:
+        await store.prepare(logger.info)
+        await check_keeper(keeper, store, settings.retention)
         pipeline = Pipeline(store, settings.limits)
         loops = {
-            asyncio.create_task(keep_refreshed(store, settings.refresh_interval)),
+            asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
+            asyncio.create_task(keep_audited(keeper)),
+            asyncio.create_task(keep_retained(keeper, settings.retention)),
         }
         try:
             async with serving(pipeline, settings) as server:

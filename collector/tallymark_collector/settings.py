@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 from tallymark_collector.processors.validation import TimeLimits
@@ -12,6 +13,32 @@ DEFAULT_TENANT: Final = "default"
 
 DEFAULT_PORT: Final = 4317
 """OTLP over gRPC."""
+
+
+RETENTION_MARGIN: Final = timedelta(days=2)
+"""A point this much younger than what may be dropped is set aside already: it cannot be told from a replay once the
+points of its time are gone, and it must not come between a collector's clock and another's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept; None is for ever. Needs TimescaleDB. Hours, days and periods are always kept."""
+
+    points: timedelta | None = None
+    """Raw points: what an audit compares with, and what tells a retry from a new point."""
+    evidence: timedelta | None = None
+    """Spans."""
+    billing_grace: timedelta = timedelta(days=35)
+    """After a billing period's end its points are kept for at least so long."""
+    columnstore_after: timedelta | None = None
+    """Age at which points are laid out as columns (TimescaleDB's community edition)."""
+
+    def times(self) -> TimeLimits:
+        """How old a point may be when it arrives."""
+        limits = TimeLimits()
+        if self.points is None:
+            return limits
+        return TimeLimits(limits.ahead, min(limits.retention, self.points - RETENTION_MARGIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +60,10 @@ class Settings:
     """One collector."""
 
     database: str
+    """What requests are written with."""
+    owner_database: str | None = None
+    """The same database as the schema's owner, for what keeps it in order; None where `database` is the owner, or
+    nothing needs one."""
     host: str = "127.0.0.1"
     """Loopback: without credentials nobody else may write."""
     port: int = DEFAULT_PORT
@@ -41,3 +72,4 @@ class Settings:
     drain_seconds: float = 10.0
     """How long requests under way may take to finish when the collector is told to stop."""
     limits: Limits = field(default_factory=Limits)
+    retention: Retention = field(default_factory=Retention)

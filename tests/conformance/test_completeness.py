@@ -398,3 +398,53 @@ async def test_evidence_counts_and_totals_are_never_billed(store: Store) -> None
         for relation in ("usage_hourly", "usage_daily", "usage_point", "usage_calls", "usage_by_period"):
             row = await (await connection.execute(f"SELECT count(*) FROM {relation}")).fetchone()  # type: ignore[arg-type]
             assert row == (0,), relation
+
+
+def drop_points(dsn: str, before: datetime) -> None:
+    """What dropping old points leaves behind, on an engine that need not be able to."""
+    execute(dsn, f"DELETE FROM usage_point WHERE time < '{before}'; UPDATE usage_kept SET points_from = '{before}'")
+
+
+async def test_points_that_were_dropped_for_their_age_are_not_missing(store: Store, dsn: str) -> None:
+    await store.write(intervals(5, 7, 1, 9, 2))
+    await store.write(Batch(closings=[closed(50)]))
+    drop_points(dsn, at(25))
+    for bounds in ({}, {"start": at(0)}, {"start": at(22)}, {"start": at(25)}, {"start": at(30)}):
+        one = await the_one(store, **bounds)
+        assert (one.status, one.counted, one.control, one.difference) == (Status.COMPLETE, 11, 11, 0), bounds
+    one = await the_one(store, start=at(31))
+    assert (one.status, one.counted) == (Status.COMPLETE, 11)
+    drop_points(dsn, at(55))
+    assert (await proof(store)).producers == []
+
+
+async def test_what_got_lost_after_the_dropped_points_is_told(store: Store, dsn: str) -> None:
+    await store.write(intervals(5, 7, 1, 9, 2, skip=[3]))
+    await store.write(Batch(closings=[closed(50)]))
+    drop_points(dsn, at(25))
+    one = await the_one(store)
+    assert (one.status, one.difference, one.since, one.until) == (Status.MISSING, 9, at(30), at(50))
+
+
+async def test_a_run_that_began_after_the_dropped_points_is_judged_from_its_beginning(store: Store, dsn: str) -> None:
+    early = intervals(5, 7)
+    second = [told(40, 3, start=30), told(50, 8, start=30), told(40, 6, start=30, of="new")]
+    points = [*early.points, point(stream(), 40, 50, 5), point(stream(producer="new"), 30, 40, 2)]
+    await store.write(Batch(points=points, controls=[*early.controls, *second]))
+    drop_points(dsn, at(5))
+    found = {one.producer: one for one in (await proof(store)).producers}
+    assert (found["one"].status, found["one"].counted, found["one"].difference) == (Status.MISSING, 12, 3)
+    drop_points(dsn, at(25))
+    found = {one.producer: one for one in (await proof(store)).producers}
+    assert (found["new"].status, found["new"].difference) == (Status.MISSING, 4), "nothing of it can have been dropped"
+    assert (found["one"].control, found["one"].difference) == (5, 0), "its first total after them is where it begins"
+
+
+async def test_spans_that_were_dropped_for_their_age_are_not_missing(store: Store, dsn: str) -> None:
+    counts = [on_spans(3600, 3), on_spans(3700, 2), on_spans(7200, 4)]
+    await store.write(Batch(counts=counts, evidence=[span(3595, 3), span(3695, 2, n=2), span(7195, 3, n=3)]))
+    execute(dsn, f"DELETE FROM usage_evidence WHERE time < '{at(3610)}'")
+    assert [one.missing for one in await balance(store)] == [3 + 1]
+    execute(dsn, f"UPDATE usage_kept SET evidence_from = '{at(3610)}'")
+    for tolerance in (NOW, timedelta(minutes=1)):
+        assert [(one.missing, one.more) for one in await balance(store, tolerance)] == [(1, 0)]

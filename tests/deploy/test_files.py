@@ -81,8 +81,15 @@ def test_passwords_come_from_files(name: str) -> None:
 
 
 def test_each_service_has_only_its_own_secrets() -> None:
-    assert SERVICES["collector"]["secrets"] == ["writer_password"]
+    assert SERVICES["collector"]["secrets"] == ["owner_password", "writer_password"]
     assert SERVICES["migrate"]["secrets"] == ["owner_password"]
+
+
+def test_requests_are_written_as_the_writer_and_kept_as_the_owner() -> None:
+    environment = SERVICES["collector"]["environment"]
+    for variable, role in {"TALLYMARK_DATABASE": "writer", "TALLYMARK_OWNER_DATABASE": "owner"}.items():
+        assert environment[variable] == f"host=database dbname=tallymark user=tallymark_{role}"
+        assert environment[f"{variable}_PASSWORD_FILE"] == f"/run/secrets/{role}_password"
 
 
 def test_health_is_asked_and_waited_for() -> None:

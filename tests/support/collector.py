@@ -12,13 +12,15 @@ from contextlib import contextmanager
 class Collector:
     """A collector process that can be killed and started again on its port."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *more: str) -> None:
+        """`more` are further arguments of `serve`."""
         self.dsn = dsn
+        self.more = more
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json"]
+        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json", *self.more]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tallymark_collector", *arguments],
             stdout=subprocess.PIPE,
@@ -36,8 +38,8 @@ class Collector:
 
 
 @contextmanager
-def running(dsn: str) -> Iterator[Collector]:
-    collector = Collector(dsn)
+def running(dsn: str, *more: str) -> Iterator[Collector]:
+    collector = Collector(dsn, *more)
     collector.start()
     try:
         yield collector

@@ -26,6 +26,8 @@ class Difference(NamedTuple):
     """The points' sum; None where there is no point."""
     aggregated: Decimal | None
     """What the views say; None where they say nothing."""
+    width: str = "hour"
+    """Of the bucket: `hour` or `day`."""
 
 
 class Drift(NamedTuple):
@@ -72,14 +74,14 @@ WITH raw AS (
            sum(quantity) AS quantity, count(*) AS points
     FROM usage_point
     WHERE (%(account)s::text IS NULL OR account = %(account)s)
-      AND time >= %(start)s AND time < %(end)s
+      AND time >= greatest(%(start)s, (SELECT points_from FROM usage_kept)) AND time < %(end)s
     GROUP BY 1, 2, 3, 4
 ), cached AS (
     SELECT h.tenant, h.account, h.series, h.bucket, h.quantity, h.points, s.meter
     FROM usage_hour_current h
     JOIN usage_series s ON s.account = h.account AND s.series = h.series AND s.tenant = h.tenant
     WHERE (%(account)s::text IS NULL OR h.account = %(account)s)
-      AND h.bucket >= %(start)s AND h.bucket < %(end)s
+      AND h.bucket >= greatest(%(start)s, (SELECT points_from FROM usage_kept)) AND h.bucket < %(end)s
 ), compared AS (
     SELECT tenant, account, bucket, cached.meter, raw.quantity AS raw, cached.quantity AS aggregated,
            raw.points AS points, cached.points AS cached_points
@@ -99,18 +101,20 @@ WITH stepped AS (
            lag(value) OVER (PARTITION BY account, stream, start_ns ORDER BY time_ns) AS before
     FROM usage_sample
     WHERE (%(account)s::text IS NULL OR account = %(account)s)
+), kept AS (
+    SELECT points_from, (extract(epoch FROM greatest(points_from, 'epoch')) * 1e9)::bigint AS from_ns FROM usage_kept
 ), sampled AS (
     SELECT account, stream, sum(
         CASE WHEN before IS NULL AND start_ns IN (0, time_ns) THEN 0
              WHEN before IS NULL THEN value
              WHEN start_ns = 0 AND value < before THEN value
              ELSE value - before END) AS quantity
-    FROM stepped GROUP BY account, stream
+    FROM stepped WHERE time_ns >= (SELECT from_ns FROM kept) GROUP BY account, stream
 ), billed AS (
     SELECT p.account, p.stream, sum(p.quantity) AS quantity
     FROM usage_point p
     JOIN usage_stream s ON s.account = p.account AND s.stream = p.stream AND s.temporality = 2
-    WHERE (%(account)s::text IS NULL OR p.account = %(account)s)
+    WHERE (%(account)s::text IS NULL OR p.account = %(account)s) AND p.time >= (SELECT points_from FROM kept)
     GROUP BY p.account, p.stream
 )
 SELECT s.tenant, s.account, s.stream::text, coalesce(billed.quantity, 0), coalesce(sampled.quantity, 0)
@@ -147,7 +151,8 @@ async def audit(
     """Compares the views with the points, cumulative increases with their totals, and looks for overlaps.
 
     `start` and `end` bound the hours (by whole hours, `[start, end)`); totals of cumulative streams are compared over
-    all time. The connection must be a `store.reading()`: all queries have to see the same moment.
+    all time. What is older than the points that are kept is left out. The connection must be a `store.reading()`: all
+    queries have to see the same moment.
     """
     bounds = {"account": account, "start": start or "-infinity", "end": end or "infinity"}
     rows = await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()

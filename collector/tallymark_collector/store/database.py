@@ -28,6 +28,9 @@ _TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "55", "57", "58")
 """SQLSTATE classes where the same statement may succeed later: connection, transaction state (a read-only standby),
 rollback (deadlock), resources, object state (lock), operator intervention (shutdown), system error."""
 
+_MOVING: Final = '"usage_point"'
+"""The table that cannot be found while it is moved into a hypertable (see engines/timescale.py)."""
+
 Connection = psycopg.AsyncConnection[TupleRow]
 
 
@@ -92,6 +95,13 @@ async def configure(connection: Connection) -> None:
         " SET default_transaction_isolation = 'read committed';"
         " SET intervalstyle = 'iso_8601'; SET client_min_messages = warning"
     )
+    # Where TimescaleDB is there. A late batch may touch any number of rows in columns: past TimescaleDB's limit it
+    # would be refused for ever, as if the server were short of something. And SkipScan fails on some DISTINCTs.
+    await connection.execute(
+        """SELECT set_config(name, CASE name WHEN 'timescaledb.enable_skipscan' THEN 'off' ELSE '0' END, false)
+           FROM pg_settings
+           WHERE name IN ('timescaledb.max_tuples_decompressed_per_dml_transaction', 'timescaledb.enable_skipscan')"""
+    )
 
 
 def is_worth_another_try(error: BaseException | None) -> bool:
@@ -110,4 +120,6 @@ def is_transient(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         # No answer from a server at all: the connection was refused, cut, or closed under us.
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return _MOVING in (error.diag.message_primary or "")
     return error.sqlstate[:2] in _TRANSIENT_CLASSES

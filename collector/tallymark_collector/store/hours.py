@@ -33,9 +33,13 @@ SELECT pg_advisory_xact_lock(key) FROM (
 ) keys"""
 
 _CLEAN_SQL: Final = """
-DELETE FROM usage_dirty d
-USING unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
-WHERE d.account = k.account AND d.tenant = k.tenant AND d.bucket = k.bucket"""
+WITH gone AS (
+    DELETE FROM usage_dirty d
+    USING unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
+    WHERE d.account = k.account AND d.tenant = k.tenant AND d.bucket = k.bucket
+    RETURNING d.bucket, d.account, d.tenant
+)
+INSERT INTO usage_unaudited (bucket, account, tenant) SELECT DISTINCT bucket, account, tenant FROM gone"""
 
 _FORGET_SQL: Final = """
 DELETE FROM usage_hour h

@@ -6,7 +6,8 @@ A file that has been applied anywhere is never edited; a changed one is refused 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -57,8 +58,7 @@ async def migrate(connection: Connection, steps: Sequence[Migration] | None = No
 
     `steps` stands in for the files of this version (tests of the chain).
     """
-    await connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
-    try:
+    async with alone(connection):
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         await connection.execute(
             f"""CREATE TABLE IF NOT EXISTS {SCHEMA}.migration (
@@ -75,8 +75,17 @@ async def migrate(connection: Connection, steps: Sequence[Migration] | None = No
                     [migration.version, migration.name, migration.checksum],
                 )
         return [migration.name for migration in todo]
+
+
+@asynccontextmanager
+async def alone(connection: Connection) -> AsyncIterator[None]:
+    """No other process migrates meanwhile; waits its turn. May be nested."""
+    await connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+    try:
+        yield
     finally:
-        await connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
+        if not connection.closed:
+            await connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
 
 
 def _pending(steps: Sequence[Migration], applied: Sequence[tuple[int, str, str]]) -> list[Migration]:

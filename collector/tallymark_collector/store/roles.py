@@ -13,6 +13,7 @@ from psycopg import sql
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.store.database import SCHEMA, Connection
+from tallymark_collector.store.engines.capabilities import state
 
 _READ: Final = ("SELECT",)
 _ADD: Final = ("SELECT", "INSERT")
@@ -35,6 +36,11 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_hour": _REPLACE,
     "usage_dirty": _REPLACE,
     "billing_period": _REPLACE,
+    # What was made again waits for its audit; taking such a row (FOR UPDATE) takes the right to update some column.
+    "usage_unaudited": (*_REPLACE, "UPDATE (bucket)"),
+    "audit_finding": _ADD,
+    # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
+    "usage_kept": _READ,
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
     "subscription": _READ,
     "plan_version": _READ,
@@ -46,6 +52,10 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_calls": _READ,
 }
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
+
+NATIVE: Final[Mapping[str, tuple[str, ...]]] = {"usage_hour": _READ, "usage_day": _READ}
+"""The same for what is another relation, or exists at all, where the database keeps hours and days itself: continuous
+aggregates, which nobody but their owner can make again."""
 
 READER: Final = ("usage_hourly", "usage_daily", "usage_by_period", "usage_calls")
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
@@ -73,13 +83,18 @@ async def grant(connection: Connection, *, writer: str | None = None, reader: st
     if writer is not None and writer == reader:
         raise UserError(f"the role {writer!r} cannot be both the writer and the reader: make another")
     if writer is not None:
-        await _only(connection, writer, WRITER)
+        await _only(connection, writer, await privileges(connection))
         await _allow_temporary_tables(connection, writer)
     if reader is not None:
         await _only(connection, reader, dict.fromkeys(READER, _READ))
 
 
-async def may_migrate(connection: Connection) -> bool:
+async def privileges(connection: Connection) -> Mapping[str, tuple[str, ...]]:
+    """What the writer needs in this database, by relation."""
+    return {**WRITER, **NATIVE} if (await state(connection)).continuous_aggregates else WRITER
+
+
+async def owns(connection: Connection) -> bool:
     """True if the connection's user owns the schema (as a member of the owner's role, too) or may make it."""
     row = await (
         await connection.execute(
@@ -93,7 +108,8 @@ async def may_migrate(connection: Connection) -> bool:
 
 async def check_writer(connection: Connection) -> None:
     """Raises UserError where the connection's user cannot do what `serve` does."""
-    needed = [(f"{SCHEMA}.{name}", each.split(" ")[0]) for name, several in WRITER.items() for each in several]
+    relations = (await privileges(connection)).items()
+    needed = [(f"{SCHEMA}.{name}", each.split(" ")[0]) for name, several in relations for each in several]
     columns = [list(column) for column in zip(*needed, strict=True)]
     missing = await (await connection.execute(_MISSING_SQL, columns)).fetchall()
     if missing:

@@ -25,6 +25,7 @@ DIFFERENCE = {
     "meter": "api.requests",
     "raw": "7.5",
     "aggregated": "99",
+    "width": "hour",
 }
 
 
@@ -63,7 +64,7 @@ def test_a_difference_is_shown_and_repaired(run: Run, dsn: str) -> None:
     assert execute(dsn, BREAK) == 1
     found = run("audit")
     assert found.exit_code == 1
-    assert ["default", "acme", "2024-03-01T10:00:00Z", "api.requests", "7.5", "99"] in cells(found.stdout)
+    assert ["default", "acme", "2024-03-01T10:00:00Z", "api.requests", "7.5", "99", "hour"] in cells(found.stdout)
     as_json = run("audit", "--json")
     assert as_json.exit_code == 1
     assert json.loads(as_json.stdout)["differences"] == [DIFFERENCE]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tallymark_collector.cli.opening import named
+from tallymark_collector.cli.opening import OWNER_DATABASE, named
 from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Attributes, Batch, Evidence, Quarantined, Reason, Refusal
@@ -143,6 +143,8 @@ SECRETS = [
     "host=db.example password = 'hunter2 \\' hunter2' user=me dbname=usage",
     "host=db.example password=hunter2\\ hunter2 user=me dbname=usage sslpassword=hunter2",
     "PASSWORD=hunter2 host=db.example",
+    "timescale:postgresql://me:hunter2@db.example:5433/usage",
+    "timescale:host=db.example user=me password=hunter2 dbname=usage",
 ]
 
 
@@ -216,6 +218,22 @@ def test_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="one in TALLYMARK_DATABASE_PASSWORD_FILE: keep one"):
         named("postgresql://writer:other@host/name")
     assert named("embedded:/some/folder") == "embedded:/some/folder"
+    asked, _, found = named("timescale:postgresql://writer@host/name").partition(":")
+    assert (asked, conninfo_to_dict(found)["password"]) == ("timescale", "p@ss 'w/rd\\")
+
+
+def test_the_owners_database_has_a_variable_and_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, password in {"TALLYMARK_DATABASE": "one", "TALLYMARK_OWNER_DATABASE": "two"}.items():
+        (tmp_path / password).write_text(password)
+        monkeypatch.setenv(f"{variable}_PASSWORD_FILE", str(tmp_path / password))
+    assert conninfo_to_dict(named("host=host user=writer"))["password"] == "one"
+    assert conninfo_to_dict(named("host=host user=owner", OWNER_DATABASE))["password"] == "two"
+    with pytest.raises(UserError, match="one in TALLYMARK_OWNER_DATABASE_PASSWORD_FILE: keep one"):
+        named("host=host user=owner password=three", OWNER_DATABASE)
+    with pytest.raises(UserError, match=r"as --owner-database \(or TALLYMARK_OWNER_DATABASE\) names no database"):
+        named("mysql://host", OWNER_DATABASE)
 
 
 def test_an_embedded_server_that_is_not_installed_is_a_sentence(

@@ -105,7 +105,7 @@ def test_no_invoice_on_a_difference(run: Run, dsn: str) -> None:
     result = run("invoice", "--account", "acme", "--at", "2024-03-15")
     assert result.exit_code == 1
     assert "total" not in result.stdout
-    assert ["default", "acme", "2024-03-15T12:00:00Z", "api.requests", "12,345", "1"] in cells(result.stdout)
+    assert ["default", "acme", "2024-03-15T12:00:00Z", "api.requests", "12,345", "1", "hour"] in cells(result.stdout)
     assert "`tallymark audit --repair`" in result.stderr
 
     listed = run("invoice", "--at", "2024-03-15", "--json")

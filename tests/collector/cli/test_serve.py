@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
@@ -24,6 +24,8 @@ from tallymark_collector.billing.records import apply
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.cli.serve import address, is_loopback
 from tallymark_collector.errors import StoreUnavailable
+from tallymark_collector.processors.validation import TimeLimits
+from tallymark_collector.settings import RETENTION_MARGIN, Retention
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 from tests.collector.cli.conftest import Run, execute, program
@@ -124,3 +126,35 @@ async def test_periods_are_extended_once_the_database_is_back(store: Store, plan
     finally:
         extending.cancel()
     assert written > 60
+
+
+@pytest.mark.engines("embedded", "postgres")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--keep-points", "30"], "leave out --keep-points and --keep-evidence"),
+        (["--keep-evidence", "30"], "leave out --keep-points and --keep-evidence"),
+        (["--columnstore-after", "30"], "leave out --columnstore-after"),
+        (["--keep-points", "3"], "--keep-points"),
+    ],
+)
+def test_retention_that_this_database_cannot_do_is_a_sentence(
+    run: Run, dsn: str, options: list[str], sentence: str
+) -> None:
+    result = run("serve", "--port", "0", *options, database=dsn)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1 or "INFO" in result.stderr
+
+
+def test_timescale_that_is_asked_for_and_not_there_is_a_sentence(offline: Run, tmp_path: Path) -> None:
+    result = offline("migrate", database="timescale:postgresql://me:hunter2@127.0.0.1:1/usage")
+    assert result.exit_code == 2
+    assert "cannot connect to the database" in result.stderr
+    assert "hunter2" not in result.stderr
+
+
+def test_points_are_set_aside_before_their_time_is_dropped() -> None:
+    assert Retention().times() == TimeLimits()
+    assert Retention(points=timedelta(days=30)).times().retention == timedelta(days=30) - RETENTION_MARGIN
+    assert Retention(points=timedelta(days=9000)).times().retention == TimeLimits().retention

@@ -5,6 +5,9 @@ A database is named by one text:
 - `embedded:` or `embedded:/some/folder`: a PostgreSQL of our own in that folder, started when it is first used and
   stopped when its last user leaves;
 - anything that libpq takes (`postgresql://user@host/name`, `host=… dbname=…`): a PostgreSQL that is already there.
+  What it can do is found out (`capabilities`), and where TimescaleDB is installed in it, that is used;
+- the same after `timescale:`: TimescaleDB is asked for, is installed by `migrate` where it is missing, and that it
+  cannot be is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.store.engines import embedded
 
 _EMBEDDED = "embedded:"
+_TIMESCALE = "timescale:"
 
 
 def default_database() -> str:
@@ -38,6 +42,16 @@ def embedded_folder(database: str) -> Path | None:
     return Path(database.removeprefix(_EMBEDDED)).expanduser().absolute()
 
 
+def wants_timescale(database: str) -> bool:
+    """True if the text asks for TimescaleDB."""
+    return database.startswith(_TIMESCALE)
+
+
+def libpq_string(database: str) -> str:
+    """What libpq takes of a text that names no embedded database."""
+    return database.removeprefix(_TIMESCALE)
+
+
 @contextmanager
 def connect_string(database: str) -> Iterator[str]:
     """A libpq connection string for the database; an embedded server runs while the context lasts.
@@ -49,7 +63,7 @@ def connect_string(database: str) -> Iterator[str]:
         with embedded.server(folder) as dsn:
             yield dsn
     elif "://" in database or "=" in database:
-        yield database
+        yield libpq_string(database)
     else:
         raise UserError(
             f"{database!r} names no database: give 'embedded:/some/folder' or a PostgreSQL connection string"

@@ -1,0 +1,130 @@
+"""Dropping what is old: whole pieces of a hypertable, and nothing that somebody still needs.
+
+Points go only when all of this holds: they are older than they have to be kept; no billing period that is open, or
+ended less than `billing_grace` ago, reaches into them; none of their hours has a mark or awaits an audit; and their
+hours say what they say, which is compared one last time in the transaction that drops them. What cannot be told from a
+point that was counted, because that was dropped, is refused by the database itself (sql/0006_upkeep.sql); collectors
+with this retention set such points aside earlier (`settings.Limits`). Hours and days stay for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from tallymark_collector.errors import UserError
+from tallymark_collector.settings import Retention
+from tallymark_collector.store import Store
+from tallymark_collector.store.database import Connection
+from tallymark_collector.store.engines.capabilities import state
+from tallymark_collector.store.locks import KEPT, REFRESHING, held
+
+LOCK_TIMEOUT: Final = "2s"
+"""How long dropping may wait for readers and writers, others behind it; then it is tried again another time."""
+
+# The newest end of a piece that nobody needs. A period's first hour may begin before the period does.
+_CUT_SQL: Final = """
+SELECT max(c.range_end)
+FROM timescaledb_information.chunks c
+WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
+  AND c.range_end > (SELECT points_from FROM usage_kept)
+  AND c.range_end <= least(
+      %(wanted)s::timestamptz,
+      (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM billing_period WHERE period_end > %(billed)s),
+      (SELECT min(bucket) FROM usage_dirty),
+      (SELECT min(bucket) FROM usage_unaudited)
+  )"""
+
+_DIFFERENT_SQL: Final = """
+WITH raw AS (
+    SELECT tenant, account, series, date_trunc('hour', time, 'UTC') AS bucket,
+           sum(quantity) AS quantity, count(*) AS points
+    FROM usage_point WHERE time < %(cut)s
+    GROUP BY 1, 2, 3, 4
+), cached AS (
+    SELECT tenant, account, series, bucket, quantity, points FROM usage_hour
+    WHERE bucket >= (SELECT points_from FROM usage_kept) AND bucket < %(cut)s
+)
+INSERT INTO usage_dirty (bucket, account, tenant)
+SELECT DISTINCT bucket, account, tenant
+FROM raw FULL JOIN cached USING (tenant, account, series, bucket)
+WHERE raw.quantity IS DISTINCT FROM cached.quantity OR raw.points IS DISTINCT FROM cached.points"""
+
+
+_EVIDENCE_CUT_SQL: Final = """
+SELECT max(range_end) FROM timescaledb_information.chunks
+WHERE hypertable_schema = 'tallymark' AND hypertable_name = 'usage_evidence' AND range_end <= %s"""
+
+
+class Dropped(NamedTuple):
+    """What one look came to."""
+
+    points_before: datetime | None = None
+    """All points before this are gone now."""
+    differing: int = 0
+    """Account-hours that did not say what their points say: nothing was dropped, they are made again first."""
+    evidence: int = 0
+    """Pieces of evidence that are gone now."""
+
+    def sentences(self) -> Iterator[str]:
+        """What a log should say."""
+        if self.points_before is not None:
+            yield f"points before {self.points_before.isoformat()} were dropped; their hours and days stay"
+        if self.differing:
+            yield f"no points were dropped: {self.differing} account-hours differ from them and are made again first"
+        if self.evidence:
+            yield f"{self.evidence} pieces of old evidence were dropped"
+
+
+async def check_possible(store: Store, retention: Retention) -> None:
+    """Raises UserError where the database cannot do what is asked for."""
+    asked = retention.points or retention.evidence
+    if asked is None:
+        return
+    async with store.reading() as connection:
+        if not (await state(connection)).hypertables:
+            raise UserError(
+                "dropping old points or evidence needs tables that are cut up by time, which this database has not:"
+                " install TimescaleDB in it and run `tallymark migrate`, or leave out --keep-points and --keep-evidence"
+            )
+
+
+async def drop_old(store: Store, retention: Retention, now: datetime) -> Dropped:
+    """Drops what may go. Safe to call from several processes at once. Raises StoreUnavailable."""
+    dropped = Dropped()
+    if retention.points is not None:
+        bounds = {"wanted": now - retention.points, "billed": now - retention.billing_grace}
+        async with store.session() as connection, held(connection, REFRESHING), connection.transaction():
+            dropped = await _drop_points(connection, bounds)
+    if retention.evidence is not None:
+        async with store.transaction() as connection:
+            dropped = dropped._replace(evidence=await _drop_evidence(connection, now - retention.evidence))
+    return dropped
+
+
+async def _drop_points(connection: Connection, bounds: dict[str, datetime]) -> Dropped:
+    # Readers hold the pieces that they may look at; writers must not wait long behind us for one that is slow.
+    await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+    # From here on no writer can add a mark, so none can commit a point; each looks at usage_kept when we are done.
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [KEPT])
+    [until] = await (await connection.execute(_CUT_SQL, bounds)).fetchone() or [None]
+    if until is None:
+        return Dropped()
+    if differing := (await connection.execute(_DIFFERENT_SQL, {"cut": until})).rowcount:
+        return Dropped(differing=differing)
+    # Nobody looks at a piece that is about to go, also not with a snapshot from before.
+    await connection.execute("LOCK TABLE ONLY usage_point")
+    await connection.execute("UPDATE usage_kept SET points_from = %s", [until])
+    await connection.execute("SELECT drop_chunks('usage_point', older_than => %s::timestamptz)", [until])
+    return Dropped(points_before=until)
+
+
+async def _drop_evidence(connection: Connection, wanted: datetime) -> int:
+    [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
+    if until is None:
+        return 0
+    await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
+    return (
+        await connection.execute("SELECT drop_chunks('usage_evidence', older_than => %s::timestamptz)", [until])
+    ).rowcount

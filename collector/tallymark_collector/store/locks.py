@@ -1,0 +1,52 @@
+"""Advisory locks that order what collectors do beside each other. One place, so that no two mean the same number."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from tallymark_collector.store.database import Connection
+
+REFRESHING: Final = "tallymark.refreshing"
+"""Alone: whoever refreshes a continuous aggregate, moves hours into one, or drops points. Shared: whoever recomputes
+hours in a table. So a mark is never deleted by one of them while another counts on it."""
+
+KEPT: Final = "tallymark.usage_kept"
+"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it), alone by whoever drops points."""
+
+
+@asynccontextmanager
+async def held(connection: Connection, name: str) -> AsyncIterator[None]:
+    """The session has the lock alone; waits for it."""
+    await connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+    try:
+        yield
+    finally:
+        await _release(connection, name)
+
+
+@asynccontextmanager
+async def held_if_free(connection: Connection, name: str) -> AsyncIterator[bool]:
+    """Whether the session has the lock alone; does not wait."""
+    row = await (await connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name])).fetchone()
+    if row != (True,):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        await _release(connection, name)
+
+
+async def shared_if_free(connection: Connection, name: str) -> bool:
+    """Whether the transaction shares the lock until its end; does not wait."""
+    row = await (
+        await connection.execute("SELECT pg_try_advisory_xact_lock_shared(hashtextextended(%s, 0))", [name])
+    ).fetchone()
+    return row == (True,)
+
+
+async def _release(connection: Connection, name: str) -> None:
+    if not connection.closed:
+        await connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
