@@ -24,10 +24,10 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
+from tallymark import quantities
 from tallymark.batches import Request
 from tallymark.folder import Folder
 from tallymark.quantities import Exact
@@ -209,7 +209,7 @@ def read(where: Callable[[], Path], own: bool, finish: Callable[[], None]) -> tu
             return parcel, f"a frame's checksum is wrong, at byte {at}"
         if state == _TO_SEND:
             details = json.loads(bytes(data[at + _FRAME.size : begin]))
-            amounts = {meter: _amount(text) for meter, text in details["amounts"].items()}
+            amounts = {meter: quantities.of_text(text) for meter, text in details["amounts"].items()}
             parcel.add(Batch(parcel, details["points"], amounts, size, at=begin, state_at=at + 12))
         at = begin + size
     return parcel, None
@@ -249,15 +249,8 @@ def _head(data: bytes | memoryview) -> int:
 
 
 def _details(points: int, amounts: Mapping[str, Exact]) -> bytes:
-    texts = {
-        meter: format(amount, "f") if isinstance(amount, Decimal) else str(amount) for meter, amount in amounts.items()
-    }
+    texts = {meter: quantities.text(amount) for meter, amount in amounts.items()}
     return json.dumps({"points": points, "amounts": texts}).encode()
-
-
-def _amount(text: str) -> Exact:
-    number = Decimal(text)
-    return int(number) if number == number.to_integral_value() else number
 
 
 def _private(path: str, flags: int) -> int:

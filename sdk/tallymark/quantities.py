@@ -159,7 +159,7 @@ def to_attribute(total: Exact) -> int | float | str:
     if isinstance(total, int):
         return total if total <= INT64_MAX else str(total)
     value = float(total)
-    return value if shortest(value) == total else format(total, "f")
+    return value if shortest(value) == total else text(total)
 
 
 def from_attribute(value: object) -> Exact | None:
@@ -172,11 +172,11 @@ def from_attribute(value: object) -> Exact | None:
         return None
 
 
-def _from_text(text: str) -> Exact:
-    number = Decimal(text)
+def _from_text(digits: str) -> Exact:
+    number = Decimal(digits)
     if not number.is_finite() or number < 0 or number.adjusted() > EXACT.prec // 2:
         raise RefusedQuantityError("it is not a quantity")
-    return int(number) if number == number.to_integral_value() else number
+    return of_text(digits)
 
 
 def text(amount: Exact) -> str:

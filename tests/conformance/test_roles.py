@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -18,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
+from tallymark_collector.application import opened
 from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.errors import UserError
@@ -71,16 +71,6 @@ def people(unmigrated: str) -> Iterator[Roles]:
         connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, me))
         for name in names:
             connection.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(sql.Identifier(name)))
-
-
-@asynccontextmanager
-async def opened(dsn: str) -> AsyncIterator[Store]:
-    store = Store(dsn)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_process_delivers_its_own_first_and_can_leave_the_rest() -> None:
     assert len(outbox) == 1
 
 
-REQUESTS = [Request(b"one" * 100, 2, {"a": 1}), Request(b"two" * 100, 1, {"a": 3, "b": parcels.Decimal("0.1")})]
+REQUESTS = [Request(b"one" * 100, 2, {"a": 1}), Request(b"two" * 100, 1, {"a": 3, "b": Decimal("0.1")})]
 
 
 def test_a_parcel_keeps_bytes_and_what_was_handled(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final, TypeVar
 
+from tallymark_collector.application import opened
 from tallymark_collector.demo.processes import Child, clean_environment
 from tallymark_collector.store import Store
 
@@ -57,17 +57,7 @@ def with_store(dsn: str, work: Callable[[Store], Coroutine[None, None, R]]) -> R
     """Runs a coroutine function with a store of the database."""
 
     async def run() -> R:
-        async with _store(dsn) as store:
+        async with opened(dsn) as store:
             return await work(store)
 
     return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _store(dsn: str) -> AsyncIterator[Store]:
-    store = Store(dsn)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
