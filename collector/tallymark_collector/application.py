@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 PERIODS_INTERVAL: Final = 3600.0
 """Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
 PERIODS_RETRY: Final = 10.0
+
+CANCEL_AGAIN: Final = 1.0
+"""Seconds after which a task that was cancelled and goes on is cancelled again; its statement's end takes less."""
 
 
 @asynccontextmanager
@@ -76,10 +79,7 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
                     await ready(server, pipeline)
                 await _first(stop.wait(), loops)
         finally:
-            for task in loops:
-                task.cancel()
-            # What a loop died of has been raised by _first.
-            await asyncio.gather(*loops, return_exceptions=True)
+            await ended(loops)
 
 
 async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: float = PERIODS_RETRY) -> None:
@@ -97,6 +97,20 @@ async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: 
             await asyncio.sleep(interval)
         else:
             await asyncio.sleep(interval)
+
+
+async def ended(tasks: Collection[asyncio.Task[None]], patience: float = CANCEL_AGAIN) -> None:
+    """Cancels the tasks until they have ended, however; what they died of is not raised.
+
+    Once is not enough: before Python 3.12 `asyncio.wait_for`, which psycopg and its pool wait with, swallows a
+    cancellation that arrives together with what it waits for, and the task goes on.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=patience)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:
