@@ -152,3 +152,20 @@ async def test_a_newer_database_is_refused(database: Database) -> None:
 async def test_no_server_is_a_sentence() -> None:
     with pytest.raises(UserError, match="cannot connect to the database"):
         await Store("postgresql://127.0.0.1:1/nothing?connect_timeout=2").open()
+
+
+async def test_whoever_prepared_finds_the_schema(empty: str) -> None:
+    """A session that first looked names up while another committed CREATE SCHEMA does not see it, for good: its path
+    reads as it should and resolves as if it were this one."""
+    store = Store(empty)
+    await store.open()
+    try:
+        for _ in range(2):  # the schema made by us; then found there
+            async with store.session() as only:
+                await only.execute("SET search_path = public")
+            await store.prepare()
+            async with store.session() as same:
+                assert same is only, "until it is prepared the store has one connection"
+                await same.execute("SELECT FROM subscription")
+    finally:
+        await store.close()

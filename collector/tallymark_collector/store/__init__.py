@@ -93,7 +93,7 @@ class Store:
 
         Raises UserError where something is pending that this user may not apply, or this user may not write.
         """
-        async with self._database.connection() as connection:
+        async with self._database.connection() as connection, migrations.alone(connection):
             names = await self._pending(connection)
             if names and not await roles.owns(connection):
                 user = connection.info.user
