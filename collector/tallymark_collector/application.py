@@ -18,7 +18,7 @@ from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server, serving
-from tallymark_collector.settings import DEFAULT_TENANT, Settings
+from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines import connect_string, wants_timescale
 
@@ -33,10 +33,10 @@ CANCEL_AGAIN: Final = 1.0
 
 
 @asynccontextmanager
-async def opened(database: str) -> AsyncIterator[Store]:
+async def opened(database: str, patience: float = DATABASE_TIMEOUT) -> AsyncIterator[Store]:
     """The store of a database (see `store.engines`). Raises UserError."""
     with connect_string(database) as dsn:
-        store = Store(dsn, wants_timescale=wants_timescale(database))
+        store = Store(dsn, wants_timescale=wants_timescale(database), patience=patience)
         await store.open()
         try:
             yield store
@@ -63,7 +63,7 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with opened(settings.database) as store, _keeper(settings, store) as keeper:
+    async with opened(settings.database, settings.database_timeout) as store, _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
         pipeline = Pipeline(store, settings.limits)

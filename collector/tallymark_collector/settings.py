@@ -14,6 +14,9 @@ DEFAULT_TENANT: Final = "default"
 DEFAULT_PORT: Final = 4317
 """OTLP over gRPC."""
 
+DATABASE_TIMEOUT: Final = 30.0
+"""Seconds that the database may take to write before the connection to it counts as lost. A network that has forgotten
+a connection says nothing, ever: whoever waits for it would wait for good, and hold up whoever waits for its locks."""
 
 RETENTION_MARGIN: Final = timedelta(days=2)
 """A point this much younger than what may be dropped is set aside already: it cannot be told from a replay once the
@@ -69,6 +72,7 @@ class Settings:
     port: int = DEFAULT_PORT
     refresh_interval: float = 1.0
     """Seconds between looks for hours that have to be recomputed. Views are right in between, only slower."""
+    database_timeout: float = DATABASE_TIMEOUT
     drain_seconds: float = 10.0
     """How long requests under way may take to finish when the collector is told to stop."""
     limits: Limits = field(default_factory=Limits)

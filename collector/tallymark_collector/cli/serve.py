@@ -20,7 +20,7 @@ from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server
-from tallymark_collector.settings import DEFAULT_PORT, Limits, Retention, Settings
+from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_PORT, Limits, Retention, Settings
 
 MIN_KEPT_DAYS: Final = 7
 """Less would set aside what clients have kept over a weekend without the collector."""
@@ -81,6 +81,15 @@ def serve(
             " --keep-points, --keep-evidence and --columnstore-after.",
         ),
     ] = None,
+    database_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="TALLYMARK_DATABASE_TIMEOUT",
+            min=1.0,
+            metavar="SECONDS",
+            help="A write that takes longer is given up and its client told to try again: the connection is lost.",
+        ),
+    ] = DATABASE_TIMEOUT,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
     """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
@@ -100,6 +109,7 @@ def serve(
         owner_database=None if owner_database is None else opening.named(owner_database, opening.OWNER_DATABASE),
         host=address(host),
         port=port,
+        database_timeout=database_timeout,
         limits=Limits(times=retention.times()),
         retention=retention,
     )

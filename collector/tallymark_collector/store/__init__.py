@@ -23,6 +23,7 @@ import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, WriteResult
+from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
 from tallymark_collector.store.engines import timescale
@@ -50,11 +51,12 @@ def quiet(_: str) -> None:
 class Store:
     """Usage in one database."""
 
-    def __init__(self, dsn: str, *, wants_timescale: bool = False) -> None:
-        """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError."""
+    def __init__(self, dsn: str, *, wants_timescale: bool = False, patience: float = DATABASE_TIMEOUT) -> None:
+        """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError.
+        `patience`: seconds after which a write without an answer is given up."""
         self._wants_timescale = wants_timescale
         self._dictionaries = dictionaries.Dictionaries()
-        self._database = Database(dsn, connected=self._dictionaries.forget)
+        self._database = Database(dsn, patience=patience, connected=self._dictionaries.forget)
 
     async def open(self) -> None:
         """Connects. Raises UserError with the reason."""
@@ -134,7 +136,7 @@ class Store:
             return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
 
     async def _write(self, batch: Batch) -> WriteResult:
-        async with self._database.connection() as connection:
+        async with self._database.prompt() as connection:
             return await writer.write(connection, batch, self._dictionaries)
 
     async def refresh(self, limit: int | None = None) -> int:
