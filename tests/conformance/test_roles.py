@@ -134,6 +134,11 @@ FORBIDDEN = [
     "DELETE FROM usage_sample",
     "DELETE FROM usage_evidence",
     "DELETE FROM usage_quarantine",
+    "UPDATE usage_quarantine SET reason = ''",
+    "INSERT INTO quarantine_action (account, digest, number, action, tenant, acted_by)"
+    " VALUES ('', '', 1, 'released', '', '')",
+    "DELETE FROM quarantine_action",
+    "UPDATE quarantine_action SET acted_by = 'somebody else'",
     "DELETE FROM audit_finding",
     "UPDATE usage_kept SET points_from = now()",
     "UPDATE usage_unaudited SET account = 'other'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -21,6 +22,7 @@ from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, day_or_instant, hours_touched
 from tallymark_collector.cli.audit import write_differences, write_drifts
 from tallymark_collector.errors import UserError
+from tallymark_collector.quarantine.items import beside_invoice
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
@@ -37,6 +39,10 @@ class _Outcome:
     report: Report | None = None
     error: str = ""
     preliminary: bool = False
+    quarantined: int = 0
+    """Open items of the account's usage in the period."""
+    unattributed: int = 0
+    """Those of no account: some may be this one's."""
 
     @property
     def differs(self) -> bool:
@@ -79,6 +85,11 @@ def invoice(
         _remark(outcome)
         if not as_json:
             _write(outcome)
+    if nameless := max((outcome.unattributed for outcome in outcomes), default=0):
+        output.warn(
+            f"{nameless:,} in quarantine of the same time name no account and are on no invoice:"
+            " tallymark quarantine list --account ''"
+        )
     if any(outcome.differs for outcome in outcomes):
         raise typer.Exit(1)
     if any(outcome.error for outcome in outcomes):
@@ -118,8 +129,15 @@ async def _priced(connection: Connection, account: str, at: datetime, now: datet
     priced = await records.invoice(connection, DEFAULT_TENANT, account, at)
     start, end = hours_touched(priced.period.start, priced.period.end)
     report = await compare(connection, account=account, start=start, end=end)
-    preliminary = priced.period.end > now
-    return _Outcome(account, None if report.differences or report.drifts else priced, report, preliminary=preliminary)
+    aside, nameless = await beside_invoice(connection, DEFAULT_TENANT, account, priced.period.start, priced.period.end)
+    return _Outcome(
+        account,
+        None if report.differences or report.drifts else priced,
+        report,
+        preliminary=priced.period.end > now,
+        quarantined=aside,
+        unattributed=nameless,
+    )
 
 
 def _instant(terms: Sequence[Subscription], at: date | datetime, now: datetime) -> datetime | None:
@@ -152,6 +170,12 @@ def _remark(outcome: _Outcome) -> None:
                 f"account {outcome.account!r}: {grouped(entry.quantity)} of meter {entry.meter!r}"
                 f" (unit {entry.unit!r}) are on no line: {entry.reason}"
             )
+    if outcome.quarantined:
+        name = shlex.quote(outcome.account)
+        output.warn(
+            f"account {outcome.account!r}: {outcome.quarantined:,} in quarantine are not on this invoice:"
+            f" tallymark quarantine list --account {name}"
+        )
     if outcome.report is not None and (outcome.report.drifts or outcome.report.overlaps):
         output.warn(
             f"account {outcome.account!r}: the audit found streams to judge (drifts {len(outcome.report.drifts)},"
@@ -161,7 +185,11 @@ def _remark(outcome: _Outcome) -> None:
 
 def _as_document(outcome: _Outcome) -> dict[str, Any]:
     if outcome.invoice is not None:
-        return {**outcome.invoice.to_document(), "preliminary": outcome.preliminary}
+        return {
+            **outcome.invoice.to_document(),
+            "preliminary": outcome.preliminary,
+            "in_quarantine": {"account": outcome.quarantined, "no_account": outcome.unattributed},
+        }
     if outcome.report is not None:
         return {
             "account": outcome.account,
