@@ -397,6 +397,22 @@ async def test_two_people_at_once_do_it_once(store: Store, dsn: str) -> None:
     assert await billed(store) == {("acme", "api.requests"): 255}
 
 
+async def test_points_without_a_note_are_not_kept(store: Store, dsn: str) -> None:
+    await send(store, one(number(BASE, BASE + SECOND, 5, {})))
+    found = await the_one(store)
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as owner:
+        owner.execute("ALTER TABLE quarantine_action ADD CONSTRAINT none CHECK (number < 0)")
+        with pytest.raises(psycopg.errors.CheckViolation):
+            await bill(store, found, account="acme")
+        owner.execute("ALTER TABLE quarantine_action DROP CONSTRAINT none")
+    assert (await billed(store), await the_one(store)) == ({}, found)
+    async with store.reading() as connection:
+        marks = await (await connection.execute("SELECT count(*) FROM usage_dirty")).fetchone()
+    assert marks == (0,)
+    await bill(store, found, account="acme")
+    assert await billed(store) == {("acme", "api.requests"): 5}
+
+
 async def test_nobody_changes_the_trail_or_signs_for_another(store: Store, dsn: str) -> None:
     await send(store, one(number(BASE, BASE + SECOND, 5, {})))
     found = await the_one(store)
