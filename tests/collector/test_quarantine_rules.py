@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tallymark_collector.model import Reason
@@ -14,6 +16,12 @@ from tests.support.usage import BASE, SECOND, number, request, sum_metric
 def test_every_reason_is_explained() -> None:
     lacking = sorted(reason.value for reason in set(Reason) - set(RULES))
     assert not lacking, f"quarantine/rules.py has no entry for {', '.join(lacking)}: say what it means and what to do"
+
+
+def test_the_page_tells_of_every_reason() -> None:
+    page = (Path(__file__).parents[2] / "docs/quarantine.md").read_text("utf-8")
+    lacking = sorted(reason.value for reason in Reason if f"`{reason.value}`" not in page)
+    assert not lacking, f"docs/quarantine.md has no line for {', '.join(lacking)}"
 
 
 @pytest.mark.parametrize("reason", [*Reason, None])

@@ -231,10 +231,35 @@ async def test_intervals_that_end_before_they_begin_count_each(store: Store) -> 
     assert (await queue(store), await billed(store)) == ([], {("acme", "api.requests"): 8})
 
 
+async def test_what_is_wrong_in_two_ways_is_billed_with_two_decisions(store: Store) -> None:
+    await send(store, one(number(BASE + SECOND, BASE, 4, {})))
+    settled = await bill(store, await the_one(store), account="acme")
+    assert settled.action.changed == {
+        ACCOUNT: [None, "acme"],
+        "start_time_unix_nano": [str(BASE + SECOND), str(BASE)],
+    }
+    await send(store, one(number(BASE, BASE + SECOND, 3, {ACCOUNT: True, "note": "\0"})))
+    await bill(store, await the_one(store), account="acme", drop=("note",))
+    assert await billed(store) == {("acme", "api.requests"): 7}
+
+
+async def test_usage_that_names_its_account_is_not_given_to_another(store: Store) -> None:
+    await send(store, one(number(BASE, BASE + SECOND, 5, ACME)), one(number(BASE, BASE + SECOND, 6, ACME)))
+    await send(store, one(number(BASE, BASE + SECOND, 3, {**ACME, "note": "\0"})))
+    for entry in await queue(store):
+        found = await item(store, entry.id)
+        with pytest.raises(NotSettled, match=r"--account changes nothing|names account 'acme'"):
+            await bill(store, found, account="globex", additional=found.reason == "value_conflict")
+    assert await billed(store) == {("acme", "api.requests"): 5}
+
+
 async def test_what_is_named_wrongly_is_billed_under_the_name_that_is_given(store: Store) -> None:
     long = "x" * 300
     await send(store, one(number(BASE, BASE + SECOND, 4, ACME), name=long))
     await bill(store, await the_one(store), meter="api.requests")
+    # The same stream as it was sent, billed as another meter.
+    await send(store, one(number(BASE + SECOND, BASE + 2 * SECOND, 8, ACME), name=long))
+    await bill(store, await the_one(store), meter="jobs")
     await send(store, one(number(BASE, BASE + SECOND, 3, {**ACME, "note": "\0"})))
     found = await the_one(store)
     with pytest.raises(NotSettled, match="stays in quarantine: attributes_invalid: attribute 'note' holds a NUL"):
@@ -244,8 +269,15 @@ async def test_what_is_named_wrongly_is_billed_under_the_name_that_is_given(stor
     await bill(store, await the_one(store), account="acme")
     await send(store, one(number(BASE, BASE + SECOND, 1, {"otel.metric.overflow": True}), name="tokens"))
     await bill(store, await the_one(store), account="acme")
-    assert await billed(store) == {("acme", "api.requests"): 9, ("acme", "tokens"): 1}
+    assert await billed(store) == {("acme", "api.requests"): 9, ("acme", "jobs"): 8, ("acme", "tokens"): 1}
     async with store.reading() as connection:
+        row = await (
+            await connection.execute(
+                "SELECT count(*) FILTER (WHERE p.series = st.series), count(*)"
+                " FROM usage_point p LEFT JOIN usage_stream st USING (account, stream)"
+            )
+        ).fetchone()
+        assert row == (5, 5), "each point's stream is what the point is billed as"
         attributes = await (await connection.execute("SELECT DISTINCT attributes FROM usage_series")).fetchall()
     assert attributes == [({},)]
 

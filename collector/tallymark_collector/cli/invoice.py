@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import typer
@@ -87,7 +87,7 @@ def invoice(
             _write(outcome)
     if nameless := max((outcome.unattributed for outcome in outcomes), default=0):
         output.warn(
-            f"{nameless:,} in quarantine of the same time name no account and are on no invoice:"
+            f"points in quarantine of the same time that name no account {nameless:,}, on no invoice:"
             " tallymark quarantine list --account ''"
         )
     if any(outcome.differs for outcome in outcomes):
@@ -105,15 +105,16 @@ async def _outcomes(
             terms = await records.subscriptions(connection, DEFAULT_TENANT, account)
             if account is not None:
                 instant = _instant(terms.get(account, ()), at, now)
-                return [await _priced(connection, account, instant or _utc(at), now)]
+                return [await _priced(connection, account, instant or _utc(at), now, {})]
             found = []
+            nameless: _Nameless = {}
             for number, (name, subscriptions) in enumerate(terms.items(), 1):
                 saying(f"pricing {number:,} of {len(terms):,} accounts")
                 instant = _instant(subscriptions, at, now)
                 if instant is None:
                     continue
                 try:
-                    found.append(await _priced(connection, name, instant, now))
+                    found.append(await _priced(connection, name, instant, now, nameless))
                 except BillingError as error:
                     found.append(_Outcome(name, error=str(error)))
             return found
@@ -124,19 +125,25 @@ async def _extend(store: Store, now: datetime) -> None:
         await records.extend_periods(connection, DEFAULT_TENANT, now)
 
 
-async def _priced(connection: Connection, account: str, at: datetime, now: datetime) -> _Outcome:
+_Nameless: TypeAlias = "dict[tuple[datetime, datetime], int]"
+"""Open items that name no account, by period: many accounts share one."""
+
+
+async def _priced(connection: Connection, account: str, at: datetime, now: datetime, nameless: _Nameless) -> _Outcome:
     """Invoice and audit see the same moment of the database."""
     priced = await records.invoice(connection, DEFAULT_TENANT, account, at)
     start, end = hours_touched(priced.period.start, priced.period.end)
     report = await compare(connection, account=account, start=start, end=end)
-    aside, nameless = await beside_invoice(connection, DEFAULT_TENANT, account, priced.period.start, priced.period.end)
+    period = (priced.period.start, priced.period.end)
+    if period not in nameless:
+        nameless[period] = await beside_invoice(connection, DEFAULT_TENANT, "", *period)
     return _Outcome(
         account,
         None if report.differences or report.drifts else priced,
         report,
         preliminary=priced.period.end > now,
-        quarantined=aside,
-        unattributed=nameless,
+        quarantined=await beside_invoice(connection, DEFAULT_TENANT, account, *period),
+        unattributed=nameless[period],
     )
 
 
@@ -173,7 +180,7 @@ def _remark(outcome: _Outcome) -> None:
     if outcome.quarantined:
         name = shlex.quote(outcome.account)
         output.warn(
-            f"account {outcome.account!r}: {outcome.quarantined:,} in quarantine are not on this invoice:"
+            f"account {outcome.account!r}: points in quarantine {outcome.quarantined:,}, not on this invoice:"
             f" tallymark quarantine list --account {name}"
         )
     if outcome.report is not None and (outcome.report.drifts or outcome.report.overlaps):

@@ -71,10 +71,13 @@ def show(
     item_id: IdArgument,
     database: DatabaseOption = None,
     tenant: TenantOption = DEFAULT_TENANT,
+    account: Annotated[
+        str | None, typer.Option("--account", metavar="ACCOUNT", help="Whose period it would change.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Explain an item: why it is here, what it says, what is stored that it contradicts, what can be done."""
-    found, stored, periods, done = asyncio.run(_show(opening.named(database), tenant, item_id))
+    found, stored, periods, done = asyncio.run(_show(opening.named(database), tenant, item_id, account))
     content = reading.read(found.signal, found.payload)
     if as_json:
         output.write_json(_document(found, content, stored, periods, done))
@@ -137,13 +140,15 @@ async def _list(database: str, wanted: Filter, limit: int) -> tuple[list[Entry],
         return await items.open_items(connection, wanted, limit), dict(await items.summary(connection, wanted))
 
 
-async def _show(database: str, tenant: str, prefix: str) -> tuple[Item, list[Stored], list[Affected], list[Action]]:
+async def _show(
+    database: str, tenant: str, prefix: str, account: str | None
+) -> tuple[Item, list[Stored], list[Affected], list[Action]]:
     async with opening.opened(database) as store, store.reading() as connection:
         found = await items.find(connection, tenant, prefix)
         return (
             found,
             await contradictions.stored(connection, found),
-            await contradictions.affected(connection, found),
+            await contradictions.affected(connection, found, account),
             await items.history(connection, tenant, found, None),
         )
 

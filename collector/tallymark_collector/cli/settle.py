@@ -29,6 +29,9 @@ from tallymark_collector.store import Store
 MAX_SENTENCES: Final = 20
 """Items that were left as they were, as a summary tells of them one by one."""
 
+READ_AT_ONCE: Final = 100
+"""Items that are read before they are settled one by one; an item may be as large as a request."""
+
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="TENANT", help="Whose quarantine.")]
 MeterOption = Annotated[str | None, typer.Option("--meter", metavar="METER", help="Only this meter.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only this reason.")]
@@ -48,6 +51,12 @@ ByOption = Annotated[
 ]
 BecauseOption = Annotated[str, typer.Option("--because", metavar="TEXT", help="Why, for the trail.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Also what lies in the future.")]
+DropOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--drop", metavar="ATTRIBUTE", help="Bill it without this attribute; again for more; '' for unreadable ones."
+    ),
+]
 AdditionalOption = Annotated[
     bool, typer.Option("--additional", help="It is usage beside what is stored for the same stream and interval.")
 ]
@@ -65,6 +74,11 @@ class _Outcome:
     error: StoreUnavailable | None = None
     left: int = 0
     """Items that were not looked at any more."""
+
+    @property
+    def seen(self) -> int:
+        """Items that were looked at."""
+        return len(self.settled) + len(self.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +100,11 @@ def release(
     everything: AllOption = False,
     additional: AdditionalOption = False,
     force: ForceOption = False,
+    drop: DropOption = None,
     meter_name: Annotated[
         str | None, typer.Option("--meter-name", metavar="METER", help="Bill it as this meter: its own is invalid.")
     ] = None,
     unit: Annotated[str | None, typer.Option(metavar="UNIT", help="Bill it in this unit: its own is invalid.")] = None,
-    drop: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ATTRIBUTE", help="Bill it without this attribute; again for more; '' for unreadable ones."
-        ),
-    ] = None,
     by: ByOption = None,
     because: BecauseOption = "",
     yes: YesOption = False,
@@ -126,6 +135,7 @@ def attribute(
     everything: AllOption = False,
     additional: AdditionalOption = False,
     force: ForceOption = False,
+    drop: DropOption = None,
     by: ByOption = None,
     because: BecauseOption = "",
     yes: YesOption = False,
@@ -135,7 +145,7 @@ def attribute(
 
     Exit status 1 if any item was left as it was.
     """
-    decision = Decision(account=account, additional=additional, force=force)
+    decision = Decision(account=account, drop=tuple(drop or ()), additional=additional, force=force)
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     _check_reason(meant, decision)
     _bill(database, meant, decision, _person(by, because), f"attribute to account {account!r}", as_json)
@@ -266,17 +276,18 @@ async def _ids(database: str, meant: _Meant) -> list[str]:
 async def _settle(database: str, tenant: str, ids: Sequence[str], work: Work, saying: output.Saying) -> _Outcome:
     outcome = _Outcome()
     async with opening.opened(database) as store:
-        for done, item_id in enumerate(ids):
-            saying(f"{done:,} of {len(ids):,} items")
-            try:
+        try:
+            for first in range(0, len(ids), READ_AT_ONCE):
                 async with store.reading() as connection:
-                    item = await items.find(connection, tenant, item_id)
-                outcome.settled.append(await work(store, item))
-            except NotSettled as error:
-                outcome.refused.append((item_id, str(error)))
-            except StoreUnavailable as error:
-                outcome.error, outcome.left = error, len(ids) - done
-                break
+                    found = [await items.find(connection, tenant, each) for each in ids[first : first + READ_AT_ONCE]]
+                for item in found:
+                    saying(f"{outcome.seen:,} of {len(ids):,} items")
+                    try:
+                        outcome.settled.append(await work(store, item))
+                    except NotSettled as error:
+                        outcome.refused.append((item.id, str(error)))
+        except StoreUnavailable as error:
+            outcome.error, outcome.left = error, len(ids) - outcome.seen
     return outcome
 
 

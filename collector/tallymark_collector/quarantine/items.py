@@ -133,13 +133,18 @@ _HISTORY_SQL: Final = """
 SELECT id, tenant, account, meter, reason, signal, time, number, action, acted_at, database_user, acted_by, because,
        changed, billed_to, quantity, inserted, duplicates, evidence
 FROM usage_quarantine_history
-WHERE tenant = %(tenant)s AND (%(id)s::text IS NULL OR (account = %(account)s AND id = %(id)s))
-ORDER BY acted_at DESC, id, number DESC LIMIT %(limit)s"""
+WHERE tenant = %(tenant)s ORDER BY acted_at DESC, id, number DESC LIMIT %(limit)s"""
+
+# By the key: the view has the digest as text.
+_OF_ITEM_SQL: Final = """
+SELECT encode(digest, 'hex'), tenant, account, %(meter)s::text, %(reason)s::text, %(signal)s::text,
+       %(time)s::timestamptz, number, action, acted_at, database_user, acted_by, because, changed, billed_to, quantity,
+       inserted, duplicates, evidence
+FROM quarantine_action WHERE account = %(account)s AND digest = %(digest)s ORDER BY number DESC LIMIT %(limit)s"""
 
 _ON_INVOICE_SQL: Final = f"""
-SELECT account <> '', count(*) FROM usage_quarantine_open {_WHERE}
-  AND account IN (%(billed)s, '') AND signal = 'metrics' AND NOT starts_with(meter, %(control)s)
-GROUP BY 1"""  # noqa: S608 - a constant of ours
+SELECT count(*) FROM usage_quarantine_open {_WHERE}
+  AND signal = 'metrics' AND NOT starts_with(meter, %(control)s)"""  # noqa: S608 - a constant of ours
 
 
 async def open_items(connection: Connection, wanted: Filter, limit: int) -> list[Entry]:
@@ -158,15 +163,12 @@ async def summary(connection: Connection, wanted: Filter) -> Mapping[str, int]:
     return dict(await (await connection.execute(_SUMMARY_SQL, wanted.arguments())).fetchall())
 
 
-async def beside_invoice(
-    connection: Connection, tenant: str, account: str, start: datetime, end: datetime
-) -> tuple[int, int]:
-    """Open items of usage in a period: of the account, and of no account that is known."""
-    wanted = Filter(tenant, start=start, end=end).arguments()
+async def beside_invoice(connection: Connection, tenant: str, account: str, start: datetime, end: datetime) -> int:
+    """Open items of usage in a period that name the account; '' of those that name none."""
+    wanted = Filter(tenant, account, start=start, end=end).arguments()
     prefix = f"{conventions.CONTROL_SCOPE}."
-    rows = await connection.execute(_ON_INVOICE_SQL, {**wanted, "billed": account, "control": prefix})
-    counted: dict[bool, int] = dict(await rows.fetchall())
-    return counted.get(True, 0), counted.get(False, 0)
+    [counted] = await (await connection.execute(_ON_INVOICE_SQL, {**wanted, "control": prefix})).fetchone() or [0]
+    return int(counted)
 
 
 async def find(connection: Connection, tenant: str, prefix: str) -> Item:
@@ -190,13 +192,11 @@ async def find(connection: Connection, tenant: str, prefix: str) -> Item:
 
 async def history(connection: Connection, tenant: str, item: Item | None, limit: int | None) -> list[Action]:
     """What was done, with one item or with any, the latest first."""
-    arguments = {
-        "tenant": tenant,
-        "id": None if item is None else item.id,
-        "account": None if item is None else item.account,
-        "limit": limit,
-    }
-    return [Action(*row) for row in await (await connection.execute(_HISTORY_SQL, arguments)).fetchall()]
+    if item is None:
+        found = await connection.execute(_HISTORY_SQL, {"tenant": tenant, "limit": limit})
+    else:
+        found = await connection.execute(_OF_ITEM_SQL, {**item._asdict(), "limit": limit})
+    return [Action(*row) for row in await found.fetchall()]
 
 
 async def last_action(connection: Connection, item: Item) -> Action | None:

@@ -35,7 +35,7 @@ class Decision:
     additional: bool = False
     force: bool = False
     start_is_end: bool = False
-    """Of what starts after it ends."""
+    """Where it starts after it ends, it starts at its end."""
 
     def options(self) -> set[Option]:
         """The options that were given."""
@@ -86,6 +86,18 @@ def origin(tenant: str, payload: bytes) -> Origin:
         _attributes(number),
     )
     return Origin(stream, fingerprint(stream.hex, number.start_time_unix_nano, number.time_unix_nano))
+
+
+def named_account(payload: bytes) -> str | None:
+    """The account that the point in a metrics payload names, if that can be one. Raises MalformedRequest."""
+    for resource in wire.parse_metrics(payload).resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                for number in metric.sum.data_points:
+                    for _, item in _readable(number.attributes):
+                        if item is not None and item.key == conventions.ACCOUNT:
+                            return validation.account_name(wire.decode_attributes([item]).get(conventions.ACCOUNT))
+    return None
 
 
 def mend(signal: str, payload: bytes, decision: Decision) -> Mended:

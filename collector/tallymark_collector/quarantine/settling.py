@@ -40,7 +40,7 @@ from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.validation import TimeLimits, account_name
 from tallymark_collector.quarantine import items, reading
 from tallymark_collector.quarantine.items import Action, Item
-from tallymark_collector.quarantine.mending import Decision, Mended, Origin, mend, origin
+from tallymark_collector.quarantine.mending import Decision, Mended, Origin, mend, named_account, origin
 from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
 from tallymark_collector.store import Store, locks, writer
 from tallymark_collector.store.database import Connection
@@ -116,13 +116,15 @@ async def release(store: Store, item: Item, decision: Decision, person: Person, 
     found = rule(item.reason)
     kind = reading.read(item.signal, item.payload).kind
     _check(item, found, kind, decision)
-    decision = replace(decision, start_is_end=item.reason == Reason.TIME_REVERSED.value)
+    # Of what lacks an account, too, the clock may have been set back.
+    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.SPAN))
 
     async def work(connection: Connection) -> Settled:
         last = await _taken(connection, item)
         if last is not None and last.action != "reopened":
             return Settled(item, last, done_now=False)
         try:
+            _check_nameless(item, decision)
             mended = mend(item.signal, item.payload, decision)
             read = await _read(connection, item, mended, decision, now_ns)
         except MalformedRequest as error:
@@ -189,6 +191,15 @@ def _check(item: Item, found: Rule, kind: Kind, decision: Decision) -> None:
         raise NotSettled(f"{decision.account!r} is no account's name: 1 to 256 characters, none NUL")
     if decision.additional and kind is not Kind.DELTA:
         raise NotSettled(f"{item.id} is a {kind.value}: only an increase can be additional usage")
+
+
+def _check_nameless(item: Item, decision: Decision) -> None:
+    """Raises NotSettled where usage of one account would become another's, MalformedRequest."""
+    if decision.account is None or item.signal != "metrics":
+        return  # of a span, only the parts that name no account are given one
+    named = item.account or named_account(item.payload)
+    if named is not None:
+        raise NotSettled(f"{item.id} names account {named!r} itself: its usage cannot become another's")
 
 
 async def _taken(connection: Connection, item: Item) -> Action | None:

@@ -142,8 +142,9 @@ def test_an_invoice_says_what_is_not_on_it_and_has_it_once_released(run: Run, pl
     before = run(*of_march)
     assert before.exit_code == 0
     assert before.stderr == (
-        "warning: account 'acme': 1 in quarantine are not on this invoice: tallymark quarantine list --account acme\n"
-        "warning: 3 in quarantine of the same time name no account and are on no invoice:"
+        "warning: account 'acme': points in quarantine 1, not on this invoice:"
+        " tallymark quarantine list --account acme\n"
+        "warning: points in quarantine of the same time that name no account 3, on no invoice:"
         " tallymark quarantine list --account ''\n"
     )
     document = json.loads(run(*of_march, "--json").stdout)
