@@ -475,6 +475,20 @@ async def test_nobody_changes_the_trail_or_signs_for_another(store: Store, dsn: 
             )
 
 
+async def test_an_item_of_several_points_is_not_settled_as_one(store: Store, dsn: str) -> None:
+    """None is written so; a later version may."""
+    several = request(sum_metric([number(BASE, BASE + n, n, ACME) for n in (1, 2)])).SerializeToString()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO tallymark.usage_quarantine (account, digest, tenant, meter, reason, detail, signal, payload)"
+            " VALUES ('acme', 'abcdabcdabcdabcd', 'default', 'm', 'not_storable', '', 'metrics', %s)",
+            [several],
+        )
+    with pytest.raises(NotSettled, match="there are 2 points in it"):
+        await bill(store, await the_one(store))
+    assert await billed(store) == {}
+
+
 async def test_ids_are_found_by_how_they_begin_in_their_tenant(store: Store) -> None:
     await send(store, *(one(number(BASE, BASE + n, n, {})) for n in range(1, 4)))
     ids = [entry.id for entry in await queue(store)]

@@ -6,7 +6,6 @@ import asyncio
 import getpass
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeAlias
@@ -19,7 +18,7 @@ from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Reason
 from tallymark_collector.processors.validation import MAX_METER_LENGTH, MAX_UNIT_LENGTH
 from tallymark_collector.quarantine import items, settling
-from tallymark_collector.quarantine.items import Filter, Item
+from tallymark_collector.quarantine.items import Action, Filter, Item
 from tallymark_collector.quarantine.mending import Decision
 from tallymark_collector.quarantine.rules import Kind, rule
 from tallymark_collector.quarantine.settling import NotSettled, Person, Settled
@@ -68,7 +67,9 @@ Work: TypeAlias = Callable[[Store, Item], Awaitable[Settled]]
 class _Outcome:
     """What became of the items that were meant."""
 
-    settled: list[Settled] = field(default_factory=list)
+    done: list[Action] = field(default_factory=list)
+    before: list[Action] = field(default_factory=list)
+    """What somebody had done with items that were closed already."""
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Ids, each with why."""
     error: StoreUnavailable | None = None
@@ -78,7 +79,7 @@ class _Outcome:
     @property
     def seen(self) -> int:
         """Items that were looked at."""
-        return len(self.settled) + len(self.refused)
+        return len(self.done) + len(self.before) + len(self.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def release(
         raise UserError(f"--meter-name has 1 to {MAX_METER_LENGTH} characters")
     if unit is not None and len(unit) > MAX_UNIT_LENGTH:
         raise UserError(f"--unit has at most {MAX_UNIT_LENGTH} characters")
+    for text, option in ((meter_name, "--meter-name"), (unit, "--unit")):
+        _text(text or "", option)
     decision = Decision(meter=meter_name, unit=unit, drop=tuple(drop or ()), additional=additional, force=force)
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     _check_reason(meant, decision)
@@ -145,7 +148,7 @@ def attribute(
 
     Exit status 1 if any item was left as it was.
     """
-    decision = Decision(account=account, drop=tuple(drop or ()), additional=additional, force=force)
+    decision = Decision(account=_text(account, "--account"), drop=tuple(drop or ()), additional=additional, force=force)
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     _check_reason(meant, decision)
     _bill(database, meant, decision, _person(by, because), f"attribute to account {account!r}", as_json)
@@ -227,7 +230,16 @@ def _person(by: str | None, because: str) -> Person:
             name = getpass.getuser()
         except (OSError, KeyError):
             raise UserError("this process has no login name: say who decides with --by NAME (TALLYMARK_BY)") from None
-    return Person(name, because)
+    return Person(_text(name, "--by"), _text(because, "--because"))
+
+
+def _text(text: str, option: str) -> str:
+    """The text. Raises UserError where it is none: a shell hands on whatever bytes it was given."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{option} is not UTF-8") from None
+    return text
 
 
 def _bill(database: str | None, meant: _Meant, decision: Decision, person: Person, what: str, as_json: bool) -> None:
@@ -238,22 +250,27 @@ def _bill(database: str | None, meant: _Meant, decision: Decision, person: Perso
 
 
 def _run(database: str | None, meant: _Meant, work: Work, what: str, as_json: bool) -> None:
-    with output.progress("looking for items") as saying:
-        ids = asyncio.run(_ids(opening.named(database), meant))
-    if not meant.ids and not (ids and _confirmed(meant, what, len(ids))):
-        if not ids:
-            _report(_Outcome(), what, as_json)
-        else:
-            output.tell("nothing was done")
+    outcome = asyncio.run(_outcome(opening.named(database), meant, work, what))
+    if outcome is None:
+        output.tell("nothing was done")
         return
-    with output.progress(what) as saying:
-        outcome = asyncio.run(_settle(opening.named(database), meant.wanted.tenant, ids, work, saying))
     _report(outcome, what, as_json)
     if outcome.error is not None:
         output.fail(f"{outcome.error}; {outcome.left:,} items are as they were: run the same again to go on")
         raise typer.Exit(3)
-    if outcome.refused or any(not settled.done_now for settled in outcome.settled):
+    if outcome.refused or outcome.before:
         raise typer.Exit(1)
+
+
+async def _outcome(database: str, meant: _Meant, work: Work, what: str) -> _Outcome | None:
+    """What became of the items that are meant; None where the person said no."""
+    async with opening.opened(database) as store:
+        with output.progress("looking for items"):
+            ids = await _ids(store, meant)
+        if not meant.ids and ids and not _confirmed(meant, what, len(ids)):
+            return None
+        with output.progress(what) as saying:
+            return await _settle(store, meant.wanted.tenant, ids, work, saying)
 
 
 def _confirmed(meant: _Meant, what: str, count: int) -> bool:
@@ -264,8 +281,8 @@ def _confirmed(meant: _Meant, what: str, count: int) -> bool:
     return typer.confirm(f"{what} {count:,} items?", err=True)
 
 
-async def _ids(database: str, meant: _Meant) -> list[str]:
-    async with opening.opened(database) as store, store.reading() as connection:
+async def _ids(store: Store, meant: _Meant) -> list[str]:
+    async with store.reading() as connection:
         if meant.ids:
             # All of them first: a mistyped one stops the command before anything is done.
             found = [(await items.find(connection, meant.wanted.tenant, prefix)).id for prefix in meant.ids]
@@ -273,48 +290,47 @@ async def _ids(database: str, meant: _Meant) -> list[str]:
         return await items.open_ids(connection, meant.wanted)
 
 
-async def _settle(database: str, tenant: str, ids: Sequence[str], work: Work, saying: output.Saying) -> _Outcome:
+async def _settle(store: Store, tenant: str, ids: Sequence[str], work: Work, saying: output.Saying) -> _Outcome:
     outcome = _Outcome()
-    async with opening.opened(database) as store:
-        try:
-            for first in range(0, len(ids), READ_AT_ONCE):
-                async with store.reading() as connection:
-                    found = [await items.find(connection, tenant, each) for each in ids[first : first + READ_AT_ONCE]]
-                for item in found:
-                    saying(f"{outcome.seen:,} of {len(ids):,} items")
-                    try:
-                        outcome.settled.append(await work(store, item))
-                    except NotSettled as error:
-                        outcome.refused.append((item.id, str(error)))
-        except StoreUnavailable as error:
-            outcome.error, outcome.left = error, len(ids) - outcome.seen
+    try:
+        for first in range(0, len(ids), READ_AT_ONCE):
+            async with store.reading() as connection:
+                found = [await items.find(connection, tenant, each) for each in ids[first : first + READ_AT_ONCE]]
+            for item in found:
+                saying(f"{outcome.seen:,} of {len(ids):,} items")
+                try:
+                    settled = await work(store, item)
+                except NotSettled as error:
+                    outcome.refused.append((item.id, str(error)))
+                else:
+                    (outcome.done if settled.done_now else outcome.before).append(settled.action)
+    except StoreUnavailable as error:
+        outcome.error, outcome.left = error, len(ids) - outcome.seen
     return outcome
 
 
 def _report(outcome: _Outcome, what: str, as_json: bool) -> None:
-    done = [settled.action for settled in outcome.settled if settled.done_now]
-    before = [settled.action for settled in outcome.settled if not settled.done_now]
     if as_json:
         output.write_json(
             {
-                "done": [action._asdict() for action in done],
-                "already": [action._asdict() for action in before],
+                "done": [action._asdict() for action in outcome.done],
+                "already": [action._asdict() for action in outcome.before],
                 "refused": [{"id": item_id, "why": why} for item_id, why in outcome.refused],
                 "left": outcome.left,
             }
         )
         return
     counts: dict[str, Any] = {
-        "items": len(done),
-        "points that are new": sum(action.inserted for action in done),
-        "points that were there": sum(action.duplicates for action in done),
-        "spans that are new": sum(action.evidence for action in done),
+        "items": len(outcome.done),
+        "points that are new": sum(action.inserted for action in outcome.done),
+        "points that were there": sum(action.duplicates for action in outcome.done),
+        "spans that are new": sum(action.evidence for action in outcome.done),
     }
     output.say(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
-    for action in before[:MAX_SENTENCES]:
+    for action in outcome.before[:MAX_SENTENCES]:
         output.warn(f"{action.id[: items.ID_SHOWN]} was {action.sentence()}")
-    for why, count in Counter(why for _, why in outcome.refused).most_common(MAX_SENTENCES):
-        output.warn(why if count == 1 else f"{why} ({count:,} times)")
-    more = max(0, len(before) - MAX_SENTENCES) + max(0, len(outcome.refused) - MAX_SENTENCES)
+    for _, why in outcome.refused[:MAX_SENTENCES]:
+        output.warn(why)
+    more = max(0, len(outcome.before) - MAX_SENTENCES) + max(0, len(outcome.refused) - MAX_SENTENCES)
     if more:
         output.warn(f"and {more:,} others were left as they were; --json tells all")

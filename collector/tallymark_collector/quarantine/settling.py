@@ -221,8 +221,10 @@ async def _read(connection: Connection, item: Item, mended: Mended, decision: De
         if not batch:
             raise NotSettled(f"{item.id}: there is nothing in it that this version takes for usage")
         return _Read(batch, None, None, None)
-    came_as = origin(item.tenant, item.payload)
+    if len(decoded.points) > 1:
+        raise NotSettled(f"{item.id}: there are {len(decoded.points)} points in it, and each is a decision of its own")
     [point] = decoded.points
+    came_as = origin(item.tenant, item.payload)
     series = point.stream.series
     await locks.taken(connection, f"{locks.QUARANTINE}.{came_as.stream}")
     await _check_elsewhere(connection, item, came_as, point)

@@ -264,6 +264,14 @@ def test_a_person_is_asked(run: Run, dsn: str, answer: str, left: int) -> None:
     assert len(listed(run)) == left
 
 
+def test_bytes_that_are_no_text_are_refused(dsn: str) -> None:
+    for option in (b"--because", b"--by"):
+        arguments = [b"--because", b"x", option, b"\xff", b"--all", b"--yes", b"--database", dsn.encode()]
+        command = [sys.executable.encode(), b"-m", b"tallymark_collector", b"quarantine", b"discard", *arguments]
+        result = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert (result.returncode, result.stderr) == (2, b"error: " + option + b" is not UTF-8\n")
+
+
 def test_who_decides_may_stand_in_the_environment(dsn: str) -> None:
     """A container's user may have no name."""
     send(dsn, number(MARCH - SECOND, MARCH, 1, {}))
