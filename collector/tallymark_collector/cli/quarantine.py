@@ -186,10 +186,8 @@ def _ways(found: Item, kind: Kind, done: list[Action]) -> list[str]:
     explained = rule(found.reason)
     refusal = explained.refusal(kind)
     way = f"none: {refusal}" if refusal else explained.release
-    return [
-        f"Release: {way}.",
-        "Discard: `tallymark quarantine discard ID --because TEXT` bills nothing and keeps it here.",
-    ]
+    discard = f"tallymark quarantine discard {found.id[: items.ID_SHOWN]} --because TEXT"
+    return [f"Release: {way}.", f"Discard: `{discard}` bills nothing and keeps it."]
 
 
 def _period_text(period: Affected) -> str:

@@ -68,6 +68,9 @@ _NEGATIVE: Final = "usage is never negative: give it back by a credit on the inv
 _NO_NUMBER: Final = "there is no number to bill: settle it with the producer, and discard this"
 _NO_TIME: Final = "two points without a time cannot be told from one that was sent twice"
 _NO_TEMPORALITY: Final = "nobody knows whether the value is an increase or a running total"
+_FALLING: Final = (
+    "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
+)
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
 RULES: Final[Mapping[Reason, Rule]] = {
@@ -156,8 +159,8 @@ RULES: Final[Mapping[Reason, Rule]] = {
         "A running total fell within one epoch: the producer began again without a new start time, or two write to one"
         " stream.",
         "set start_time_unix_nano anew when counting begins anew; give each process a service.instance.id",
-        f"none: a total is no amount. {_TOTALS}, once it has passed the highest; settle the rest with a charge",
-        never=_not_at_all(f"a falling total is no amount of usage; {_TOTALS}, once it has passed the highest"),
+        f"none: {_FALLING}; charge what was used until then",
+        never=_not_at_all(_FALLING),
     ),
     Reason.VALUE_OUT_OF_RANGE: Rule(
         "The value has more digits than are summed and priced exactly.",
