@@ -25,6 +25,10 @@ SELECT (SELECT coalesce(sum(quantity), 0) FROM usage_point), (SELECT coalesce(su
 def state(dsn: str) -> tuple[int, int]:
     """How many are done and open, in one moment in which the points are those of what is done."""
     with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
+        # As `Store.reading`: on TimescaleDB a statement at READ COMMITTED, planned before a piece of a table is there,
+        # may see what else was committed with it.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("LOCK TABLE usage_daily IN ACCESS SHARE MODE")
         row = connection.execute(_STATE_SQL).fetchone()
     assert row is not None
     points, noted, done, still_open, shown = row
@@ -50,10 +54,12 @@ def test_what_is_done_is_done_with_its_points(dsn: str, seed: int) -> None:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tallymark_collector", *command], stdout=subprocess.DEVNULL
             )
-            wanted = done_before + rng.randint(1, 12)
-            while process.poll() is None and state(dsn)[0] < wanted:
-                time.sleep(0.002)
-            process.kill()
+            try:
+                wanted = done_before + rng.randint(1, 12)
+                while process.poll() is None and state(dsn)[0] < wanted:
+                    time.sleep(0.002)
+            finally:
+                process.kill()
             killed += process.wait(30) == -9
             collector.send(body)  # the service tries again, as if it had had no answer
             state(dsn)
