@@ -23,6 +23,9 @@ RELATIONS = {
     "usage_sample": "table",
     "usage_evidence": "table",
     "usage_quarantine": "table",
+    "quarantine_action": "table",
+    "usage_quarantine_open": "view",
+    "usage_quarantine_history": "view",
     "usage_hour": "table",
     "usage_dirty": "table",
     "usage_unaudited": "table",
@@ -48,6 +51,9 @@ COLUMNS = {
     "usage_daily": f"tenant account meter unit bucket {DIMENSIONS}",
     "usage_by_period": "tenant account period_start period_end plan meter unit quantity points",
     "usage_calls": "tenant account meter time quantity trace_id span_id name service user_id attributes duration",
+    "usage_quarantine_open": "id tenant account meter reason detail signal time recorded_at",
+    "usage_quarantine_history": "id tenant account meter reason signal time number action acted_at database_user"
+    " acted_by because changed billed_to quantity inserted duplicates evidence",
 }
 """The public interface: a column may be added at a release, none may go or change its name."""
 

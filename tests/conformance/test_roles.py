@@ -22,11 +22,12 @@ from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Attributes, Batch, Evidence, Temporality
+from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store, keeping, roles
 from tallymark_collector.store.migrations import available
 from tests.collector.cli.conftest import program
 from tests.support.collector import running
-from tests.support.usage import point, stream
+from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
 
 NOW = datetime(2026, 9, 20, 12, tzinfo=timezone.utc)
 PLANS = """currency: EUR
@@ -134,6 +135,11 @@ FORBIDDEN = [
     "DELETE FROM usage_sample",
     "DELETE FROM usage_evidence",
     "DELETE FROM usage_quarantine",
+    "UPDATE usage_quarantine SET reason = ''",
+    "INSERT INTO quarantine_action (account, digest, number, action, tenant, acted_by)"
+    " VALUES ('', '', 1, 'released', '', '')",
+    "DELETE FROM quarantine_action",
+    "UPDATE quarantine_action SET acted_by = 'somebody else'",
     "DELETE FROM audit_finding",
     "UPDATE usage_kept SET points_from = now()",
     "UPDATE usage_unaudited SET account = 'other'",
@@ -165,6 +171,37 @@ async def test_the_writer_can_do_nothing_else(granted: Roles) -> None:
         await store.write(BATCH)
     for statement in FORBIDDEN:
         refused(granted.writer, statement)
+
+
+async def test_settling_the_quarantine_takes_one_right_more_than_the_writer_has(
+    granted: Roles, unmigrated: str
+) -> None:
+    """As docs/quarantine.md says: a member of the writer's role that may add to the trail."""
+    nobodys = request(sum_metric([number(BASE, BASE + SECOND, 4, {})])).SerializeToString()
+    async with opened(granted.writer) as store:
+        await Pipeline(store, now_ns=lambda: BASE + SECOND).metrics("default", nobodys)
+    listed = program("quarantine", "list", "--json", "--database", granted.writer)
+    [entry] = json.loads(listed.stdout)["items"]
+    attribute = ("quarantine", "attribute", entry["id"], "--account", "acme", "--by", "anne", "--database")
+    refusal = program(*attribute, granted.writer)
+    assert (refusal.returncode, refusal.stdout) == (2, "")
+    assert "may not do this (permission denied for table quarantine_action)" in refusal.stderr
+    clerk, writer = granted.name(granted.stranger), granted.name(granted.writer)
+    with psycopg.connect(granted.owner, autocommit=True) as owner:
+        owner.execute(sql.SQL("GRANT INSERT ON tallymark.quarantine_action TO {}").format(sql.Identifier(clerk)))
+    with psycopg.connect(unmigrated, autocommit=True) as administrator:
+        administrator.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(writer), sql.Identifier(clerk)))
+    async with opened(granted.owner) as store:
+        await store.grant(writer=writer)  # the next version's `migrate` leaves the other's right alone
+    done = program(*attribute, granted.stranger)
+    assert done.returncode == 0, done.stderr
+    with psycopg.connect(granted.reader, autocommit=True, options="-c search_path=tallymark") as reader:
+        trail = reader.execute("SELECT action, acted_by, database_user, quantity FROM usage_quarantine_history")
+        assert trail.fetchall() == [("attributed", "anne", clerk, 4)]
+        assert reader.execute("SELECT account, quantity FROM usage_hourly").fetchall() == [("acme", 4)]
+        assert reader.execute("SELECT count(*) FROM usage_quarantine_open").fetchone() == (0,)
+    refused(granted.stranger, "DELETE FROM quarantine_action")
+    refused(granted.stranger, "DELETE FROM usage_quarantine")
 
 
 async def test_the_reader_reads_the_public_views_and_nothing_else(granted: Roles) -> None:

@@ -70,7 +70,9 @@ class Completeness(NamedTuple):
     until: datetime | None = None
     """Of a difference: the end of the first interval at which they did not."""
     in_quarantine: Decimal = Decimal(0)
-    """How much of what is missing lies in quarantine."""
+    """How much of what is missing lies in quarantine and is open."""
+    discarded: Decimal = Decimal(0)
+    """How much of what is missing was in quarantine, and somebody decided that it is not billed."""
     uncovered: Decimal = Decimal(0)
     """Points later than the last control total that should have come with one."""
     closed: bool = False
@@ -234,10 +236,17 @@ SELECT count(*) FROM (
       AND NOT EXISTS (SELECT FROM usage_producer p WHERE {_SAME_PRODUCER})
 ) without"""  # noqa: S608 - constants of ours
 
+# What was released is among the points.
 _QUARANTINE_SQL: Final = """
-SELECT tenant, payload FROM usage_quarantine
-WHERE signal = 'metrics' AND meter = ANY(%(meters)s) AND tenant = ANY(%(tenants)s)
-  AND time > %(since)s AND time <= %(until)s
+SELECT q.tenant, q.payload, coalesce(done.action, 'reopened') = 'discarded'
+FROM usage_quarantine q
+LEFT JOIN LATERAL (
+    SELECT a.action FROM quarantine_action a WHERE a.account = q.account AND a.digest = q.digest
+    ORDER BY a.number DESC LIMIT 1
+) done ON true
+WHERE q.signal = 'metrics' AND q.meter = ANY(%(meters)s) AND q.tenant = ANY(%(tenants)s)
+  AND q.time > %(since)s AND q.time <= %(until)s AND coalesce(done.action, 'reopened') IN ('reopened', 'discarded')
+ORDER BY 3
 LIMIT %(limit)s"""
 
 
@@ -321,20 +330,29 @@ async def _explained(connection: Connection, found: list[Completeness]) -> list[
         "until": max(one.as_of for one in missing if one.as_of is not None),
         "limit": MAX_QUARANTINED,
     }
-    kept: dict[_Key, dict[tuple[object, ...], Decimal]] = {}
-    for tenant, payload in await (await connection.execute(_QUARANTINE_SQL, wanted)).fetchall():
+    kept: dict[bool, dict[_Key, dict[tuple[object, ...], Decimal]]] = {False: {}, True: {}}
+    for tenant, payload, is_discarded in await (await connection.execute(_QUARANTINE_SQL, wanted)).fetchall():
         try:
             for producer, meter, unit, identity, quantity in quarantined_usage(payload, tenant):
                 key = _Key(tenant, producer.namespace, producer.service, producer.instance, meter, unit)
-                kept.setdefault(key, {})[identity] = quantity
+                if identity not in kept[False].get(key, {}):
+                    kept[is_discarded].setdefault(key, {})[identity] = quantity
         except MalformedRequest:
             continue
     return [
-        one._replace(in_quarantine=min(one.difference, sum(kept.get(_Key(*one[:6]), {}).values(), Decimal(0))))
+        _with_kept(one, *(kept[which].get(_Key(*one[:6]), {}) for which in (False, True)))
         if one.status is Status.MISSING
         else one
         for one in found
     ]
+
+
+def _with_kept(
+    one: Completeness, waiting: dict[tuple[object, ...], Decimal], discarded: dict[tuple[object, ...], Decimal]
+) -> Completeness:
+    in_quarantine = min(one.difference, sum(waiting.values(), Decimal(0)))
+    rest = min(one.difference - in_quarantine, sum(discarded.values(), Decimal(0)))
+    return one._replace(in_quarantine=in_quarantine, discarded=rest)
 
 
 class _Key(NamedTuple):

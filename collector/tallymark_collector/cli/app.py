@@ -13,7 +13,19 @@ from typer.core import TyperGroup
 
 from tallymark_collector.billing import CatalogError
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.cli import audit, check, database, demo, health, invoice, output, plans, serve, usage
+from tallymark_collector.cli import (
+    audit,
+    check,
+    database,
+    demo,
+    health,
+    invoice,
+    output,
+    plans,
+    quarantine,
+    serve,
+    usage,
+)
 from tallymark_collector.errors import PermanentError, TransientError
 
 STATUSES: Final = """\
@@ -100,6 +112,7 @@ app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")
 app.command()(check.check)
 app.command()(audit.audit)
+app.add_typer(quarantine.commands, name="quarantine")
 app.command()(database.migrate)
 app.command()(database.status)
 app.command()(health.health)

@@ -178,6 +178,11 @@ def write_proof(proof: Proof) -> None:
                     f"producer {one.producer}: of the {plain(one.difference)} of {one.meter} that are missing,"
                     f" {plain(one.in_quarantine)} lie in quarantine"
                 )
+            if one.discarded:
+                output.say(
+                    f"producer {one.producer}: of the {plain(one.difference)} of {one.meter} that are missing,"
+                    f" {plain(one.discarded)} were discarded from quarantine: `tallymark quarantine history`"
+                )
     if proof.unproved:
         output.say(f"producers that send no control totals: {proof.unproved:,}")
 

@@ -141,7 +141,7 @@ def _contents_facts(held: Contents | None) -> dict[str, object]:
         "oldest point": held.oldest or "none",
         "newest point": held.newest or "none",
         "hours waiting": f"{held.waiting:,} for a refresh",
-        "quarantine": f"{total:,} ({reasons})" if total else "0",
+        "quarantine": f"{total:,} open ({reasons}): tallymark quarantine list" if total else "0 open",
         "evidence": f"{_counted(held.evidence)} spans",
     }
 

@@ -38,7 +38,7 @@ class Contents:
     waiting: int
     """Account-hours that wait for a refresh."""
     quarantine: Mapping[str, int]
-    """By reason."""
+    """Open items by reason."""
     evidence: Count
 
 
@@ -73,7 +73,7 @@ async def contents(connection: Connection, exact_up_to: int = EXACT_UP_TO) -> Co
         await connection.execute("SELECT count(*) FROM (SELECT DISTINCT account, tenant, bucket FROM usage_dirty) d")
     ).fetchone() or [0]
     quarantine = await (
-        await connection.execute("SELECT reason, count(*) FROM usage_quarantine GROUP BY reason ORDER BY reason")
+        await connection.execute("SELECT reason, count(*) FROM usage_quarantine_open GROUP BY reason ORDER BY reason")
     ).fetchall()
     return Contents(
         points=await _count(connection, "usage_point", exact_up_to),

@@ -1,6 +1,7 @@
 """The store: what is behind the acknowledgement.
 
     store.write(batch)    all of a batch or nothing; returns after the commit; the same batch again changes nothing
+    store.settle(work)    one transaction that reads, decides and writes; tried again where the server rolled it back
     store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
@@ -188,6 +189,16 @@ class Store:
         """A connection in a transaction, for plans and subscriptions."""
         async with self._database.connection() as connection, connection.transaction():
             yield connection
+
+    async def settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """The result of `work` in one transaction; tried again where the server rolled it back, so it must read what it
+        decides by. Returns after the commit. Raises StoreUnavailable: nothing was kept, unless the answer to the commit
+        was lost."""
+        return await _tried_again(lambda: self._settle(work))
+
+    async def _settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self.transaction() as connection:
+            return await work(connection)
 
 
 async def _tried_again(work: Callable[[], Awaitable[T]]) -> T:

@@ -15,6 +15,15 @@ hours in a table. So a mark is never deleted by one of them while another counts
 KEPT: Final = "tallymark.usage_kept"
 """Shared by every writer (the trigger of sql/0006_upkeep.sql takes it), alone by whoever drops points."""
 
+QUARANTINE: Final = "tallymark.quarantine"
+"""With an item's id behind it: whoever settles that item. With a stream's: whoever bills something of that stream, so
+that what one of them bills the next one sees."""
+
+
+async def taken(connection: Connection, name: str) -> None:
+    """The transaction has the lock alone until its end; waits for it."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+
 
 @asynccontextmanager
 async def held(connection: Connection, name: str) -> AsyncIterator[None]:

@@ -29,6 +29,10 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_closed": _ADD,
     "usage_evidence_count": _ADD,
     "usage_quarantine": _ADD,
+    # What was refused stays refused for a collector: only people settle it (docs/quarantine.md).
+    "quarantine_action": _READ,
+    "usage_quarantine_open": _READ,
+    "usage_quarantine_history": _READ,
     "usage_series": _ADD,
     # Locking a row (FOR NO KEY UPDATE) takes the right to update some column; this one only says when it was added.
     "usage_stream": (*_ADD, "UPDATE (recorded_at)"),
@@ -57,7 +61,14 @@ NATIVE: Final[Mapping[str, tuple[str, ...]]] = {"usage_hour": _READ, "usage_day"
 """The same for what is another relation, or exists at all, where the database keeps hours and days itself: continuous
 aggregates, which nobody but their owner can make again."""
 
-READER: Final = ("usage_hourly", "usage_daily", "usage_by_period", "usage_calls")
+READER: Final = (
+    "usage_hourly",
+    "usage_daily",
+    "usage_by_period",
+    "usage_calls",
+    "usage_quarantine_open",
+    "usage_quarantine_history",
+)
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
 
 _STANDING_SQL: Final = """
