@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.locks import lock_keys
 
 BATCH: Final = 500
 """Account-hours recomputed in one transaction; each holds one advisory lock, of some thousands that a server has."""
@@ -23,14 +24,6 @@ _TAKE_SQL: Final = """
 SELECT DISTINCT account, tenant, bucket
 FROM (SELECT account, tenant, bucket FROM usage_dirty LIMIT 20000) oldest
 LIMIT %s"""
-
-# In one order, so that two refreshers never wait for each other. A hash collision only locks more than needed.
-_LOCK_SQL: Final = """
-SELECT pg_advisory_xact_lock(key) FROM (
-    SELECT DISTINCT hashtextextended(concat_ws(chr(31), %s::text, tenant, account, bucket), 0) AS key
-    FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
-    ORDER BY key
-) keys"""
 
 _CLEAN_SQL: Final = """
 WITH gone AS (
@@ -74,7 +67,7 @@ async def refresh(connection: Connection, limit: int = BATCH) -> int:
         if not keys:
             return 0
         columns = [list(column) for column in zip(*keys, strict=True)]
-        await connection.execute(_LOCK_SQL, [_LOCK_SPACE, *columns])
+        await lock_keys(connection, _LOCK_SPACE, columns)
         await connection.execute(_CLEAN_SQL, columns)
         await connection.execute(_FORGET_SQL, columns)
         await connection.execute(_RECOMPUTE_SQL, columns)

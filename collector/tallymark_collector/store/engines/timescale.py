@@ -147,7 +147,7 @@ async def _aggregate(connection: Connection, note: Callable[[str], None]) -> Non
             await connection.execute(sql("timescale_columnstore"))
             await connection.execute(sql(AGGREGATES))
         first, last = await (await connection.execute(_SPAN_SQL)).fetchone() or (None, None)
-        for aggregate in ("usage_hour_native", "usage_day"):
+        for aggregate in ("usage_hour_native", "usage_day_native"):
             for start, end in _windows(first, last):
                 note(f"filling {aggregate} from {start:%Y-%m-%d}")
                 await refresh_window(connection, aggregate, start, end)
