@@ -93,7 +93,8 @@ async def views(connection: Connection) -> None:
     """Makes the views over continuous aggregates again, where there are such."""
     if (await state(connection)).continuous_aggregates:
         async with connection.transaction():
-            await connection.execute(sql("timescale_views"))
+            for step in ("views_alone", "timescale_views"):
+                await connection.execute(sql(step))
 
 
 async def check_columns(connection: Connection) -> None:
@@ -152,7 +153,7 @@ async def _aggregate(connection: Connection, note: Callable[[str], None]) -> Non
                 note(f"filling {aggregate} from {start:%Y-%m-%d}")
                 await refresh_window(connection, aggregate, start, end)
         async with connection.transaction():
-            for step in ("timescale_switch", "timescale_views", "timescale_emptying"):
+            for step in ("timescale_dropped", "views_alone", "timescale_switch", "timescale_views", "timescale_emptying"):
                 await connection.execute(sql(step))
 
 

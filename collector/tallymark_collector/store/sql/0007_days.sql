@@ -27,8 +27,11 @@ CREATE TABLE usage_day_unaudited (
 CREATE FUNCTION usage_day_is_dirty() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO tallymark.usage_day_dirty (bucket, account, tenant)
-    SELECT DISTINCT date_bin('24 hours', bucket, 'epoch'), account, tenant FROM made_again;
+    -- A continuous aggregate of hours is made again together with that of the days.
+    IF (SELECT relkind = 'r' FROM pg_class WHERE oid = 'tallymark.usage_hour'::regclass) THEN
+        INSERT INTO tallymark.usage_day_dirty (bucket, account, tenant)
+        SELECT DISTINCT date_bin('24 hours', bucket, 'epoch'), account, tenant FROM made_again;
+    END IF;
     RETURN NULL;
 END $$;
 REVOKE EXECUTE ON FUNCTION usage_day_is_dirty FROM PUBLIC;
@@ -73,22 +76,6 @@ BEGIN
     UNION ALL
     SELECT tenant, account, date_bin('24 hours', bucket, 'epoch') FROM usage_dirty;
 END $$;
-
--- Clean hours from the hours, hours with marks from the points: one statement, one snapshot, never a stale sum.
-CREATE OR REPLACE VIEW usage_hour_current AS
-SELECT h.tenant, h.account, h.bucket, h.series, h.quantity, h.points
-FROM usage_hour h
-WHERE NOT EXISTS (
-    SELECT FROM usage_dirty d
-    WHERE d.account = h.account AND d.bucket = h.bucket AND d.tenant = h.tenant
-)
-UNION ALL
-SELECT p.tenant, p.account, d.bucket, p.series, sum(p.quantity), count(*)
-FROM (SELECT tenant, account, bucket FROM usage_dirty GROUP BY 1, 2, 3) d
-JOIN usage_point p
-  ON p.account = d.account AND p.tenant = d.tenant
- AND p.time >= d.bucket AND p.time < d.bucket + interval '1 hour'
-GROUP BY p.tenant, p.account, d.bucket, p.series;
 
 -- Days without a mark from the days, the others from their hours. '24 hours': for timestamptz '1 day' is a day of the
 -- session's time zone, which may have 23 or 25.
@@ -182,14 +169,13 @@ FROM (
 JOIN usage_series s ON s.account = u.account AND s.series = u.series
 GROUP BY u.tenant, u.account, u.period_start, u.period_end, u.plan, s.meter, s.unit;
 
--- Last, since writers wait for it until the commit; readers of the views have been waiting since the views.
+-- Last, since writers wait for it until the commit.
 DO $$
 BEGIN
-    IF (SELECT relkind = 'v' FROM pg_class WHERE oid = 'usage_hour'::regclass) THEN
-        RETURN;
+    IF (SELECT relkind = 'r' FROM pg_class WHERE oid = 'usage_hour'::regclass) THEN
+        CREATE TRIGGER usage_hour_was_emptied AFTER TRUNCATE ON usage_hour
+            FOR EACH STATEMENT EXECUTE FUNCTION usage_hour_was_emptied();
     END IF;
-    CREATE TRIGGER usage_day_is_dirty AFTER DELETE ON usage_dirty
-        REFERENCING OLD TABLE AS made_again FOR EACH STATEMENT EXECUTE FUNCTION usage_day_is_dirty();
-    CREATE TRIGGER usage_hour_was_emptied AFTER TRUNCATE ON usage_hour
-        FOR EACH STATEMENT EXECUTE FUNCTION usage_hour_was_emptied();
 END $$;
+CREATE TRIGGER usage_day_is_dirty AFTER DELETE ON usage_dirty
+    REFERENCING OLD TABLE AS made_again FOR EACH STATEMENT EXECUTE FUNCTION usage_day_is_dirty();

@@ -1,8 +1,5 @@
 -- What the collector's tables needed goes with them.
 DROP TABLE usage_hour_replaced, usage_day_replaced;
-DROP FUNCTION usage_hour_was_emptied;
-DROP TRIGGER usage_day_is_dirty ON usage_dirty;
-DROP FUNCTION usage_day_is_dirty;
 DELETE FROM usage_day_dirty;
 DELETE FROM usage_day_unaudited;
 
