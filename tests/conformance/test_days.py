@@ -20,7 +20,7 @@ from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.model import Batch
 from tallymark_collector.store import Store, days, hours, roles
 from tallymark_collector.store.database import Connection, Database
-from tallymark_collector.store.engines.capabilities import state
+from tallymark_collector.store.engines.capabilities import capabilities, sql, state
 from tallymark_collector.store.migrations import available, migrate
 from tests.support.usage import BASE, SECOND, point, stream
 
@@ -137,11 +137,12 @@ async def test_two_that_make_the_same_day_take_turns(store: Store, dsn: str) -> 
     assert execute(dsn, "SELECT quantity, points FROM usage_day") == [(15, 2)]
 
 
-async def test_a_day_is_made_once_its_hours_are(store: Store, dsn: str) -> None:
+async def test_a_day_of_which_hours_wait_is_read_from_its_hours(store: Store, dsn: str) -> None:
     await kept_by_the_collector(store)
     await store.write(Batch(points=[point(STREAMS[0], 3600 * h, 3600 * h + 10, 1) for h in range(5)]))
     assert await store.refresh(2) == 2
-    assert execute(dsn, "SELECT count(*) FROM usage_day") == [(0,)], "others of its hours wait"
+    assert execute(dsn, "SELECT sum(quantity) FROM usage_day") == [(2,)], "made with what was there, so not to be shown"
+    assert execute(dsn, "SELECT count(*) FROM usage_day_dirty") == [(0,)], "a day that never rests gathers no marks"
     await check(store, 5)
     await refreshed(store)
     assert execute(dsn, "SELECT sum(quantity), sum(points) FROM usage_day") == [(5, 5)]
@@ -298,3 +299,51 @@ async def test_the_writer_may_keep_days(store: Store, dsn: str) -> None:
         await writer.close()
     finally:
         execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.engines("timescale")
+async def test_hours_and_days_of_dropped_points_move_along(unmigrated: str) -> None:
+    """They exist in the collector's tables alone."""
+    store = Store(unmigrated)
+    await store.open()
+    await store.migrate()
+    await store.write(Batch(points=[point(of, DAY * d, DAY * d + 9, 3) for of in STREAMS for d in range(10)]))
+    await refreshed(store)
+    while (await audit_changed(store, ZERO + timedelta(days=30))).hours:
+        pass
+    kept = (ZERO + timedelta(days=5)).replace(hour=0)
+    execute(unmigrated, f"DELETE FROM usage_point WHERE time < '{kept}'; UPDATE usage_kept SET points_from = '{kept}'")
+    before = execute(unmigrated, "SELECT sum(quantity), sum(points), count(*) FROM usage_daily")
+    execute(unmigrated, "CREATE EXTENSION timescaledb")
+    await store.migrate()
+    for relation in ("usage_daily", "usage_hourly"):
+        assert execute(unmigrated, f"SELECT sum(quantity), sum(points), count(*) FROM {relation}") == before == [
+            (120, 40, 40)
+        ]  # fmt: skip
+    await refreshed(store)
+    assert execute(unmigrated, "SELECT sum(quantity) FROM usage_day") == [(120,)]
+    async with store.reading() as connection:
+        assert (await with_days(connection, await audit(connection))).clean
+    await store.close()
+
+
+@pytest.mark.engines("timescale")
+async def test_a_move_of_before_that_was_interrupted_is_finished(unmigrated: str) -> None:
+    """The aggregate of days stands there under the name that the collector's table has now."""
+    async with at_the_version_before(unmigrated) as store:
+        await store.write(Batch(points=[point(of, DAY * d, DAY * d + 9, 3) for of in STREAMS for d in range(10)]))
+        async with store.transaction() as connection:
+            await hours.refresh(connection, 30)
+        execute(unmigrated, "CREATE EXTENSION timescaledb")
+        async with store.session() as connection:
+            if not (await capabilities(connection)).continuous_aggregates:
+                pytest.skip("this edition has no aggregates")
+            hypertables = sql("timescale_hypertables").replace("usage_point_moving", "usage_point")
+            hypertables = hypertables.replace("ALTER TABLE usage_point RENAME TO usage_point;", "")
+            await connection.execute(hypertables)
+            await connection.execute(sql("timescale_aggregates").replace("usage_day_native", "usage_day"))
+        await store.migrate()
+        await check(store, 120)
+        await refreshed(store)
+        await check(store, 120)
+        assert execute(unmigrated, "SELECT sum(quantity) FROM usage_day") == [(120,)]

@@ -15,17 +15,11 @@ BATCH: Final = 500
 
 _LOCK_SPACE: Final = "tallymark.usage_day"
 
-# The oldest marks first. A day with an hour that waits is read from its hours whatever is done here, and has another
-# mark when that hour has been made.
+# The oldest marks first. Also days of which an hour waits, though they will have another mark when it has been made: a
+# day that never rests would gather marks until midnight.
 _TAKE_SQL: Final = """
-SELECT account, tenant, bucket
+SELECT DISTINCT account, tenant, bucket
 FROM (SELECT account, tenant, bucket FROM usage_day_dirty LIMIT 20000) oldest
-WHERE NOT EXISTS (
-    SELECT FROM usage_dirty h
-    WHERE h.account = oldest.account AND h.tenant = oldest.tenant
-      AND h.bucket >= oldest.bucket AND h.bucket < oldest.bucket + interval '24 hours'
-)
-GROUP BY account, tenant, bucket
 LIMIT %s"""
 
 _CLEAN_SQL: Final = """
@@ -44,12 +38,15 @@ WHERE y.account = k.account AND y.tenant = k.tenant AND y.bucket = k.bucket"""
 
 _SUM_SQL: Final = """
 INSERT INTO usage_day (bucket, series, account, tenant, quantity, points)
-SELECT k.bucket, h.series, h.account, h.tenant, sum(h.quantity), sum(h.points)
+SELECT k.bucket, h.series, k.account, k.tenant, sum(h.quantity), sum(h.points)
 FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
-JOIN usage_hour h
-  ON h.account = k.account AND h.tenant = k.tenant
- AND h.bucket >= k.bucket AND h.bucket < k.bucket + interval '24 hours'
-GROUP BY k.bucket, h.series, h.account, h.tenant"""
+CROSS JOIN LATERAL (
+    SELECT series, quantity, points FROM usage_hour
+    WHERE account = k.account AND tenant = k.tenant
+      AND bucket >= k.bucket AND bucket < k.bucket + interval '24 hours'
+    OFFSET 0
+) h
+GROUP BY k.bucket, h.series, k.account, k.tenant"""
 
 
 async def refresh(connection: Connection, limit: int = BATCH) -> int:

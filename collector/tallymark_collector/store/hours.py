@@ -39,14 +39,18 @@ DELETE FROM usage_hour h
 USING unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
 WHERE h.account = k.account AND h.tenant = k.tenant AND h.bucket = k.bucket"""
 
+# OFFSET 0: the points of one hour after the other are looked up. Left to itself, the planner read all points of an account
+# for each of its hours: 11 s for 500 of 15 accounts with a million points, where this takes half a second.
 _RECOMPUTE_SQL: Final = """
 INSERT INTO usage_hour (bucket, series, account, tenant, quantity, points)
-SELECT k.bucket, p.series, p.account, p.tenant, sum(p.quantity), count(*)
+SELECT k.bucket, p.series, k.account, k.tenant, sum(p.quantity), count(*)
 FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
-JOIN usage_point p
-  ON p.account = k.account AND p.tenant = k.tenant
- AND p.time >= k.bucket AND p.time < k.bucket + interval '1 hour'
-GROUP BY k.bucket, p.series, p.account, p.tenant"""
+CROSS JOIN LATERAL (
+    SELECT series, quantity FROM usage_point
+    WHERE account = k.account AND tenant = k.tenant AND time >= k.bucket AND time < k.bucket + interval '1 hour'
+    OFFSET 0
+) p
+GROUP BY k.bucket, p.series, k.account, k.tenant"""
 
 
 async def mark(connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:

@@ -153,7 +153,13 @@ async def _aggregate(connection: Connection, note: Callable[[str], None]) -> Non
                 note(f"filling {aggregate} from {start:%Y-%m-%d}")
                 await refresh_window(connection, aggregate, start, end)
         async with connection.transaction():
-            for step in ("timescale_dropped", "views_alone", "timescale_switch", "timescale_views", "timescale_emptying"):
+            for step in (
+                "timescale_dropped",
+                "views_alone",
+                "timescale_switch",
+                "timescale_views",
+                "timescale_emptying",
+            ):
                 await connection.execute(sql(step))
 
 

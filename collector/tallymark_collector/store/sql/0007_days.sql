@@ -77,8 +77,9 @@ BEGIN
     SELECT tenant, account, date_bin('24 hours', bucket, 'epoch') FROM usage_dirty;
 END $$;
 
--- Days without a mark from the days, the others from their hours. '24 hours': for timestamptz '1 day' is a day of the
--- session's time zone, which may have 23 or 25.
+-- Days without a mark from the days, the others from their hours, and hours with marks from the points. '24 hours': for
+-- timestamptz '1 day' is a day of the session's time zone, which may have 23 or 25. OFFSET 0: hours and points are looked
+-- up for one mark after the other, never all of them read and compared with the marks.
 CREATE OR REPLACE VIEW usage_day_current AS
 SELECT y.tenant, y.account, y.bucket, y.series, y.quantity, y.points::bigint AS points
 FROM usage_day y
@@ -87,12 +88,30 @@ WHERE NOT EXISTS (
     WHERE d.account = y.account AND d.bucket = y.bucket AND d.tenant = y.tenant
 )
 UNION ALL
-SELECT h.tenant, h.account, d.bucket, h.series, sum(h.quantity), sum(h.points)::bigint
-FROM (SELECT tenant, account, bucket FROM usage_day_marked GROUP BY 1, 2, 3) d
-JOIN usage_hour_current h
-  ON h.account = d.account AND h.tenant = d.tenant
- AND h.bucket >= d.bucket AND h.bucket < d.bucket + interval '24 hours'
-GROUP BY h.tenant, h.account, d.bucket, h.series;
+SELECT m.tenant, m.account, m.bucket, m.series, sum(m.quantity), sum(m.points)::bigint
+FROM (
+    SELECT d.tenant, d.account, d.bucket, h.series, h.quantity, h.points
+    FROM (SELECT tenant, account, bucket FROM usage_day_marked GROUP BY 1, 2, 3) d
+    CROSS JOIN LATERAL (
+        SELECT account, tenant, bucket, series, quantity, points FROM usage_hour
+        WHERE account = d.account AND tenant = d.tenant
+          AND bucket >= d.bucket AND bucket < d.bucket + interval '24 hours'
+        OFFSET 0
+    ) h
+    WHERE NOT EXISTS (
+        SELECT FROM usage_dirty w
+        WHERE w.account = h.account AND w.bucket = h.bucket AND w.tenant = h.tenant
+    )
+    UNION ALL
+    SELECT d.tenant, d.account, date_bin('24 hours', d.bucket, 'epoch'), p.series, p.quantity, 1
+    FROM (SELECT tenant, account, bucket FROM usage_dirty GROUP BY 1, 2, 3) d
+    CROSS JOIN LATERAL (
+        SELECT series, quantity FROM usage_point
+        WHERE account = d.account AND tenant = d.tenant AND time >= d.bucket AND time < d.bucket + interval '1 hour'
+        OFFSET 0
+    ) p
+) m
+GROUP BY m.tenant, m.account, m.bucket, m.series;
 
 -- PUBLIC. Usage by day (UTC) and by every dimension.
 CREATE OR REPLACE VIEW usage_daily AS
@@ -104,7 +123,8 @@ JOIN usage_series s ON s.account = y.account AND s.series = y.series;
 
 -- PUBLIC. Usage by billing period: whole days (UTC) from the days; hours at a period's edges, and of days with marks,
 -- from the hours; pieces of hours at the edges (time zones with half-hour offsets), and hours with marks, from the
--- points. Each table stands here once: a hypertable costs a plan its pieces every time that it is named.
+-- points. Each table stands here once: a hypertable costs a plan its pieces every time that it is named. OFFSET 0 as
+-- above.
 CREATE OR REPLACE VIEW usage_by_period AS
 SELECT u.tenant, u.account, u.period_start, u.period_end, u.plan, s.meter, s.unit,
        sum(u.quantity) AS quantity, sum(u.points)::bigint AS points
@@ -139,8 +159,11 @@ FROM (
         WHERE d.account = b.account AND d.tenant = b.tenant AND d.bucket >= e.first_day AND d.bucket < e.last_day
         GROUP BY d.bucket
     ) part
-    JOIN usage_hour h
-      ON h.account = b.account AND h.tenant = b.tenant AND h.bucket >= part.starts AND h.bucket < part.ends
+    CROSS JOIN LATERAL (
+        SELECT account, tenant, bucket, series, quantity, points FROM usage_hour
+        WHERE account = b.account AND tenant = b.tenant AND bucket >= part.starts AND bucket < part.ends
+        OFFSET 0
+    ) h
     WHERE NOT EXISTS (
         SELECT FROM usage_dirty d
         WHERE d.account = h.account AND d.bucket = h.bucket AND d.tenant = h.tenant
@@ -163,8 +186,11 @@ FROM (
         WHERE d.account = b.account AND d.tenant = b.tenant AND d.bucket >= e.first_hour AND d.bucket < e.last_hour
         GROUP BY d.bucket
     ) part
-    JOIN usage_point p
-      ON p.account = b.account AND p.tenant = b.tenant AND p.time >= part.starts AND p.time < part.ends
+    CROSS JOIN LATERAL (
+        SELECT series, quantity FROM usage_point
+        WHERE account = b.account AND tenant = b.tenant AND time >= part.starts AND time < part.ends
+        OFFSET 0
+    ) p
 ) u
 JOIN usage_series s ON s.account = u.account AND s.series = u.series
 GROUP BY u.tenant, u.account, u.period_start, u.period_end, u.plan, s.meter, s.unit;
