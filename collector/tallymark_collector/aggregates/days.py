@@ -1,4 +1,4 @@
-"""The days of the views against the points, for databases that keep days of their own."""
+"""The days of the views against the points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Final
 
 from tallymark_collector.aggregates.audit import Difference, Report
-from tallymark_collector.store import keeping
 from tallymark_collector.store.database import Connection
 
 # A day whose first points have been dropped has no sum to compare with; neither has a day at the edge of the range.
@@ -47,10 +46,8 @@ async def with_days(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Report:
-    """The report with the days that differ from their points, less those of which an hour differs already. The same
-    where days are summed from hours when they are asked for. The connection is the report's."""
-    if not await keeping.is_native(connection):
-        return report
+    """The report with the days that differ from their points, less those of which an hour differs already. The
+    connection is the report's."""
     bounds = {"account": account, "start": start or "epoch", "end": end or "9999-12-31"}
     rows = await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()
     known = {(found.tenant, found.account, found.bucket.date()) for found in report.differences}

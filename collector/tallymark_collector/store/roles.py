@@ -38,10 +38,13 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_stream": (*_ADD, "UPDATE (recorded_at)"),
     # The cache is forgotten and made again; periods that have not ended follow the time zone data.
     "usage_hour": _REPLACE,
+    "usage_day": _REPLACE,
     "usage_dirty": _REPLACE,
+    "usage_day_dirty": _REPLACE,
     "billing_period": _REPLACE,
     # What was made again waits for its audit; taking such a row (FOR UPDATE) takes the right to update some column.
     "usage_unaudited": (*_REPLACE, "UPDATE (bucket)"),
+    "usage_day_unaudited": (*_REPLACE, "UPDATE (bucket)"),
     "audit_finding": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
@@ -50,6 +53,8 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "plan_version": _READ,
     "migration": _READ,
     "usage_hour_current": _READ,
+    "usage_day_marked": _READ,
+    "usage_day_current": _READ,
     "usage_hourly": _READ,
     "usage_daily": _READ,
     "usage_by_period": _READ,
@@ -58,8 +63,8 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
 
 NATIVE: Final[Mapping[str, tuple[str, ...]]] = {"usage_hour": _READ, "usage_day": _READ}
-"""The same for what is another relation, or exists at all, where the database keeps hours and days itself: continuous
-aggregates, which nobody but their owner can make again."""
+"""The same for what is another relation where the database keeps hours and days itself: continuous aggregates, which
+nobody but their owner can make again."""
 
 READER: Final = (
     "usage_hourly",
