@@ -89,18 +89,17 @@ async def serving(
     limits = settings.limits
     admission = Admission(limits.in_flight_bytes, limits.retry_after)
     offered = services(pipeline, accepted)
+    # First: a gRPC server that was never started would keep its port.
+    sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port)
     server = grpc.aio.server(options=grpc_options(settings.connections, limits))
     server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission) for service in offered))
     address = f"{settings.host}:{settings.port}"
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
+        for one in sockets:
+            one.close()
         raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
-    try:
-        sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port)
-    except UserError:
-        await server.stop(None)
-        raise
     names = ["", *(service.name for service in offered)]
     running = Server(server, port, names, reflects=settings.reflection)
     asking: asyncio.Task[None] | None = None

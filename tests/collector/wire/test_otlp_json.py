@@ -66,8 +66,7 @@ def test_usage_is_the_same_in_both_encodings(
     message = request(sum_metric(points, temporality=temporality, monotonic=monotonic))
     converted = otlp_json.to_protobuf(written(message), ExportMetricsServiceRequest, 1_000_000)
     found, expected = (
-        decode_metrics("t", body, StreamCache(), TimeLimits(), NOW)
-        for body in (converted, message.SerializeToString())
+        decode_metrics("t", body, StreamCache(), TimeLimits(), NOW) for body in (converted, message.SerializeToString())
     )
     assert repr(found) == repr(expected)  # of NaN, too
 
@@ -131,7 +130,7 @@ INT64 = "an integer from -9223372036854775808 to 9223372036854775807, as a numbe
     ("fields", "sentence"),
     [
         ({"asInt": 2**63}, f"asInt is 9223372036854775808 and has to be {INT64}"),
-        ({"asInt": "9223372036854775808"}, f"asInt is \"9223372036854775808\" and has to be {INT64}"),
+        ({"asInt": "9223372036854775808"}, f'asInt is "9223372036854775808" and has to be {INT64}'),
         ({"asInt": 1e19}, f"asInt is 1e+19 and has to be {INT64}"),
         ({"asInt": 9007199254740994.0}, f"asInt is 9007199254740994.0 and has to be {INT64}"),
         ({"asInt": 0.5}, f"asInt is 0.5 and has to be {INT64}"),
