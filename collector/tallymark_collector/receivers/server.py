@@ -21,7 +21,7 @@ from tallymark_collector.receivers.http_server import HttpServer
 from tallymark_collector.receivers.listening import listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
 from tallymark_collector.receivers.otlp_http import Receiver, TenantOf, default_tenant
-from tallymark_collector.receivers.readiness import Ask, Readiness, keep_asking
+from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
 from tallymark_collector.settings import DEFAULT_TENANT, Connections, Limits, Settings
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,9 @@ async def serving(
         # Shielded: a second signal must not cut off requests whose clients would then have to guess.
         await asyncio.shield(running.drain(settings.drain_seconds))
         if asking is not None:
+            # It ends by itself; a query that is cut off in the middle would leave a warning.
+            await asyncio.wait({asking}, timeout=ASK_TIMEOUT)
             asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
 
 
 def grpc_options(connections: Connections, limits: Limits) -> list[tuple[str, int]]:
