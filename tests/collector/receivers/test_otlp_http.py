@@ -347,7 +347,8 @@ async def test_refused_requests_are_not_counted_on() -> None:
 
 
 async def test_the_tenant_comes_from_the_headers(store: Store, dsn: str) -> None:
-    async def tenant_of(headers: Mapping[str, str]) -> str:
+    async def tenant_of(headers: Mapping[str, str], tls: ssl.SSLObject | None) -> str:
+        assert tls is None
         match headers.get("authorization"):  # in any case of letters
             case None:
                 raise Unauthenticated("send a token")
@@ -375,13 +376,25 @@ def test_content_types() -> None:
 async def test_over_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
     tls, trusted = certificate(tmp_path_factory)
     counting = Counting()
-    async with receiving(counting, serve={"tls": tls}) as server, aiohttp.ClientSession() as session:
+    connections: list[ssl.SSLObject | None] = []
+
+    async def tenant_of(_headers: Mapping[str, str], connection: ssl.SSLObject | None) -> str:
+        connections.append(connection)
+        return "default"
+
+    async with (
+        receiving(counting, serve={"tls": tls, "tenant_of": tenant_of}) as server,
+        aiohttp.ClientSession() as session,
+    ):
         url = f"https://localhost:{server.http_port}/v1/metrics"
         async with session.post(
             url, data=GOOD.SerializeToString(), headers={"Content-Type": PROTOBUF}, ssl=trusted
         ) as response:
             assert response.status == 200
     assert counting.points == 1
+    [connection] = connections
+    assert connection is not None
+    assert connection.version() == "TLSv1.3"
 
 
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
