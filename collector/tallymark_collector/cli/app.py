@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from tallymark_collector.billing import CatalogError
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.cli import audit, check, database, demo, health, invoice, output, plans, serve, usage
+from tallymark_collector.cli import audit, check, database, demo, health, imports, invoice, output, plans, serve, usage
 from tallymark_collector.errors import PermanentError, TransientError
 
 STATUSES: Final = """\
@@ -95,6 +95,7 @@ def root(
 
 app.command()(serve.serve)
 app.command()(demo.demo)
+app.command(name="import")(imports.import_)
 app.command()(usage.usage)
 app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")

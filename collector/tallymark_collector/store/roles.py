@@ -39,6 +39,10 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     # What was made again waits for its audit; taking such a row (FOR UPDATE) takes the right to update some column.
     "usage_unaudited": (*_REPLACE, "UPDATE (bucket)"),
     "audit_finding": _ADD,
+    # How far a file was read goes on with it, and a renamed file is called by its new name.
+    "usage_import_source": _ADD,
+    "usage_import_file": (*_ADD, "UPDATE (path, bytes, lines, digest, updated_at)"),
+    "usage_import_line": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
@@ -50,6 +54,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_daily": _READ,
     "usage_by_period": _READ,
     "usage_calls": _READ,
+    "usage_lines": _READ,
 }
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
 
@@ -57,7 +62,7 @@ NATIVE: Final[Mapping[str, tuple[str, ...]]] = {"usage_hour": _READ, "usage_day"
 """The same for what is another relation, or exists at all, where the database keeps hours and days itself: continuous
 aggregates, which nobody but their owner can make again."""
 
-READER: Final = ("usage_hourly", "usage_daily", "usage_by_period", "usage_calls")
+READER: Final = ("usage_hourly", "usage_daily", "usage_by_period", "usage_calls", "usage_lines")
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
 
 _STANDING_SQL: Final = """
