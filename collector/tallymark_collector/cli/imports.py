@@ -102,7 +102,7 @@ def import_(
         output.fail(f"{error}; what was read before is kept, run the same command again")
         raise typer.Exit(3) from None
     _write(request, summary, as_json)
-    if summary.rejected or summary.conflicts:
+    if summary.rejected or summary.conflicts or summary.quarantined:
         raise typer.Exit(1)
 
 

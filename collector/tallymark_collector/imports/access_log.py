@@ -76,8 +76,8 @@ def _fields(text: str, line: re.Pattern[str], pieces: tuple[tuple[str, str], ...
 def path_of(target: str) -> str:
     """The path in a request's target, without query, fragment and, of an absolute one, scheme and host."""
     if not target.startswith("/"):
-        target = _SCHEME.sub("", target, count=1) or "/"
-    return target.partition("?")[0].partition("#")[0]
+        target = _SCHEME.sub("", target, count=1)
+    return target.partition("?")[0].partition("#")[0] or "/"
 
 
 def _unescaped(text: str) -> str:

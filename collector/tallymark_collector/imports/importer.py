@@ -32,6 +32,7 @@ from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store, imports, quiet
 from tallymark_collector.store.imports import KnownFile, NewLine, Progress
+from tallymark_collector.store.rows import HOUR_NS
 
 PIECE_LINES: Final = 5_000
 PIECE_BYTES: Final = 4 * 1024 * 1024
@@ -83,7 +84,8 @@ def window(request: Request, kept_from: datetime | None) -> tuple[int, int]:
     if request.oldest is not None:
         earliest = max(1, (request.oldest - _EPOCH) // timedelta(microseconds=1) * 1000)
     if kept_from is not None:
-        kept = (kept_from - _EPOCH) // timedelta(microseconds=1) * 1000
+        # An hour that is not kept as a whole takes no points.
+        kept = -(-((kept_from - _EPOCH) // timedelta(microseconds=1) * 1000) // HOUR_NS) * HOUR_NS
         if request.oldest is not None and earliest < kept:
             raise UserError(
                 f"points before {kept_from.isoformat()} have been dropped from this database: an older line cannot be"
@@ -201,6 +203,8 @@ class _File:
         for record, key in under_way.records():
             if under_way.bytes <= start.size or (start.size and under_way.lines <= start.lines):
                 continue
+            if under_way.bytes - record.size < start.size:
+                raise reading.went_on(record, self.input)
             found = under_way.read(record, key, extraction)
             if found.fault is not None:
                 rejects.add(record, found.key, str(found.fault), under_way.columns)
@@ -235,7 +239,8 @@ class _File:
             lines=lines,
             repeatable=self.input.repeatable,
         )
-        await self.store.write(Batch(points=points, quarantined=conflicts), advance)
+        result = await self.store.write(Batch(points=points, quarantined=conflicts), advance)
+        self.summary.quarantined += len(result.conflicts)
         self.watching.went_on(self.input, after.lines)
 
     def _sorted_out(

@@ -72,8 +72,9 @@ def opened(path: str) -> Iterator[Input]:
     file = Path(path)
     try:
         raw = file.open("rb")
-    except OSError as error:
-        raise UserError(f"the file {path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        said = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"the file {path} cannot be read: {said}") from None
     with raw:
         if not file.is_file():
             raise UserError(f"{path} is no ordinary file: pipe it in and write - for its name")
@@ -92,12 +93,12 @@ def lines(source: Input) -> Iterator[Record]:
     try:
         while piece := source.stream.readline(MAX_LINE + 2):
             number += 1
-            if not piece.endswith(b"\n") and len(piece) > MAX_LINE:
-                yield _too_long(source, number, piece)
-                continue
             content = piece.removesuffix(b"\n").removesuffix(b"\r") if piece.endswith(b"\n") else piece
             if number == 1:
                 content = content.removeprefix(_BOM)
+            if len(content) > MAX_LINE:
+                yield _too_long(source, number, piece)
+                continue
             yield Record(number, 1, len(piece), content, piece, piece.endswith(b"\n"))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
@@ -119,8 +120,11 @@ def _too_long(source: Input, number: int, piece: bytes) -> Record:
     return Record(number, 1, size, content, piece + rest.digest(), last.endswith(b"\n"), fault)
 
 
-def csv_records(source: Input) -> Iterator[Record]:
-    """The records of CSV. A quote that is never closed costs its line alone: what follows is read again without it."""
+def csv_records(source: Input, *, final: bool) -> Iterator[Record]:
+    """The records of CSV. A quote that is never closed costs its line alone: what follows is read again without it.
+
+    At the end of an input that is not `final` it may still be closed: then all since that quote is one record, not ended.
+    """
     waiting: list[Record] = []
     incoming = lines(source)
     again: list[Record] = []
@@ -136,9 +140,8 @@ def csv_records(source: Input) -> Iterator[Record]:
         if whole:
             yield _joined(waiting)
         elif line is None or len(waiting) >= MAX_RECORD_LINES or sum(each.size for each in waiting) > MAX_LINE:
-            if line is None and not waiting[-1].ended:
-                yield _joined(waiting)._replace(ended=False, fault="a quote is opened and never closed")
-                # Whoever takes what is not ended takes all of it: the next lines may be inside the quote.
+            if line is None and not final:
+                yield _joined(waiting)._replace(ended=False)
                 return
             yield waiting[0]._replace(fault="a quote is opened and never closed")
             again.extend(reversed(waiting[1:]))

@@ -58,7 +58,7 @@ class Reading:
 
         A last record without its end is not read, but for `final`; `left` is 1 then. Raises UserError.
         """
-        for record in _records(self._input, self._mapping, self._of_rejects):
+        for record in _records(self._input, self._mapping, self._of_rejects, self._final):
             if not record.ended and not self._final:
                 self.left = 1
                 return
@@ -133,7 +133,7 @@ def begins_with(
     """
     hasher, offset, best = hashlib.blake2b(digest_size=16), 0, None
     waiting = sorted(known, reverse=True)
-    for record in _records(source, mapping, of_rejects) if waiting else ():
+    for record in _records(source, mapping, of_rejects, final=True) if waiting else ():
         end = offset + record.size
         while waiting and waiting[-1][0] <= end:
             candidate = waiting.pop()
@@ -142,12 +142,8 @@ def begins_with(
             until.update(part)
             if until.digest() != candidate[1]:
                 continue
-            if record.seen[len(part) :].strip(b"\r\n"):
-                raise UserError(
-                    f"line {record.number} of {source.name} had no end when it was imported with --final, and has gone"
-                    " on since: what it bills now is not what was billed. Compare the two, and import what follows it"
-                    " as a file of its own"
-                )
+            if not part.endswith(b"\n") and record.seen[len(part) :].strip(b"\r\n"):
+                raise went_on(record, source)
             best = candidate
         if not waiting:
             break
@@ -156,5 +152,13 @@ def begins_with(
     return best
 
 
-def _records(source: Input, mapping: Mapping, of_rejects: bool) -> Iterator[Record]:
-    return csv_records(source) if mapping.format == "csv" and not of_rejects else lines(source)
+def went_on(record: Record, source: Input) -> UserError:
+    """What was taken as whole by --final was not."""
+    return UserError(
+        f"line {record.number} of {source.name} was not whole when it was imported with --final, and has gone on since:"
+        " what it bills now is not what was billed. Compare the two, and import what follows it as a file of its own"
+    )
+
+
+def _records(source: Input, mapping: Mapping, of_rejects: bool, final: bool) -> Iterator[Record]:
+    return csv_records(source, final=final) if mapping.format == "csv" and not of_rejects else lines(source)

@@ -38,6 +38,8 @@ class Summary:
     left: int = 0
     """1 where the last line has no line end and was left for the next import."""
     points: int = 0
+    quarantined: int = 0
+    """Of these points, those that the database would not take after all; `totals` has them."""
     totals: dict[tuple[str, str, str], Decimal] = field(default_factory=dict)
     """What the accepted lines bill, by account, meter and unit."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -65,6 +67,7 @@ class Summary:
         self.blank += other.blank
         self.left += other.left
         self.points += other.points
+        self.quarantined += other.quarantined
         self.reasons += other.reasons
         for key, value in other.totals.items():
             with exact():
@@ -77,7 +80,7 @@ class Summary:
     def counts(self) -> dict[str, int]:
         """The numbers alone."""
         names = ("files", "before", "lines", "accepted", "duplicates", "conflicts", "rejected", "skipped", "blank")
-        return {name: getattr(self, name) for name in (*names, "left", "points")}
+        return {name: getattr(self, name) for name in (*names, "left", "points", "quarantined")}
 
     def told(self) -> dict[str, Any]:
         """As JSON has it; quantities are text, exact."""
