@@ -71,7 +71,7 @@ def checked(document: Document, file: str, shape: Shape[Content]) -> Content:
     except ValidationError as error:
         problems += _problems(error.errors(include_url=False), document, file, shape)
     if content is None or problems:
-        raise CatalogError(sorted(set(problems), key=lambda problem: (problem.line, problem.column)))
+        raise CatalogError(sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column)))
     return content
 
 

@@ -178,7 +178,9 @@ def _watching() -> Iterator[Watching]:
         tasks = {}
 
         def opened(source: Input) -> None:
-            tasks[source.name] = bar.add_task(output.visible(source.name), total=source.size or None, lines=0)
+            tasks[source.name] = bar.add_task(
+                output.visible(Path(source.name).name), total=source.size or None, lines=0
+            )
 
         def went_on(source: Input, lines: int) -> None:
             bar.update(tasks[source.name], completed=source.position(), lines=lines)

@@ -28,7 +28,7 @@ STDIN: Final = "-"
 _GZIP: Final = b"\x1f\x8b"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
-_BUFFER: Final = 1024 * 1024
+_BUFFER: Final = 64 * 1024
 
 
 class Record(NamedTuple):
@@ -102,8 +102,8 @@ def lines(source: Input) -> Iterator[Record]:
             yield Record(number, 1, len(piece), content, piece, piece.endswith(b"\n"))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"the file {source.name} is damaged, or not whole yet, after line {number}: {error}; what was read before"
-            " is imported, and is not imported again when the whole file is"
+            f"the file {source.name} is damaged, or not whole yet, after line {number}: {error}; what was committed"
+            " before stays, and is not billed again when the whole file is imported"
         ) from None
     except OSError as error:
         raise UserError(f"the file {source.name} cannot be read on after line {number}: {error.strerror}") from None
@@ -123,7 +123,7 @@ def _too_long(source: Input, number: int, piece: bytes) -> Record:
 def csv_records(source: Input, *, final: bool) -> Iterator[Record]:
     """The records of CSV. A quote that is never closed costs its line alone: what follows is read again without it.
 
-    At the end of an input that is not `final` it may still be closed: then all since that quote is one record, not ended.
+    At the end of an input that is not `final` it may still be closed: all since then is one record, not ended.
     """
     waiting: list[Record] = []
     incoming = lines(source)

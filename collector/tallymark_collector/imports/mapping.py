@@ -285,12 +285,17 @@ def mapping_of(data: MappingType[str, Any]) -> Mapping:
 
 def _shape() -> yaml_model.Shape[Mapping]:
     empty = "is empty; a mapping needs `format` and `account`, and `time` and `meters` where it is csv or json"
-    return yaml_model.Shape(Mapping, empty, _known, _fields)
+    return yaml_model.Shape(Mapping, empty, _known, _fields, _in_file)
 
 
 def _known(data: object) -> _Known:
     form = data.get("format") if isinstance(data, dict) else None
     return _Known(_LOG_FIELDS.get(form) if isinstance(form, str) else None)
+
+
+def _in_file(loc: Path, _: Document) -> Path:
+    """Pydantic puts "[key]" behind the name of an entry whose name is wrong."""
+    return loc[:-1] if loc[-1:] == ("[key]",) else loc
 
 
 def _fields(loc: Path) -> list[str]:

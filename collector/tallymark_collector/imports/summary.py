@@ -12,6 +12,7 @@ from typing import Any, Final
 from tallymark_collector.billing.money import canonical, exact
 from tallymark_collector.imports.extraction import Line
 
+_PLACE: Final = re.compile(r" at character \d+")
 _PARTICULARS: Final = re.compile(r"'[^']*'|\d\S*")
 """What differs from line to line in the reason of a fault."""
 
@@ -58,7 +59,7 @@ class Summary:
     def reject(self, reason: str) -> None:
         """Counts a line that could not be read."""
         self.rejected += 1
-        self.reasons[_PARTICULARS.sub("…", reason.partition(":")[0])] += 1
+        self.reasons[_PARTICULARS.sub("…", _PLACE.sub("", reason.partition(":")[0]))] += 1
 
     def add(self, other: Summary) -> None:
         """Takes another summary in."""
