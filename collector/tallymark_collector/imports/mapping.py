@@ -8,8 +8,6 @@ meters:
 routes: ["/t/{tenant}/orders/{id}"]
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence
@@ -259,13 +257,10 @@ class Mapping(Value):
         )
 
     def told(self) -> dict[str, Any]:
-        """All of it as JSON has it: what is kept with a source, to be compared with the next import's."""
-        found: dict[str, Any] = self.model_dump(mode="json")
+        """All that differs from what is left out, as JSON has it and a mapping file may: it is kept with a source, to be
+        compared with the next one. A field that a later version adds makes no other mapping of it."""
+        found: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
         return found
-
-    def digest(self) -> str:
-        """The same in a few characters."""
-        return hashlib.blake2b(json.dumps(self.told(), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read_mapping(path: str | FilePath) -> Mapping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping as MappingType
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -95,6 +96,33 @@ def test_accounts_that_cannot_be(account: str, said: str) -> None:
 def test_options_are_told_as_options() -> None:
     with pytest.raises(CatalogError, match="options:1: account: is required"):
         mapping_of({"format": "combined"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "format: combined\naccount: user\n",
+        'format: common\naccount: {value: a}\nroutes: ["/a/{b}"]\nfilters: [{field: status, keep: [2xx]}]\n',
+        "format: csv\ntime: {field: t, format: unix_s}\naccount: a\nid: i\nmeters: [{meter: m, quantity: 0.50}]\n",
+        "format: csv\ntime: t\naccount: a\nmeters: [{meter: m}]\ndelimiter: ;\ncolumns: [t, a]\n",
+    ],
+)
+def test_what_is_kept_with_a_source_is_the_same_mapping(text: str) -> None:
+    mapping = parse_mapping(text)
+    kept = json.dumps(mapping.told())
+    assert parse_mapping(kept) == mapping
+    assert parse_mapping(kept).told() == mapping.told()
+
+
+def test_what_is_kept_with_a_source_says_only_what_was_said() -> None:
+    """A field that is added to mappings later, with a default, must not make the old ones differ."""
+    assert set(parse_mapping("format: combined\naccount: user\n").told()) == {
+        "format",
+        "time",
+        "account",
+        "meters",
+        "dimensions",
+    }
 
 
 def extraction(mapping: Mapping) -> Extraction:
