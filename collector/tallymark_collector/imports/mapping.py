@@ -257,7 +257,7 @@ class Mapping(Value):
         )
 
     def told(self) -> dict[str, Any]:
-        """All that differs from what is left out, as JSON has it and a mapping file may: it is kept with a source, to be
+        """What is not left out, as JSON has it and a mapping file may: it is kept with a source, to be
         compared with the next one. A field that a later version adds makes no other mapping of it."""
         found: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
         return found
