@@ -235,9 +235,9 @@ async def test_lines_too_old_to_be_told_from_dropped_ones(store: Store, dsn: str
     lines = [*LINES, *(line(3600 + n) for n in range(5))]
     log.write_text("".join(lines))
     forget_before(dsn, 0.5)
-    with pytest.raises(UserError, match=r"points before 2026-09-01T00:30:00\+00:00 have been dropped"):
+    with pytest.raises(UserError, match=r"points before 2026-09-01T01:00:00\+00:00 have been dropped"):
         await import_(store, log, oldest=DAY)
-    late = await import_(store, log, oldest=DAY + timedelta(hours=0.5))
+    late = await import_(store, log, oldest=DAY + timedelta(hours=1))
     assert (late.accepted, late.rejected) == (5, 500)
     assert billed(dsn) == sums(lines[500:])
     assert fetch(dsn, "SELECT count(*) FROM usage_quarantine") == [(0,)]

@@ -32,7 +32,7 @@ from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store, imports, quiet
 from tallymark_collector.store.imports import KnownFile, NewLine, Progress
-from tallymark_collector.store.rows import HOUR_NS
+from tallymark_collector.store.rows import HOUR_NS, timestamp
 
 PIECE_LINES: Final = 5_000
 PIECE_BYTES: Final = 4 * 1024 * 1024
@@ -88,8 +88,8 @@ def window(request: Request, kept_from: datetime | None) -> tuple[int, int]:
         kept = -(-((kept_from - _EPOCH) // timedelta(microseconds=1) * 1000) // HOUR_NS) * HOUR_NS
         if request.oldest is not None and earliest < kept:
             raise UserError(
-                f"points before {kept_from.isoformat()} have been dropped from this database: an older line cannot be"
-                " told from one that was counted. Give --oldest that time or a later one"
+                f"points before {timestamp(kept)} have been dropped from this database: an older line cannot be told"
+                " from one that was counted. Give --oldest that time or a later one"
             )
         earliest = max(earliest, kept)
     return earliest, latest
