@@ -205,7 +205,9 @@ def _up_to(last: int, what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _one_of(known: tuple[str, ...]) -> BeforeValidator:
+def one_of(known: tuple[str, ...]) -> BeforeValidator:
+    """Text that is one of these; what looks like one is suggested."""
+
     def check(value: object) -> str:
         if not isinstance(value, str) or value not in known:
             hint = near(str(value).lower(), known, "; did you mean ")
@@ -242,8 +244,8 @@ MeterName = Annotated[Text, AfterValidator(_declared_meter)]
 PlanId = Annotated[Text, AfterValidator(_declared_plan)]
 CurrencyCode = Annotated[str, AfterValidator(_currency)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
-Cycle = Annotated[Literal["monthly", "yearly", "weekly"], _one_of(CYCLES)]
+Cycle = Annotated[Literal["monthly", "yearly", "weekly"], one_of(CYCLES)]
 AnchorDay = Annotated[int, _up_to(31, "a day of the month")]
 AnchorMonth = Annotated[int, _up_to(12, "a month")]
-AnchorWeekday = Annotated[str, _one_of(WEEKDAYS)]
+AnchorWeekday = Annotated[str, one_of(WEEKDAYS)]
 Day = Annotated[date, BeforeValidator(_day)]

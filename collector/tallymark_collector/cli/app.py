@@ -19,6 +19,7 @@ from tallymark_collector.cli import (
     database,
     demo,
     health,
+    imports,
     invoice,
     output,
     plans,
@@ -107,6 +108,7 @@ def root(
 
 app.command()(serve.serve)
 app.command()(demo.demo)
+app.command(name="import")(imports.import_)
 app.command()(usage.usage)
 app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")

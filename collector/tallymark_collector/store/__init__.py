@@ -134,22 +134,29 @@ class Store:
         async with self.transaction() as connection:
             await roles.grant(connection, writer=writer, reader=reader)
 
-    async def write(self, batch: Batch) -> WriteResult:
+    async def write(self, batch: Batch, beside: writer.Beside | None = None) -> WriteResult:
         """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.
 
+        `beside` is called with the connection, last in the same transaction: both are committed, or neither. It may be
+        called again after a transaction whose end nobody knows, and has to tell by itself whether its work is done.
+
         Data that the database cannot hold, whatever it is, would be sent for ever by a client that is told to retry:
-        the batch is then halved until what cannot be held stands alone, and that goes to quarantine.
+        the batch is then halved until what cannot be held stands alone, and that goes to quarantine. `beside` is
+        then committed with the last part.
         """
         try:
-            return await _tried_again(lambda: self._write(batch))
+            return await _tried_again(lambda: self._write(batch, beside))
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             halves = writer.halved(batch, error)
             apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
-            return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
+            done = WriteResult(conflicts=apart)
+            for half in halves[:-1]:
+                done += await self.write(half)
+            return done + await self.write(halves[-1], beside)
 
-    async def _write(self, batch: Batch) -> WriteResult:
+    async def _write(self, batch: Batch, beside: writer.Beside | None) -> WriteResult:
         async with self._database.prompt() as connection:
-            return await writer.write(connection, batch, self._dictionaries)
+            return await writer.write(connection, batch, self._dictionaries, beside)
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""

@@ -46,6 +46,10 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_unaudited": (*_REPLACE, "UPDATE (bucket)"),
     "usage_day_unaudited": (*_REPLACE, "UPDATE (bucket)"),
     "audit_finding": _ADD,
+    # How far a file was read goes on with it, and a renamed file is called by its new name.
+    "usage_import_source": _ADD,
+    "usage_import_file": (*_ADD, "UPDATE (path, bytes, lines, digest, updated_at)"),
+    "usage_import_line": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
@@ -59,6 +63,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_daily": _READ,
     "usage_by_period": _READ,
     "usage_calls": _READ,
+    "usage_lines": _READ,
 }
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
 
@@ -71,6 +76,7 @@ READER: Final = (
     "usage_daily",
     "usage_by_period",
     "usage_calls",
+    "usage_lines",
     "usage_quarantine_open",
     "usage_quarantine_history",
 )
