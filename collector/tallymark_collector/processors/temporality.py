@@ -13,15 +13,19 @@ counts from 0 again, as Prometheus reads its counters.
 
 from __future__ import annotations
 
+import decimal
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tallymark_collector.model import Point, Reason, Refusal, cause
 
 ZERO = Decimal(0)
+# Python's own 28 digits would round the increase between a large total and a small fraction, and the sum of the
+# increases would not be the total any more. What `validation` lets through has 55 digits.
+_EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
 class Sample(NamedTuple):
@@ -79,7 +83,7 @@ def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases)
         own = cause(start_ns, sample.time_ns, "increase")
         result.points.append(Point(point.stream, begin, sample.time_ns, increase, own))
     if after is not None:
-        correction = _increase(start_ns, sample, after) - _increase(start_ns, before, after)
+        correction = _EXACT.subtract(_increase(start_ns, sample, after), _increase(start_ns, before, after))
         if correction:
             own = cause(start_ns, sample.time_ns, "correction")
             result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction, own))
@@ -90,7 +94,7 @@ def _increase(start_ns: int, before: Sample | None, sample: Sample) -> Decimal:
         return ZERO if start_ns in (0, sample.time_ns) else sample.value
     if start_ns == 0 and sample.value < before.value:
         return sample.value
-    return sample.value - before.value
+    return _EXACT.subtract(sample.value, before.value)
 
 
 def _falls(before: Sample | None, after: Sample | None) -> Refusal | None:
