@@ -11,9 +11,9 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from tallymark_collector.billing import CatalogError
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.cli import audit, check, database, demo, health, invoice, output, plans, serve, usage
+from tallymark_collector.documents.problems import DocumentError
 from tallymark_collector.errors import PermanentError, TransientError
 
 STATUSES: Final = """\
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
             raise typer.Exit(_BROKEN_PIPE) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except CatalogError as error:
+        except DocumentError as error:
             for problem in error.problems:
                 output.fail(str(problem))
             raise typer.Exit(1) from None

@@ -10,11 +10,11 @@ from typing import Annotated, Final
 import typer
 
 from tallymark_collector.billing import CatalogError, read_catalog
-from tallymark_collector.billing.yaml_text import read_yaml
 from tallymark_collector.cli import output
 from tallymark_collector.cli.arguments import JsonOption
 from tallymark_collector.declarations import Finding, Meter, Severity, compare, meters_of, read_sources, uses_in
 from tallymark_collector.declarations.comparison import PlansFile
+from tallymark_collector.documents.yaml_text import read_yaml
 from tallymark_collector.errors import UserError
 
 _PLACES_SHOWN: Final = 3
