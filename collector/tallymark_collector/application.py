@@ -16,6 +16,7 @@ from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
+from tallymark_collector.metering import Metering
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DEFAULT_TENANT, Settings
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 PERIODS_INTERVAL: Final = 3600.0
 """Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
 PERIODS_RETRY: Final = 10.0
+UNMATCHED_INTERVAL: Final = 600.0
+"""Seconds between lines of the log that tell which telemetry was no usage."""
 
 
 @asynccontextmanager
@@ -63,12 +66,14 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     async with opened(settings.database) as store, _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
-        pipeline = Pipeline(store, settings.limits)
+        metering = None if settings.meters is None else Metering(settings.meters)
+        pipeline = Pipeline(store, settings.limits, metering=metering)
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
+            asyncio.create_task(_keep_told(pipeline)),
         }
         try:
             async with serving(pipeline, settings) as server:
@@ -78,6 +83,7 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
         finally:
             for task in loops:
                 task.cancel()
+            pipeline.unmatched.tell()
             # What a loop died of has been raised by _first.
             await asyncio.gather(*loops, return_exceptions=True)
 
@@ -97,6 +103,12 @@ async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: 
             await asyncio.sleep(interval)
         else:
             await asyncio.sleep(interval)
+
+
+async def _keep_told(pipeline: Pipeline, interval: float = UNMATCHED_INTERVAL) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        pipeline.unmatched.tell()
 
 
 async def _first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:

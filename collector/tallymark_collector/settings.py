@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from tallymark_collector.metering import Rules
 from tallymark_collector.processors.validation import TimeLimits
 
 DEFAULT_TENANT: Final = "default"
@@ -73,3 +74,5 @@ class Settings:
     """How long requests under way may take to finish when the collector is told to stop."""
     limits: Limits = field(default_factory=Limits)
     retention: Retention = field(default_factory=Retention)
+    meters: Rules | None = None
+    """What of other people's telemetry is usage."""
