@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.cli import audit, check, database, demo, health, invoice, output, plans, serve, usage
+from tallymark_collector.cli import audit, check, database, demo, health, invoice, meters, output, plans, serve, usage
 from tallymark_collector.documents.problems import DocumentError
 from tallymark_collector.errors import PermanentError, TransientError
 
@@ -98,6 +98,7 @@ app.command()(demo.demo)
 app.command()(usage.usage)
 app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")
+app.add_typer(meters.commands, name="meters")
 app.command()(check.check)
 app.command()(audit.audit)
 app.command()(database.migrate)

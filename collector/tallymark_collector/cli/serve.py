@@ -15,7 +15,7 @@ import typer
 
 from tallymark_collector import application
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption
+from tallymark_collector.cli.arguments import DatabaseOption, MetersOption, read_meters
 from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
@@ -81,6 +81,7 @@ def serve(
             " --keep-points, --keep-evidence and --columnstore-after.",
         ),
     ] = None,
+    meters: MetersOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
     """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
@@ -102,6 +103,7 @@ def serve(
         port=port,
         limits=Limits(times=retention.times()),
         retention=retention,
+        meters=None if meters is None else read_meters(meters),
     )
     if not is_loopback(host):
         output.warn(

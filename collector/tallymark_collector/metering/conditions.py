@@ -104,6 +104,9 @@ def _glob(value: object, *, literal: bool = False) -> Glob:
         raise wrong(f"expected a text, e.g. kong or http.*, got {_shown(value)}")
     if len(value) > MAX_TEXT:
         raise wrong(f"at most {MAX_TEXT} characters, got {len(value)}")
+    if not literal and re.fullmatch("[1-5][xX]{2}", value):
+        first = value[0]
+        raise wrong(f"{value} would be taken letter by letter; write {first}??, or {{from: {first}00, to: {first}99}}")
     return Glob(value, literal)
 
 

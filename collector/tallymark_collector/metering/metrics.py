@@ -246,10 +246,14 @@ class MetricGroup:
         )
 
 
+def kind_of(metric: Any) -> str:
+    """A key of `QUANTITIES`, or "" for a metric without data."""
+    kind = metric.WhichOneof("data") or ""
+    return "updowncounter" if kind == "sum" and not metric.sum.is_monotonic else kind
+
+
 def _header(metric: Any) -> _Header:
-    kind = metric.WhichOneof("data")
-    if kind == "sum" and not metric.sum.is_monotonic:
-        kind = "updowncounter"
+    kind = kind_of(metric)
     match kind:
         case "sum" | "histogram" | "exponential_histogram":
             temporality = getattr(metric, kind).aggregation_temporality
@@ -257,7 +261,7 @@ def _header(metric: Any) -> _Header:
             temporality = Temporality.CUMULATIVE
         case _:
             temporality = 0
-    return _Header(metric.name, metric.unit, kind or "", int(temporality))
+    return _Header(metric.name, metric.unit, kind, int(temporality))
 
 
 def _alone(metric: Any, header: _Header, point: Any) -> Any:
