@@ -266,7 +266,7 @@ def _header(metric: Any) -> _Header:
 
 def _alone(metric: Any, header: _Header, point: Any) -> Any:
     """The metric with this one point."""
-    alone = metrics_pb2.Metric(name=metric.name, unit=metric.unit)
+    alone = metrics_pb2.Metric(name=metric.name, unit=metric.unit, description=metric.description)
     data = getattr(alone, header.kind)
     if header.kind != "summary":
         data.aggregation_temporality = header.temporality
