@@ -24,7 +24,7 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering.amounts import scaled
 from tallymark_collector.metering.conditions import failing
 from tallymark_collector.metering.memory import Memory
-from tallymark_collector.metering.naming import series_of
+from tallymark_collector.metering.naming import Named, named
 from tallymark_collector.metering.origin import Group, Refused, kept
 from tallymark_collector.metering.rules import MetricSource
 from tallymark_collector.model import (
@@ -108,23 +108,23 @@ class MetricGroup:
 
     def decode(self, metric: Metric, window: tuple[int, int], decoded: Decoded) -> bool:
         """Takes a metric that the file names, and returns True; False where it does not name it."""
-        named = self.sources(metric.name)
-        if not named:
+        fitting = self.sources(metric.name)
+        if not fitting:
             return False
         try:
             found = metrics_pb2.Metric.FromString(metric.SerializeToString())
         except DecodeError as error:
             refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
             payload = wire.encode_metric(self._group.resource, self._group.scope, metric)
-            item = Quarantined(self._group.tenant, "", named[0][0], 0, refusal, "metrics", payload)
+            item = Quarantined(self._group.tenant, "", fitting[0][0], 0, refusal, "metrics", payload)
             decoded.rejected += 1
             decoded.quarantined.append(item)
             return True
         header = _header(found)
-        sources = [one for one in named if one[2].quantity in QUANTITIES.get(header.kind, ())]
+        sources = [one for one in fitting if one[2].quantity in QUANTITIES.get(header.kind, ())]
         if not sources:
             # A pattern says which type it means by its `quantity`; whoever names one metric expects something of it.
-            exact = [one for one in named if one[2].metric.exact]
+            exact = [one for one in fitting if one[2].metric.exact]
             return bool(exact) and self._unsupported(found, header, exact[0], decoded)
         self._decode(found, header, sources, window, decoded)
         return True
@@ -199,19 +199,17 @@ class MetricGroup:
     ) -> _Target:
         group = self._group
         target = _Target(meter, source)
-        series: Series | Refusal | None = refusal
-        if series is None:
-            series = series_of(group.tenant, meter, unit, source, attributes, group.attributes, self._account)
-        account = series.account if isinstance(series, Series) else ""
+        who = refusal or named(source, attributes, group.attributes, self._account)
+        account = who.account if isinstance(who, Named) else ""
         problem = source.check_source_unit(header.unit, unit)
         if header.temporality not in (Temporality.DELTA, Temporality.CUMULATIVE):
-            series = Refusal(Reason.TEMPORALITY_MISSING, f"{header.temporality} is neither delta nor cumulative")
+            who = Refusal(Reason.TEMPORALITY_MISSING, f"{header.temporality} is neither delta nor cumulative")
         elif problem is not None:
-            series = Refusal(Reason.METER_INVALID, problem)
-        if not isinstance(series, Series):
-            assert series is not None, "a refusal or a series was found above"
-            target.refused = Refused(meter, account, series)
+            who = Refusal(Reason.METER_INVALID, problem)
+        if isinstance(who, Refusal):
+            target.refused = Refused(meter, account, who)
             return target
+        series = Series(group.tenant, who.account, meter, unit, who.dimensions)
         reading = Reading(header.kind, source.quantity, source.by)
         raw = tuple(item.SerializeToString() for item in point.attributes)
         origin = Origin(group.resource, group.scope, header.name, header.unit, header.temporality, True, raw, reading)

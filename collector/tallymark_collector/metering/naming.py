@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tallymark import conventions
 from tallymark_collector.metering.rules import AccountFrom, From
 from tallymark_collector.metering.rules import Source as _Source
-from tallymark_collector.model import Attributes, AttributeValue, Reason, Refusal, Series
+from tallymark_collector.model import Attributes, AttributeValue, Reason, Refusal
 from tallymark_collector.processors import validation
 
 
-def series_of(
-    tenant: str,
-    meter: str,
-    unit: str,
-    source: _Source,
-    attributes: Attributes,
-    resource: Attributes,
-    fallback: str | None,
-) -> Series | Refusal:
-    """The series that usage with these attributes belongs to. `fallback` is the account where they name none."""
+class Named(NamedTuple):
+    """Whose usage it is, and of which series."""
+
+    account: str
+    dimensions: Attributes
+
+
+def named(source: _Source, attributes: Attributes, resource: Attributes, fallback: str | None) -> Named | Refusal:
+    """What usage with these attributes is billed as. `fallback` is the account where they name none."""
     account = account_of(source.account, attributes, resource)
     if isinstance(account, Refusal):
         if attributes.get(conventions.OVERFLOW) is True:
@@ -28,8 +29,7 @@ def series_of(
         account = fallback
     found = {name: _value(one, attributes, resource) for name, one in source.dimensions.items()}
     dimensions = Attributes.of({name: value for name, value in found.items() if value is not None})
-    refusal = validation.check_texts(dimensions)
-    return refusal or Series(tenant, account, meter, unit, dimensions)
+    return validation.check_texts(dimensions) or Named(account, dimensions)
 
 
 def account_of(places: tuple[AccountFrom, ...], attributes: Attributes, resource: Attributes) -> str | Refusal:

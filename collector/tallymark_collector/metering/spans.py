@@ -22,7 +22,7 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering.amounts import scaled
 from tallymark_collector.metering.conditions import failing
 from tallymark_collector.metering.memory import Memory
-from tallymark_collector.metering.naming import series_of
+from tallymark_collector.metering.naming import Named, named
 from tallymark_collector.metering.origin import Group, Refused, kept
 from tallymark_collector.metering.rules import KINDS, STATUSES, Number, SpanSource
 from tallymark_collector.metering.sampling import sign_of_sampling
@@ -61,20 +61,20 @@ class SpanGroup:
 
     def decode(self, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> bool:
         """Takes what the file says of a span; False where that is nothing."""
-        named = [one for one in self._sources if why_not_span(one[2], span) is None]
-        if not named:
+        fitting = [one for one in self._sources if why_not_span(one[2], span) is None]
+        if not fitting:
             return False
         try:
             attributes = wire.decode_attributes(span.attributes)
         except MalformedRequest as error:
             broken = Refusal(Reason.ATTRIBUTES_INVALID, str(error))
             self._refuse(
-                span, [Refused(meter, "", broken) for meter in dict.fromkeys(one[0] for one in named)], decoded
+                span, [Refused(meter, "", broken) for meter in dict.fromkeys(one[0] for one in fitting)], decoded
             )
             return True
         refused: list[Refused] = []
         taken = False
-        for meter, unit, source in self._counting(span, named, attributes):
+        for meter, unit, source in self._counting(span, fitting, attributes):
             made = self._count(span, attributes, meter, unit, source, window)
             if isinstance(made, Refused):
                 refused.append(made)
@@ -86,10 +86,10 @@ class SpanGroup:
             self._refuse(span, refused, decoded)
         return taken or bool(refused)
 
-    def _counting(self, span: Span, named: Sequence[Fitting], attributes: Attributes) -> Iterator[Fitting]:
+    def _counting(self, span: Span, fitting: Sequence[Fitting], attributes: Attributes) -> Iterator[Fitting]:
         """Of each meter the first source that fits."""
         done = set(recorded_meters(span))
-        for one in named:
+        for one in fitting:
             if one[0] not in done and failing(one[2].where, attributes) is None:
                 done.add(one[0])
                 yield one
@@ -107,17 +107,17 @@ class SpanGroup:
                 f"{sign}: other spans are missing; bill from a metric, or say `sampled: allow` in the file of meters"
             )
             refusal = Refusal(Reason.SPAN_SAMPLED, detail)
-        series = refusal or series_of(group.tenant, meter, unit, source, attributes, group.attributes, self._account)
-        if isinstance(series, Refusal):
-            return Refused(meter, "", series)
+        who = refusal or named(source, attributes, group.attributes, self._account)
+        if isinstance(who, Refusal):
+            return Refused(meter, "", who)
         quantity = quantity_of(span, attributes, source)
         if isinstance(quantity, Refusal):
-            return Refused(meter, series.account, quantity)
-        point = Point(self._stream(series), end, end, quantity, span_cause(span))
+            return Refused(meter, who.account, quantity)
+        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span))
         user = attributes.get(conventions.USER)
         evidence = Evidence(
             tenant=group.tenant,
-            account=series.account,
+            account=who.account,
             meter=meter,
             trace_id=span.trace_id,
             span_id=span.span_id,
@@ -131,9 +131,11 @@ class SpanGroup:
         )
         return point, evidence
 
-    def _stream(self, series: Series) -> Stream:
-        key = ("stream", self, series)
+    def _stream(self, meter: str, unit: str, who: Named) -> Stream:
+        # Written out: as keys of a dictionary 1, 1.0 and True are one, as dimensions they are three.
+        key = (self, meter, unit, who.account, repr(who.dimensions))
         if key not in self._memory:
+            series = Series(self._group.tenant, who.account, meter, unit, who.dimensions)
             names = (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME)
             service = Attributes((name, value) for name, value in self._group.attributes if name in names)
             identity = fingerprint("metered span", series.tenant, service, series.meter, series.account)

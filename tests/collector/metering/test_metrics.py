@@ -17,7 +17,7 @@ from tallymark_collector.processors.temporality import increases
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.wire import encode_point
 from tests.support.telemetry import histogram, histogram_point, metrics_of
-from tests.support.usage import BASE, SECOND, key_values, number, sum_metric
+from tests.support.usage import BASE, HOUR, SECOND, key_values, number, sum_metric
 
 NOW = BASE + 1000 * SECOND
 KONG = {"service.name": "kong", "service.instance.id": "one"}
@@ -262,6 +262,14 @@ def test_since_starts_a_total_that_ran_before_at_nothing() -> None:
     increased = [one.value for (_, start), several in by_epoch.items() for one in increases(start, (), several).points]
     assert increased == [7, 5]
     assert decoded.unmatched == 1
+
+
+def test_another_since_begins_again_from_nothing() -> None:
+    """Or the totals of the time before, in another unit perhaps, would be the first ones of the time after."""
+    metric = counts(histogram_point(BASE - 48 * HOUR, BASE, 9, None, ACME), temporality=2)
+    earlier, later = (rules(f"{COUNT}, since: '2026-09-2{day}'") for day in (0, 1))
+    first, second = identity(earlier, metric), identity(later, metric)
+    assert len({first, second, identity(rules(COUNT), metric)}) == 3
 
 
 def test_what_a_store_keeps_aside_is_written_as_it_was_measured() -> None:

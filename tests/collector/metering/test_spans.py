@@ -21,9 +21,8 @@ ACME = {"tenant": "acme"}
 
 
 def rules(fields: str = "", unit: str = '"1"', complete: str = "spans_are_complete: true") -> Rules:
-    return parse_rules(
-        f'meters: {{m: {{unit: {unit}, sources: [{{span: "*", account: tenant, {complete}, {fields}}}]}}}}'
-    )
+    source = f'span: "*", account: tenant, {complete}, {fields}'
+    return parse_rules(f"meters: {{m: {{unit: {unit}, sources: [{{{source}}}]}}}}")
 
 
 def decode(rules_: Rules, *spans: Span, resource: dict[str, object] | None = None) -> DecodedSpans:
@@ -62,6 +61,13 @@ def test_identity_is_the_spans_own_whatever_comes_with_it() -> None:
         identity(file, span(1, ACME, trace_id=b"1" * 16)),
     ]
     assert len({first, *others}) == 5
+
+
+def test_dimensions_of_other_types_are_other_series() -> None:
+    spans = [span(n, {**ACME, "x": value}) for n, value in enumerate([1, True, 1.0, "1", 1])]
+    series = [point.stream.series.id for point in decode(rules("dimensions: [x]"), *spans).points]
+    assert len(set(series)) == 4
+    assert series[0] == series[4]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,12 @@ def test_what_the_sdk_wrote_on_a_span_is_not_counted_from_the_span_again() -> No
     other = decode(rules(), span(3, {"tallymark.account.id": "acme", "tallymark.meter.other": 2, **ACME}))
     assert [p.value for p in other.points] == [1]
     assert sorted(e.meter for e in other.evidence) == ["m", "other"]
+
+
+def test_a_span_that_is_refused_twice_is_one_rejected_span() -> None:
+    found = decode(rules(), span(1, {"tallymark.meter.other": 1}))
+    assert found.rejected == 1
+    assert sorted(kept.meter for kept in found.quarantined) == ["", "m"]
 
 
 def test_sampled_spans_count_where_a_person_allows_it() -> None:

@@ -57,6 +57,8 @@ def test_integers_as_text_or_number_and_unknown_fields() -> None:
     }
     points = document["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["sum"]["dataPoints"]  # type: ignore[index]
     points += [{"asInt": "7", "timeUnixNano": "5"}, {"asInt": 7, "timeUnixNano": 5, "later": []}, {"asDouble": 7}]
+    metric = {"name": "a", "sum": {"dataPoints": points}}
+    document = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}], "x": 1}
     message = otlp_json.metrics(document)
     found = message.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
     assert [(p.as_int, p.as_double, p.time_unix_nano) for p in found] == [(7, 0, 5), (7, 0, 5), (0, 7, 0)]
@@ -72,7 +74,7 @@ def test_integers_as_text_or_number_and_unknown_fields() -> None:
         (b'{"resourceSpans": 7}', "resourceSpans"),
         (
             b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz"}]}]}]}',
-            "spans[0].traceId is not hexadecimal",
+            "spans[0].traceId is not hex",
         ),
         (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": "x"}]}]}]}', "startTimeUnixNano"),
     ],
