@@ -22,8 +22,11 @@ _FACTOR: Final = re.compile(r"([0-9]{1,40}(?:\.[0-9]{1,40})?)(?:\s*/\s*([0-9]{1,
 
 
 def scaled(value: Decimal, factor: Decimal) -> Decimal:
-    """The product, exactly."""
-    return _EXACT.multiply(value, factor)
+    """The product, exactly. Zeros at its end that no quantity has room for are left out."""
+    product = _EXACT.multiply(value, factor)
+    exponent = product.as_tuple().exponent
+    assert isinstance(exponent, int), "only finite values come here"
+    return product if exponent >= -conventions.MAX_DECIMALS else product.normalize(_EXACT)
 
 
 def read_factor(value: object) -> Decimal:

@@ -76,6 +76,13 @@ def test_a_counter_and_an_exact_factor() -> None:
     assert (found.stream.series.meter, found.stream.series.unit) == ("m", "kBy")
 
 
+@pytest.mark.parametrize(("total", "seconds"), [(0.0, "0"), (5.0, "5e-30"), (20.0, "2e-29")])
+def test_zeros_behind_the_point_are_no_digits(total: float, seconds: str) -> None:
+    file = rules("metric: h, quantity: sum, factor: 0.000000000000000000000000000001", "Qs")
+    [found] = decode(file, counts(point(total=total))).points
+    assert found.value == Decimal(seconds)
+
+
 def test_what_the_file_drops_is_still_in_the_identity() -> None:
     file = rules(f"{COUNT}, dimensions: [route]")
     a, b = ({**ACME, "route": "/a", "peer": peer} for peer in ("x", "y"))
