@@ -42,6 +42,7 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.decoding import NO_RECORDED_VALUE, identifying
+from tallymark_collector.wire.points import alone
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
 if TYPE_CHECKING:
@@ -114,11 +115,7 @@ class MetricGroup:
         try:
             found = metrics_pb2.Metric.FromString(metric.SerializeToString())
         except DecodeError as error:
-            refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
-            payload = wire.encode_metric(self._group.resource, self._group.scope, metric)
-            item = Quarantined(self._group.tenant, "", fitting[0][0], 0, refusal, "metrics", payload)
-            decoded.rejected += 1
-            decoded.quarantined.append(item)
+            self._unreadable(metric, fitting[0][0], str(error), window, decoded)
             return True
         header = _header(found)
         sources = [one for one in fitting if one[2].quantity in QUANTITIES.get(header.kind, ())]
@@ -128,6 +125,21 @@ class MetricGroup:
             return bool(exact) and self._unsupported(found, header, exact[0], decoded)
         self._decode(found, header, sources, window, decoded)
         return True
+
+    def _unreadable(self, metric: Metric, meter: str, error: str, window: tuple[int, int], decoded: Decoded) -> None:
+        """One of its points, perhaps: the others are not to suffer for it."""
+        try:
+            singles = alone(metric)
+        except MalformedRequest:
+            singles = []
+        if len(singles) > 1:
+            for single in singles:
+                self.decode(single, window, decoded)
+            return
+        refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
+        payload = wire.encode_metric(self._group.resource, self._group.scope, metric)
+        decoded.rejected += 1
+        decoded.quarantined.append(Quarantined(self._group.tenant, "", meter, 0, refusal, "metrics", payload))
 
     def _unsupported(self, metric: Any, header: _Header, source: Fitting, decoded: Decoded) -> bool:
         points = getattr(metric, metric.WhichOneof("data")).data_points if metric.WhichOneof("data") else ()
@@ -159,8 +171,8 @@ class MetricGroup:
                     refused.append(made)
             if refused:
                 decoded.rejected += 1
-                alone = _alone(metric, header, point)
-                items = kept(self._group.tenant, refused, point.time_unix_nano, "metrics", self._payload(alone))
+                payload = self._payload(_alone(metric, header, point))
+                items = kept(self._group.tenant, refused, point.time_unix_nano, "metrics", payload)
                 decoded.quarantined.extend(items)
             elif not counted:
                 decoded.pass_over(header.name)
@@ -264,14 +276,14 @@ def _header(metric: Any) -> _Header:
 
 def _alone(metric: Any, header: _Header, point: Any) -> Any:
     """The metric with this one point."""
-    alone = metrics_pb2.Metric(name=metric.name, unit=metric.unit, description=metric.description)
-    data = getattr(alone, header.kind)
+    single = metrics_pb2.Metric(name=metric.name, unit=metric.unit, description=metric.description)
+    data = getattr(single, header.kind)
     if header.kind != "summary":
         data.aggregation_temporality = header.temporality
     if header.kind == "sum":
         data.is_monotonic = True
     data.data_points.append(point)
-    return alone
+    return single
 
 
 def _point(target: _Target, header: _Header, point: Any, window: tuple[int, int]) -> Point | Refused | None:

@@ -220,6 +220,27 @@ meters:
     assert "meter seconds: " in kept.refusal.detail
 
 
+@pytest.mark.parametrize("kind", ["histogram", "counter"])
+def test_a_point_that_cannot_be_read_harms_no_other(kind: str) -> None:
+    """Text that is not UTF-8, say, which a parser refuses with all that is around it."""
+    who = [{**ACME, "x": text} for text in ("a", "BROKEN", "c")]
+    if kind == "histogram":
+        file, metric = rules(COUNT), counts(*(point(n + 1, attributes=one) for n, one in enumerate(who)))
+    else:
+        file = rules("metric: calls, quantity: value")
+        metric = sum_metric([number(BASE, NOW, n + 1, one) for n, one in enumerate(who)], "calls", "1")
+    body = metrics_of(KONG, metric).SerializeToString().replace(b"BROKEN", b"\xff\xfe....")
+    found = again(file, body)
+    assert sorted(p.value for p in found.points) == [1, 3]
+    whole = decode(file, metric).points
+    assert {p.stream.id for p in found.points} == {whole[0].stream.id, whole[2].stream.id}
+    assert found.rejected == 1
+    [kept] = found.quarantined
+    assert kept.refusal.reason is Reason.ATTRIBUTES_INVALID
+    assert b"\xff\xfe...." in kept.payload
+    assert again(file, kept.payload).quarantined == [kept]
+
+
 def test_a_pattern_means_its_own_type_alone_and_leaves_the_rest_to_the_built_in_rule() -> None:
     counter = sum_metric([number(BASE, NOW, 4, {"tallymark.account.id": "acme"})], "h.calls")
     found = decode(rules("metric: 'h*', quantity: count"), counts(point()), counter)
