@@ -17,6 +17,7 @@ from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
 from tallymark_collector.forwarding import forwarding
+from tallymark_collector.metering import Metering
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 PERIODS_INTERVAL: Final = 3600.0
 """Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
 PERIODS_RETRY: Final = 10.0
+UNMATCHED_INTERVAL: Final = 600.0
+"""Seconds between lines of the log that tell which telemetry was no usage."""
+
 
 CANCEL_AGAIN: Final = 1.0
 """Seconds after which a task that was cancelled and goes on is cancelled again; its statement's end takes less."""
@@ -68,12 +72,14 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     async with opened(settings.database, settings.database_timeout) as store, _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
-        pipeline = Pipeline(store, settings.limits)
+        metering = None if settings.meters is None else Metering(settings.meters)
+        pipeline = Pipeline(store, settings.limits, metering=metering)
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
+            asyncio.create_task(_keep_told(pipeline)),
         }
         try:
             async with (
@@ -86,6 +92,7 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
                 await _first(stop.wait(), loops)
         finally:
             await ended(loops)
+            pipeline.unmatched.tell()
 
 
 @asynccontextmanager
@@ -113,6 +120,12 @@ async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: 
             await asyncio.sleep(interval)
         else:
             await asyncio.sleep(interval)
+
+
+async def _keep_told(pipeline: Pipeline, interval: float = UNMATCHED_INTERVAL) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        pipeline.unmatched.tell()
 
 
 async def ended(tasks: Collection[asyncio.Task[None]], patience: float = CANCEL_AGAIN) -> None:

@@ -17,6 +17,8 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering import Metering
+from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, Quarantined, WriteResult
 from tallymark_collector.processors.decoding import StreamCache, decode_metrics
 from tallymark_collector.processors.spans import decode_spans
@@ -64,13 +66,17 @@ class Pipeline:
     limits: Limits = field(default_factory=Limits)
     now_ns: Callable[[], int] = time.time_ns
     totals: Totals = field(default_factory=Totals)
+    metering: Metering | None = None
+    """What a file says is usage of other people's telemetry."""
+    unmatched: Unmatched = field(default_factory=Unmatched)
     _streams: StreamCache = field(default_factory=StreamCache)
 
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns())
+        decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns(), self.metering)
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
+        self.unmatched.add("metrics", decoded.foreign)
         batch = Batch(
             points=decoded.points,
             quarantined=decoded.quarantined,
@@ -82,10 +88,11 @@ class Pipeline:
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns())
+        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns(), self.metering)
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
-        result = await self._write(Batch(evidence=decoded.evidence, quarantined=decoded.quarantined))
+        self.unmatched.add("traces", decoded.foreign)
+        result = await self._write(Batch(decoded.points, decoded.evidence, decoded.quarantined))
         return _outcome(decoded.rejected, decoded.quarantined, result)
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:

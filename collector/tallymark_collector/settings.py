@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from tallymark_collector.metering import Rules
 from tallymark_collector.processors.validation import TimeLimits
 
 DEFAULT_TENANT: Final = "default"
@@ -132,3 +133,5 @@ class Settings:
     connections: Connections = field(default_factory=Connections)
     retention: Retention = field(default_factory=Retention)
     forwarding: Forwarding | None = None
+    meters: Rules | None = None
+    """What of other people's telemetry is usage."""

@@ -15,7 +15,7 @@ import typer
 
 from tallymark_collector import application
 from tallymark_collector.cli import opening, output, receiving
-from tallymark_collector.cli.arguments import DatabaseOption
+from tallymark_collector.cli.arguments import DatabaseOption, MetersOption, read_meters
 from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
@@ -99,6 +99,7 @@ def serve(
     max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
     keepalive: receiving.KeepaliveOption = receiving.DEFAULTS.keepalive,
     reflection: receiving.ReflectionOption = False,
+    meters: MetersOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
     """Take OTLP over gRPC and HTTP, until SIGTERM or Ctrl-C; requests under way are finished first.
@@ -125,6 +126,7 @@ def serve(
         connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
         forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit),
+        meters=None if meters is None else read_meters(meters),
     )
     receiving.check_loop(settings)
     if not is_loopback(host):
