@@ -3,6 +3,8 @@
     CollectorError
     ├── PermanentError          the same input would fail again: do not retry
     │   ├── MalformedRequest    bytes that are not the OTLP message they claim to be
+    │   ├── Unauthenticated     no credential, or one that is unknown, expired or revoked
+    │   ├── Forbidden           a good credential that is not for this
     │   └── UserError           a setting, argument or file that a person has to mend
     └── TransientError          the same input may succeed later: retry after a delay
         ├── StoreUnavailable    the database is away, read-only, full or out of connections
@@ -22,6 +24,15 @@ class PermanentError(CollectorError):
 
 class MalformedRequest(PermanentError):  # noqa: N818 - named for what arrived, like the status it becomes
     """The request's bytes are not the message that the method takes."""
+
+
+class Unauthenticated(PermanentError):  # noqa: N818 - named like the status it becomes
+    """Nobody knows who asks. The text never repeats what was sent. Where a credential cannot be looked up now, that is
+    a TransientError instead: clients throw away what is answered with this."""
+
+
+class Forbidden(PermanentError):  # noqa: N818
+    """It is known who asks, and that they may not."""
 
 
 class UserError(PermanentError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from tallymark_collector.processors.validation import TimeLimits
 
 DEFAULT_TENANT: Final = "default"
-"""Whose usage it is while no credentials are configured."""
+"""Whose usage it is while no credential has been made."""
 
 DEFAULT_PORT: Final = 4317
 """OTLP over gRPC."""
@@ -53,6 +54,22 @@ class Limits:
     ten times their bytes."""
     retry_after: float = 1.0
     """Seconds that a refused client is told to wait."""
+    points_per_second: float | None = None
+    """Of each tenant that has no limit of its own, in each collector; None is without limit. More is refused,
+    retryable."""
+    new_streams_per_hour: float | None = None
+    """The same for streams that the database does not know yet. What exceeds it is kept in quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files that a server shows itself by; they are read again when they change."""
+
+    certificate: Path
+    """The server's certificate, then those between it and its authority."""
+    key: Path
+    client_authority: Path | None = None
+    """Authorities of clients: nobody gets in without a certificate from one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,10 @@ class Settings:
     host: str = "127.0.0.1"
     """Loopback: without credentials nobody else may write."""
     port: int = DEFAULT_PORT
+    tls: TlsFiles | None = None
+    """None is without TLS."""
+    allow_anonymous: bool = False
+    """Requests without a credential are taken as the default tenant's, wherever they come from."""
     refresh_interval: float = 1.0
     """Seconds between looks for hours that have to be recomputed. Views are right in between, only slower."""
     drain_seconds: float = 10.0

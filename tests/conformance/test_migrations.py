@@ -35,6 +35,8 @@ RELATIONS = {
     "usage_control": "table",
     "usage_closed": "table",
     "usage_evidence_count": "table",
+    "tenant": "table",
+    "credential": "table",
     "usage_hour_current": "view",
     "usage_hourly": "view",
     "usage_daily": "view",
@@ -106,7 +108,7 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
         ).fetchall()
     keys = {name: set(columns) for name, columns in rows}
     of_producers = {"usage_producer", "usage_control", "usage_closed"}
-    others = {"migration", "plan_version"}
+    others = {"migration", "plan_version", "tenant", "credential"}
     assert {name for name, columns in keys.items() if "account" not in columns} == others | of_producers
     assert {"producer", "tenant"} <= set.intersection(*(keys[name] for name in of_producers))
     growing = ("usage_point", "usage_evidence", "usage_control", "usage_closed", "usage_evidence_count")

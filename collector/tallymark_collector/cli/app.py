@@ -13,7 +13,20 @@ from typer.core import TyperGroup
 
 from tallymark_collector.billing import CatalogError
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.cli import audit, check, database, demo, health, invoice, output, plans, serve, usage
+from tallymark_collector.cli import (
+    audit,
+    check,
+    database,
+    demo,
+    health,
+    invoice,
+    output,
+    plans,
+    serve,
+    tenants,
+    tokens,
+    usage,
+)
 from tallymark_collector.errors import PermanentError, TransientError
 
 STATUSES: Final = """\
@@ -98,6 +111,8 @@ app.command()(demo.demo)
 app.command()(usage.usage)
 app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")
+app.add_typer(tokens.commands, name="tokens")
+app.add_typer(tenants.commands, name="tenants")
 app.command()(check.check)
 app.command()(audit.audit)
 app.command()(database.migrate)

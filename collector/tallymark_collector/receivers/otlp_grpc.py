@@ -22,6 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from tallymark_collector.access import certificates
+from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.errors import Overloaded
 from tallymark_collector.pipeline import Outcome, Pipeline
 from tallymark_collector.receivers import status
@@ -69,13 +71,15 @@ class Admission:
         self._bytes -= size
 
 
-def handler(service: Service, tenant: str, admission: Admission) -> grpc.GenericRpcHandler:
+def handler(service: Service, tenant_of: TenantOf, admission: Admission) -> grpc.GenericRpcHandler:
     """A gRPC handler for the service's Export method."""
 
     async def export(request: bytes, context: Context) -> bytes:
         try:
             admission.enter(len(request))
             try:
+                shown = certificates.of_call(context.auth_context())
+                tenant = await tenant_of(context.invocation_metadata() or (), shown)
                 outcome = await service.stage(tenant, request)
             finally:
                 admission.leave(len(request))

@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from tallymark_collector.access.requests import TenantOf, anybody
+from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
-from tallymark_collector.settings import DEFAULT_TENANT, Settings
+from tallymark_collector.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,17 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(pipeline: Pipeline, settings: Settings) -> AsyncIterator[Server]:
-    """A server that runs while the context lasts and is drained at its end. Raises UserError where it cannot listen."""
+async def serving(
+    pipeline: Pipeline,
+    settings: Settings,
+    tenant_of: TenantOf = anybody,
+    certificate: ServerCertificate | None = None,
+) -> AsyncIterator[Server]:
+    """A server that runs while the context lasts and is drained at its end. Raises UserError where it cannot listen.
+
+    `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
+    a `certificate` nobody connects without TLS.
+    """
     limits = settings.limits
     server = grpc.aio.server(
         options=[
@@ -54,12 +65,13 @@ async def serving(pipeline: Pipeline, settings: Settings) -> AsyncIterator[Serve
     )
     admission = otlp_grpc.Admission(limits.in_flight_bytes, limits.retry_after)
     services = otlp_grpc.services(pipeline)
-    server.add_generic_rpc_handlers(
-        tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission) for service in services)
-    )
+    server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, tenant_of, admission) for service in services))
     address = f"{settings.host}:{settings.port}"
     try:
-        port = server.add_insecure_port(address)
+        if certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificate.grpc_credentials())
     except RuntimeError as error:
         raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
     running = Server(server, port, ["", *(service.name for service in services)])

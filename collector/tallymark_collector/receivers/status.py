@@ -1,7 +1,8 @@
 """The one table from errors to what a client is told.
 
-A client drops what is answered with UNKNOWN, INTERNAL or UNAUTHENTICATED, so nothing that could be kept by a retry may
-end as one of them; an error that nobody foresaw least of all.
+A client drops what is answered with UNKNOWN, INTERNAL, UNAUTHENTICATED or PERMISSION_DENIED, so nothing that could be
+kept by a retry may end as one of them: an error that nobody foresaw least of all, nor a credential that cannot be
+looked up while the database is away. The first line that fits counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tallymark_collector.errors import CollectorError, PermanentError, StoreUnavailable, TransientError
+from tallymark_collector.errors import (
+    CollectorError,
+    Forbidden,
+    PermanentError,
+    StoreUnavailable,
+    TransientError,
+    Unauthenticated,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +32,8 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where gRPC's standard, and every other exporter, has it."""
 
 _CODES: Final[tuple[tuple[type[CollectorError], grpc.StatusCode], ...]] = (
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (PermanentError, grpc.StatusCode.INVALID_ARGUMENT),
     # Overloaded too: RESOURCE_EXHAUSTED is retried only by clients that understand RetryInfo, UNAVAILABLE by all.
     (TransientError, grpc.StatusCode.UNAVAILABLE),
