@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.billing import Catalog, CatalogError, read_catalog, records
 from tallymark_collector.billing.records import Applied
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, TenantOption
 from tallymark_collector.errors import UserError
 from tallymark_collector.settings import DEFAULT_TENANT
 
@@ -50,8 +51,13 @@ def check(file: FileArgument, as_json: JsonOption = False) -> None:
 
 
 @commands.command()
-def apply(file: FileArgument, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
-    """Write a file's plans and subscriptions to the database: all of it or nothing.
+def apply(
+    file: FileArgument,
+    database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a file's plans and subscriptions to the database, for one tenant: all of it or nothing.
 
     The same file again changes nothing. A changed plan gets a new version, which prices the periods that end after
     now; what would change a closed period is refused. Accounts that only the database has are named and left alone.
@@ -65,7 +71,7 @@ def apply(file: FileArgument, database: DatabaseOption = None, as_json: JsonOpti
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
     with output.progress(f"applying {file}"):
-        applied = asyncio.run(_apply(opening.named(database), catalog))
+        applied = asyncio.run(_apply(opening.named(database), tenant, catalog))
     if as_json:
         output.write_json(asdict(applied))
         return
@@ -75,9 +81,10 @@ def apply(file: FileArgument, database: DatabaseOption = None, as_json: JsonOpti
         output.say(f"only in the database, left alone: {_listed(applied.only_in_database)}")
 
 
-async def _apply(database: str, catalog: Catalog) -> Applied:
+async def _apply(database: str, tenant: str, catalog: Catalog) -> Applied:
     async with opening.opened(database) as store, store.transaction() as connection:
-        return await records.apply(connection, DEFAULT_TENANT, catalog, datetime.now(timezone.utc))
+        await check_tenant(connection, tenant)
+        return await records.apply(connection, tenant, catalog, datetime.now(timezone.utc))
 
 
 def _read(file: Path) -> Catalog:

@@ -8,14 +8,18 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
 import psycopg
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from tallymark_collector.access import Authenticator, Scope, certificates, records
@@ -187,8 +191,6 @@ def test_what_cannot_be_used_at_the_start_is_a_sentence(files: TlsFiles, authori
 
 
 def test_a_key_with_a_password_is_refused_and_not_asked_for(files: TlsFiles) -> None:
-    from cryptography.hazmat.primitives import serialization
-
     key = serialization.load_pem_private_key(files.key.read_bytes(), None)
     encryption = serialization.BestAvailableEncryption(b"hunter2")
     files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
@@ -226,9 +228,6 @@ async def test_a_client_certificate_says_the_tenant(
 async def test_a_fingerprint_names_one_certificate_and_not_its_successor(
     files: TlsFiles, authority: trustme.CA, store: Store, tmp_path: Path
 ) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
     (tmp_path / "clients.pem").write_bytes(authority.cert_pem.bytes())
     one, successor = (authority.issue_cert("shop.acme.example") for _ in range(2))
     digest = x509.load_pem_x509_certificate(pem(one)).fingerprint(hashes.SHA256()).hex(":")
@@ -249,10 +248,10 @@ async def test_pythons_ssl_follows_the_files_too_authorities_of_clients_included
     old, new = trustme.CA(), trustme.CA()
     mutual = replace(files, client_authority=tmp_path / "clients.pem")
     put(tmp_path / "clients.pem", old.cert_pem.bytes())
-    names: list[tuple[str, ...]] = []
+    names: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        names.append(certificates.of_connection(writer.get_extra_info("ssl_object")))
+        names.put_nowait(certificates.of_connection(writer.get_extra_info("ssl_object")))
         writer.close()
 
     context = ServerCertificate(mutual).ssl_context("http/1.1")
@@ -265,22 +264,59 @@ async def test_pythons_ssl_follows_the_files_too_authorities_of_clients_included
 
     async with server:
         await connect(of_old)
-        await until(lambda: len(names) == 1)
+        assert (await names.get())[1:] == ("dns:old.example",)
         after = authority.issue_cert("localhost")
         install(files, after)
         put(tmp_path / "clients.pem", new.cert_pem.bytes())
         assert lines(await connect(of_new)) == lines(pem(after))
-        await until(lambda: len(names) == 2)
+        assert (await names.get())[1:] == ("dns:new.example",)
         # With TLS 1.3 a client hears of its refusal after its own handshake: what counts is that nobody was let in.
-        try:
+        with suppress(ssl.SSLError, OSError, ValueError):
             await connect(of_old)
-        except (ssl.SSLError, OSError, ValueError):
-            pass
         await connect(of_new)
-        await until(lambda: len(names) == 3)
-    assert [name[1:] for name in names] == [("dns:old.example",), ("dns:new.example",), ("dns:new.example",)]
+        assert (await names.get())[1:] == ("dns:new.example",)
+    assert names.empty()
 
 
-async def until(true: object) -> None:
-    while not true():  # type: ignore[operator]
-        await asyncio.sleep(0.01)
+def with_uri(authority: trustme.CA, uri: str) -> tuple[bytes, bytes]:
+    """The key and the certificate, as PEM, of a client that is named by a URI alone."""
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+    signer = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "globex.example")]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private, certificate.public_bytes(serialization.Encoding.PEM)
+
+
+async def test_a_uri_names_a_client_and_a_common_name_does_not(
+    files: TlsFiles, authority: trustme.CA, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "clients.pem").write_bytes(authority.cert_pem.bytes())
+    async with store.transaction() as connection:
+        await records.add(connection, "acme-corp", [Scope.WRITE], identity="uri:spiffe://acme.example/shop")
+        await records.add(connection, "globex", [Scope.WRITE], identity="dns:globex.example")
+    mutual = replace(files, client_authority=tmp_path / "clients.pem")
+    async with secured(store, mutual, Authenticator(InDatabase(store), closed=True)) as server:
+        for uri, let_in in {"spiffe://acme.example/shop": True, "spiffe://acme.example/Shop": False}.items():
+            key, chain = with_uri(authority, uri)
+            credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes(), key, chain)
+            async with grpc.aio.secure_channel(f"localhost:{server.port}", credentials) as connected:
+                if let_in:
+                    await export(connected)
+                    continue
+                with pytest.raises(grpc.aio.AioRpcError, match="is named for no tenant"):
+                    await export(connected)
