@@ -12,6 +12,7 @@ from typing import Final
 
 from tallymark_collector.access import Authenticator
 from tallymark_collector.access.listening import check_host
+from tallymark_collector.access.quotas import Quotas
 from tallymark_collector.access.records import InDatabase
 from tallymark_collector.access.requests import tenant_of
 from tallymark_collector.access.tls import ServerCertificate, keep_certificate
@@ -73,7 +74,7 @@ async def serve(settings: Settings, ready: Ready | None = None) -> None:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
         authenticator = await _authenticator(settings, store)
-        pipeline = Pipeline(store, settings.limits)
+        pipeline = Pipeline(store, settings.limits, quotas=Quotas(InDatabase(store), settings.limits))
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Batch, Quarantined, WriteResult
 from tallymark_collector.processors.decoding import StreamCache, decode_metrics
@@ -63,6 +64,8 @@ class Pipeline:
     store: Writing
     limits: Limits = field(default_factory=Limits)
     now_ns: Callable[[], int] = time.time_ns
+    quotas: Limiting = field(default_factory=Unlimited)
+    """What a tenant may send; more is refused, or set aside."""
     totals: Totals = field(default_factory=Totals)
     _streams: StreamCache = field(default_factory=StreamCache)
 
@@ -78,14 +81,19 @@ class Pipeline:
             closings=decoded.closings,
             counts=decoded.counts,
         )
-        return _outcome(decoded.rejected, decoded.quarantined, await self._write(batch))
+        async with self.quotas.admitting(tenant, batch) as admitted:
+            result = await self._write(admitted)
+        set_aside = len(admitted.quarantined) - len(batch.quarantined)
+        return _outcome(decoded.rejected + set_aside, admitted.quarantined, result)
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
         decoded = decode_spans(tenant, body, self.limits.times, self.now_ns())
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
-        result = await self._write(Batch(evidence=decoded.evidence, quarantined=decoded.quarantined))
+        batch = Batch(evidence=decoded.evidence, quarantined=decoded.quarantined)
+        async with self.quotas.admitting(tenant, batch) as admitted:
+            result = await self._write(admitted)
         return _outcome(decoded.rejected, decoded.quarantined, result)
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:

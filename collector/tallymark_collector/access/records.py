@@ -13,6 +13,7 @@ import psycopg
 from tallymark_collector.access import certificates, tokens
 from tallymark_collector.access.principal import Principal, Scope
 from tallymark_collector.errors import UserError
+from tallymark_collector.model import Stream
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 
@@ -83,7 +84,7 @@ class Tenant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InDatabase:
-    """Credentials where the collectors of one database share them (see `lookups.Directory`)."""
+    """Credentials and limits, which the collectors of one database share (`lookups.Directory`, `quotas.Directory`)."""
 
     store: Store
 
@@ -102,6 +103,10 @@ class InDatabase:
         """A tenant's limits. Raises StoreUnavailable."""
         async with self.store.reading() as connection:
             return next(iter(await tenants(connection, name)), Tenant(name))
+
+    async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that have never been written. Raises StoreUnavailable."""
+        return await self.store.unseen(streams)
 
 
 def check_name(tenant: str) -> str:
