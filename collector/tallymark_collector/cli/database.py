@@ -72,6 +72,10 @@ def status(
     endpoint: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="A collector to ask how it is.")
     ] = f"127.0.0.1:{DEFAULT_PORT}",
+    tls_ca: health.AuthorityOption = None,
+    tls_name: health.NameOption = None,
+    client_cert: health.ClientCertificateOption = None,
+    client_key: health.ClientKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the database is, what is in it and waits, and whether a collector answers.
@@ -81,7 +85,7 @@ def status(
     found = opening.existing(opening.named(database))
     with output.progress("looking at the database"):
         about, pending, held = asyncio.run(_status(found, tenant))
-        state = health.state_of(endpoint)
+        state = health.state_of(endpoint, tls=health.Tls(tls_ca, tls_name, client_cert, client_key))
     lacking = [migration.name for migration in pending]
     applied = [migration.name for migration in migrations.available() if migration.name not in lacking]
     if as_json:
