@@ -250,7 +250,7 @@ def reader(dsn: str) -> Any:
 
 
 async def test_an_accounts_own_reader_sees_one_tenants_account(both: Store, dsn: str, reader: str) -> None:
-    """As docs/access.md writes it."""
+    """As docs/operating.md writes it."""
     await both.write(Batch(points=[point(stream("other", tenant=THEM), 0, 10, 12345)]))
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(sql.SQL(READER).format(sql.Identifier("tallymark_test_account_reader")))

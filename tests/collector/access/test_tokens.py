@@ -6,13 +6,14 @@ import hashlib
 import math
 import re
 import zlib
+from pathlib import Path
 
 import pytest
 
 from tallymark_collector.access import tokens
 
-FORM = re.compile(r"tmk_[0-9a-z]{12}_[0-9A-Za-z]{49}")
-"""What docs/access.md tells scanners to look for."""
+PAGE = (Path(__file__).parents[3] / "docs" / "access.md").read_text("utf-8")
+FORM = re.compile(*re.findall(r"Scanners\s+find\s+tokens\s+by\s+`([^`]+)`", PAGE))
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
