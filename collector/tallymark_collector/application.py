@@ -84,7 +84,9 @@ async def serve(settings: Settings, ready: Ready | None = None) -> None:
         if certificate is not None:
             loops.add(asyncio.create_task(keep_certificate(certificate)))
         try:
-            async with serving(pipeline, settings, tenant_of(authenticator), certificate) as server:
+            async with serving(
+                pipeline, settings, tenant_of=tenant_of(authenticator), certificate=certificate
+            ) as server:
                 if ready is not None:
                     await ready(server, pipeline, authenticator)
                 await _first(stop.wait(), loops)

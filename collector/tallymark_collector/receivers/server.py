@@ -47,6 +47,7 @@ class Server:
 async def serving(
     pipeline: Pipeline,
     settings: Settings,
+    *,
     tenant_of: TenantOf = anybody,
     certificate: ServerCertificate | None = None,
 ) -> AsyncIterator[Server]:

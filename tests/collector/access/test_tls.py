@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -24,7 +24,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 
 from tallymark_collector.access import Authenticator, Scope, certificates, records
 from tallymark_collector.access.records import InDatabase
-from tallymark_collector.access.requests import tenant_of
+from tallymark_collector.access.requests import Headers, anybody, over_http, tenant_of
 from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Batch, WriteResult
@@ -98,11 +98,12 @@ class Gate:
 
 
 @asynccontextmanager
-async def secured(store: Writing, files: TlsFiles, *authenticator: Authenticator) -> AsyncIterator[Server]:
+async def secured(store: Writing, files: TlsFiles, authenticator: Authenticator | None = None) -> AsyncIterator[Server]:
     settings = Settings("unused", port=0, drain_seconds=3)
-    more = [tenant_of(one) for one in authenticator]
+    found = anybody if authenticator is None else tenant_of(authenticator)
     certificate = ServerCertificate(files)
-    async with serving(Pipeline(store, now_ns=lambda: NOW), settings, *more, certificate=certificate) as server:
+    pipeline = Pipeline(store, now_ns=lambda: NOW)
+    async with serving(pipeline, settings, tenant_of=found, certificate=certificate) as server:
         yield server
 
 
@@ -249,9 +250,16 @@ async def test_pythons_ssl_follows_the_files_too_authorities_of_clients_included
     mutual = replace(files, client_authority=tmp_path / "clients.pem")
     put(tmp_path / "clients.pem", old.cert_pem.bytes())
     names: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+    told: list[tuple[str, ...]] = []
+
+    async def remember(headers: Headers, certificate: Sequence[str] = ()) -> str:
+        told.append(tuple(certificate))
+        return "acme-corp"
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        names.put_nowait(certificates.of_connection(writer.get_extra_info("ssl_object")))
+        connection = writer.get_extra_info("ssl_object")
+        names.put_nowait(certificates.of_connection(connection))
+        assert await over_http(remember)({}, connection) == "acme-corp"
         writer.close()
 
     context = ServerCertificate(mutual).ssl_context("http/1.1")
@@ -264,7 +272,7 @@ async def test_pythons_ssl_follows_the_files_too_authorities_of_clients_included
 
     async with server:
         await connect(of_old)
-        assert (await names.get())[1:] == ("dns:old.example",)
+        assert (await names.get())[1:] == ("dns:old.example",) == told[0][1:]
         after = authority.issue_cert("localhost")
         install(files, after)
         put(tmp_path / "clients.pem", new.cert_pem.bytes())

@@ -34,7 +34,7 @@ CLAIMS = {"tenant": "globex", "tallymark.tenant": "globex", "tallymark.tenant.id
 async def guarded(store: Store, authenticator: Authenticator) -> AsyncIterator[tuple[grpc.aio.Channel, Server]]:
     pipeline = Pipeline(store, now_ns=lambda: NOW)
     async with (
-        serving(pipeline, Settings("unused", port=0, drain_seconds=3), tenant_of(authenticator)) as server,
+        serving(pipeline, Settings("unused", port=0, drain_seconds=3), tenant_of=tenant_of(authenticator)) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         yield channel, server
