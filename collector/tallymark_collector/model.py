@@ -63,6 +63,7 @@ class Reason(str, enum.Enum):
     VALUE_OUT_OF_RANGE = "value_out_of_range"
     NOT_STORABLE = "not_storable"
     SPAN_SAMPLED = "span_sampled"
+    STREAMS_LIMITED = "streams_limited"
     TIME_MISSING = "time_missing"
     TIME_REVERSED = "time_reversed"
     TIME_AHEAD = "time_ahead"

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
@@ -65,6 +66,8 @@ class Pipeline:
     store: Writing
     limits: Limits = field(default_factory=Limits)
     now_ns: Callable[[], int] = time.time_ns
+    quotas: Limiting = field(default_factory=Unlimited)
+    """What a tenant may send; more is refused, or set aside."""
     totals: Totals = field(default_factory=Totals)
     metering: Metering | None = None
     """What a file says is usage of other people's telemetry."""
@@ -84,7 +87,10 @@ class Pipeline:
             closings=decoded.closings,
             counts=decoded.counts,
         )
-        return _outcome(decoded.rejected, decoded.quarantined, await self._write(batch))
+        async with self.quotas.admitting(tenant, batch) as admitted:
+            result = await self._write(admitted)
+        set_aside = len(admitted.quarantined) - len(batch.quarantined)
+        return _outcome(decoded.rejected + set_aside, admitted.quarantined, result)
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
@@ -92,7 +98,9 @@ class Pipeline:
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
         self.unmatched.add("traces", decoded.foreign)
-        result = await self._write(Batch(decoded.points, decoded.evidence, decoded.quarantined))
+        batch = Batch(decoded.points, decoded.evidence, decoded.quarantined)
+        async with self.quotas.admitting(tenant, batch) as admitted:
+            result = await self._write(admitted)
         return _outcome(decoded.rejected, decoded.quarantined, result)
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:

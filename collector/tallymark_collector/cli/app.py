@@ -25,6 +25,8 @@ from tallymark_collector.cli import (
     plans,
     quarantine,
     serve,
+    tenants,
+    tokens,
     usage,
 )
 from tallymark_collector.documents.problems import DocumentError
@@ -114,6 +116,8 @@ app.command()(usage.usage)
 app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")
 app.add_typer(meters.commands, name="meters")
+app.add_typer(tokens.commands, name="tokens")
+app.add_typer(tenants.commands, name="tenants")
 app.command()(check.check)
 app.command()(audit.audit)
 app.add_typer(quarantine.commands, name="quarantine")

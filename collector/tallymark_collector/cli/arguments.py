@@ -25,6 +25,13 @@ DatabaseOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+TenantOption = Annotated[
+    str, typer.Option("--tenant", envvar="TALLYMARK_TENANT", metavar="TENANT", help="Whose usage: this tenant's.")
+]
+AnyTenantOption = Annotated[
+    str | None,
+    typer.Option("--tenant", envvar="TALLYMARK_TENANT", metavar="TENANT", show_default="all", help="Only this tenant."),
+]
 AccountOption = Annotated[str | None, typer.Option("--account", metavar="ACCOUNT", help="Only this account.")]
 FromOption = Annotated[
     str | None,

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.billing import Catalog, records
 from tallymark_collector.billing.records import Applied
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, MetersOption, read_meters
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, MetersOption, TenantOption, read_meters
 from tallymark_collector.cli.check import read_plans
 from tallymark_collector.declarations.mapped import mismatches
 from tallymark_collector.documents.problems import DocumentError, Problem
@@ -56,9 +57,13 @@ def check(file: FileArgument, meters: MetersOption = None, as_json: JsonOption =
 
 @commands.command()
 def apply(
-    file: FileArgument, database: DatabaseOption = None, meters: MetersOption = None, as_json: JsonOption = False
+    file: FileArgument,
+    database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
+    meters: MetersOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a file's plans and subscriptions to the database: all of it or nothing.
+    """Write a file's plans and subscriptions to the database, for one tenant: all of it or nothing.
 
     The same file again changes nothing. A changed plan gets a new version, which prices the periods that end after
     now; what would change a closed period is refused. Accounts that only the database has are named and left alone.
@@ -72,7 +77,7 @@ def apply(
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
     with output.progress(f"applying {file}"):
-        applied = asyncio.run(_apply(opening.named(database), catalog))
+        applied = asyncio.run(_apply(opening.named(database), tenant, catalog))
     if as_json:
         output.write_json(asdict(applied))
         return
@@ -82,9 +87,10 @@ def apply(
         output.say(f"only in the database, left alone: {_listed(applied.only_in_database)}")
 
 
-async def _apply(database: str, catalog: Catalog) -> Applied:
+async def _apply(database: str, tenant: str, catalog: Catalog) -> Applied:
     async with opening.opened(database) as store, store.transaction() as connection:
-        return await records.apply(connection, DEFAULT_TENANT, catalog, datetime.now(timezone.utc))
+        await check_tenant(connection, tenant)
+        return await records.apply(connection, tenant, catalog, datetime.now(timezone.utc))
 
 
 def _read(file: Path, meters: Path | None) -> Catalog:

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
-from tallymark_collector.model import Batch, Reason, WriteResult
+from tallymark_collector.model import Batch, Reason, Stream, WriteResult
 from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
@@ -157,6 +157,15 @@ class Store:
     async def _write(self, batch: Batch, beside: writer.Beside | None) -> WriteResult:
         async with self._database.prompt() as connection:
             return await writer.write(connection, batch, self._dictionaries, beside)
+
+    async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that have never been written, each once, in their order."""
+        wanted = {stream.id: stream for stream in streams}
+        new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
+        if new:
+            async with self.reading() as connection:
+                new -= await dictionaries.there(connection, [wanted[identity] for identity in new])
+        return [stream for identity, stream in wanted.items() if identity in new]
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""

@@ -26,6 +26,10 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::smallin
 ON CONFLICT DO NOTHING"""
 
 
+_THERE_SQL: Final = """
+SELECT stream FROM unnest(%s::text[], %s::uuid[]) AS k (account, stream) JOIN usage_stream USING (account, stream)"""
+
+
 class Dictionaries:
     """Which streams this process knows to be committed. What a transaction adds counts only after its commit."""
 
@@ -60,6 +64,12 @@ async def register(connection: Connection, streams: list[Stream]) -> None:
     series = [_series_row(found[identity]) for identity in sorted(found)]
     await connection.execute(_SERIES_SQL, _columns(series))
     await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
+
+
+async def there(connection: Connection, streams: list[Stream]) -> set[UUID]:
+    """Which of the streams have been written."""
+    rows = await connection.execute(_THERE_SQL, [[s.series.account for s in streams], [s.id for s in streams]])
+    return {identity for (identity,) in await rows.fetchall()}
 
 
 def _series_row(series: Series) -> tuple[object, ...]:
