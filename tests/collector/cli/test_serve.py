@@ -125,7 +125,7 @@ def is_taken(port: int) -> bool:
 def test_on_loopback_it_says_that_nobody_needs_a_token_and_the_first_one_ends_that(run: Run, dsn: str) -> None:
     with serving(dsn) as process:
         assert process.stderr is not None
-        port = int(process.stderr.readline().split(":")[1].split(",")[0])
+        port = int(process.stderr.readline().split(":")[1].split()[0])
         assert "no credential has been made: whoever is on this machine can write usage" in process.stderr.readline()
         export(port, 5)
         token = run("tokens", "create", "--tenant", "default", "--scope", "write").stdout.strip()
