@@ -133,7 +133,7 @@ def _batches(requests: Sequence[bytes]) -> list[list[Point]]:
 
 
 async def _copied(dsn: str, batches: list[list[Point]]) -> float:
-    blobs = ["".join(map(rows.point_line, batch)).encode() for batch in batches]
+    blobs = ["".join(map(X
     with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
         connection.execute("DROP TABLE IF EXISTS bare; CREATE TABLE bare (LIKE usage_point INCLUDING ALL)")
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """The store: what is behind the acknowledgement.
 
     store.write(batch)    all of a batch or nothing; returns after the commit; the same batch again changes nothing
+    store.write_together  the same for encoded batches of several requests, in one transaction
     store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
@@ -14,7 +15,7 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -127,15 +128,24 @@ class Store:
         the batch is then halved until what cannot be held stands alone, and that goes to quarantine.
         """
         try:
-            return await _tried_again(lambda: self._write(batch))
+            [result] = await self.write_together([writer.encode(batch)])
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             halves = writer.halved(batch, error)
             apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
             return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
+        return result
 
-    async def _write(self, batch: Batch) -> WriteResult:
+    async def write_together(self, group: Sequence[writer.Encoded]) -> list[WriteResult]:
+        """Writes batches in one transaction, as if one after the other; returns their results after its commit.
+
+        Raises StoreUnavailable, or psycopg.Error where the group holds what the database does not take: nothing was
+        kept.
+        """
+        return await _tried_again(lambda: self._write(group))
+
+    async def _write(self, group: Sequence[writer.Encoded]) -> list[WriteResult]:
         async with self._database.connection() as connection:
-            return await writer.write(connection, batch, self._dictionaries)
+            return await writer.write(connection, group, self._dictionaries)
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""

@@ -33,8 +33,12 @@ class Dictionaries:
         self._committed: set[UUID] = set()
 
     def unknown(self, streams: Iterable[Stream]) -> list[Stream]:
-        """The streams that still have to be registered, each once, in the order in which all writers insert them."""
-        found = {stream.id: stream for stream in streams if stream.id not in self._committed}
+        """The streams that still have to be registered, each once, in the order in which all writers insert them. Of
+        two with one identity (a resource decorated otherwise), the first stays."""
+        found: dict[UUID, Stream] = {}
+        for stream in streams:
+            if stream.id not in self._committed:
+                found.setdefault(stream.id, stream)
         return [found[identity] for identity in sorted(found)]
 
     def forget(self) -> None:
