@@ -20,6 +20,7 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
+from tallymark_collector.store.committing import committing
 from tallymark_collector.store.engines import connect_string, wants_timescale
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,6 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     async with opened(settings.database) as store, _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
-        pipeline = Pipeline(store, settings.limits)
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
@@ -71,10 +71,12 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
             asyncio.create_task(keep_retained(keeper, settings.retention)),
         }
         try:
-            async with serving(pipeline, settings) as server:
-                if ready is not None:
-                    await ready(server, pipeline)
-                await _first(stop.wait(), loops)
+            async with committing(store, settings.limits) as writing:
+                pipeline = Pipeline(writing, settings.limits)
+                async with serving(pipeline, settings) as server:
+                    if ready is not None:
+                        await ready(server, pipeline)
+                    await _first(stop.wait(), {*loops, writing.running})
         finally:
             for task in loops:
                 task.cancel()

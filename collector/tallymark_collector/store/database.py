@@ -83,7 +83,9 @@ class Database:
                 yield connection
         except psycopg.Error as error:
             if is_transient(error):
-                raise StoreUnavailable(f"the database did not answer: {error}") from error
+                unavailable = StoreUnavailable(f"the database did not answer: {error}")
+                unavailable.away = error.sqlstate is None
+                raise unavailable from error
             raise
 
 
