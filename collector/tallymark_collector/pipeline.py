@@ -18,8 +18,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Batch, Quarantined, WriteResult
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, StreamCache, decoding_metrics
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 
 MAX_REASONS: Final = 5
@@ -68,7 +69,9 @@ class Pipeline:
 
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns())
+        decoded = Decoded()
+        times = self.limits.times
+        await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded))
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
         batch = Batch(

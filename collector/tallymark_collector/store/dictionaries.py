@@ -30,14 +30,14 @@ class Dictionaries:
     """Which streams this process knows to be committed. What a transaction adds counts only after its commit."""
 
     def __init__(self) -> None:
-        self._committed: set[UUID] = set()
+        self._committed: set[int] = set()  # of their ids: an integer hashes in no time
 
     def unknown(self, streams: Iterable[Stream]) -> list[Stream]:
         """The streams that still have to be registered, each once, in the order in which all writers insert them. Of
         two with one identity (a resource decorated otherwise), the first stays."""
         found: dict[UUID, Stream] = {}
         for stream in streams:
-            if stream.id not in self._committed:
+            if stream.id.int not in self._committed:
                 found.setdefault(stream.id, stream)
         return [found[identity] for identity in sorted(found)]
 
@@ -49,7 +49,7 @@ class Dictionaries:
         """Says that these streams are committed."""
         if len(self._committed) > MAX_REMEMBERED:
             self._committed.clear()
-        self._committed.update(stream.id for stream in streams)
+        self._committed.update(stream.id.int for stream in streams)
 
 
 async def register(connection: Connection, streams: list[Stream]) -> None:

@@ -11,13 +11,15 @@ from decimal import Decimal
 from typing import Final
 
 from tallymark_collector.model import Point
-from tallymark_collector.store import binary, hours, rows, staging
+from tallymark_collector.store import binary, rows, staging
 from tallymark_collector.store.database import Connection
 
 _CHUNK: Final = 2048
 """Rows handed to the connection at once: the server works on them while the next are put together."""
 
 _COPY_SQL: Final = f"COPY usage_point ({rows.POINT_COLUMNS}) FROM STDIN (FORMAT binary)"
+
+_MARK_SQL: Final = "COPY usage_dirty (bucket, account, tenant) FROM STDIN (FORMAT binary)"
 
 _STAGE_SQL: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_point (
@@ -61,7 +63,7 @@ async def insert(
         return
     # All writers insert in one order, so that none waits for another that waits for it.
     await _copy(connection, _COPY_SQL, sorted(lines))
-    await hours.mark(connection, [(rows.hour_start(hour), account, tenant) for hour, account, tenant in marks])
+    await _copy(connection, _MARK_SQL, [rows.mark_row(*mark) for mark in sorted(marks)])
 
 
 async def insert_new(connection: Connection, points: Sequence[Point], lines: Sequence[bytes]) -> dict[int, Decimal]:

@@ -93,6 +93,16 @@ def staged(position: int, row: bytes) -> bytes:
     return _STAGED_FIELDS + pack(">i", position) + row[len(_FIELDS) :]
 
 
+def mark_row(hour: int, account: str, tenant: str) -> bytes:
+    """A row of usage_dirty: bucket, account, tenant."""
+    return _mark_fields(hour) + binary.text(account) + binary.text(tenant)
+
+
+@lru_cache(maxsize=1024)
+def _mark_fields(hour: int) -> bytes:
+    return pack(">h", 3) + binary.EIGHT + binary.timestamptz(hour * HOUR_NS)
+
+
 def evidence_line(position: int, item: Evidence, attributes: str) -> str:
     """A row of usage_evidence with its position before it, in COPY's text format."""
     texts = (item.account, item.tenant, item.meter)
