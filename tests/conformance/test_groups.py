@@ -148,9 +148,12 @@ async def test_the_first_of_a_group_counts_and_the_others_are_told(store: Store)
 async def test_what_repeats_a_contradiction_is_held_against_what_is_stored(store: Store) -> None:
     of = stream()
     await store.write(Batch(points=[point(of, 0, 10, 4)]))
-    batches = [Batch(points=[point(of, 0, 10, quantity)]) for quantity in (5, 4, 5)]
-    results = await store.write_together([writer.encode(one) for one in batches])
-    assert [(r.inserted, r.duplicates, len(r.conflicts)) for r in results] == [(0, 0, 1), (0, 1, 0), (0, 0, 1)]
+    for quantities in ((5, 4, 5), ("4.0", 4, 5)):
+        batches = [Batch(points=[point(of, 0, 10, quantity)]) for quantity in quantities]
+        results = await store.write_together([writer.encode(one) for one in batches])
+        conflicts = [int(quantity == 5) for quantity in quantities]
+        assert [(r.inserted, r.duplicates, len(r.conflicts)) for r in results] == [(0, 1 - n, n) for n in conflicts]
+        assert results[2].conflicts[0].refusal.detail.startswith("4 was stored")
 
 
 async def test_a_request_that_the_database_cannot_hold_leaves_its_group_whole(store: Store) -> None:

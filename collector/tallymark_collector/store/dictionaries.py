@@ -53,11 +53,12 @@ class Dictionaries:
 
 
 async def register(connection: Connection, streams: list[Stream]) -> None:
-    """Adds streams and their series; what is there already stays as it is."""
+    """Adds streams and their series, in one round trip; what is there already stays as it is."""
     found = {stream.series.id: stream.series for stream in streams}
     series = [_series_row(found[identity]) for identity in sorted(found)]
-    await connection.execute(_SERIES_SQL, _columns(series))
-    await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
+    async with connection.pipeline():
+        await connection.execute(_SERIES_SQL, _columns(series))
+        await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
 
 
 def _series_row(series: Series) -> tuple[object, ...]:

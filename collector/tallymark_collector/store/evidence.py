@@ -35,7 +35,7 @@ _DIFFERENT_SQL: Final = """
 SELECT s.position, e.quantity
 FROM staged_evidence s
 JOIN usage_evidence e USING (account, time, trace_id, span_id, meter, tenant)
-WHERE s.position = ANY(%s) AND e.quantity <> s.quantity"""
+WHERE s.position = ANY(%s) AND (e.quantity <> s.quantity OR s.position = ANY(%s))"""
 
 
 async def insert_new(connection: Connection, evidence: Sequence[Evidence]) -> dict[int, Decimal]:
@@ -55,7 +55,9 @@ async def insert_new(connection: Connection, evidence: Sequence[Evidence]) -> di
     old = [place for (place,) in await (await connection.execute(_UNSTAGE_SQL)).fetchall()]
     known = {place: evidence[found.firsts[place]].quantity for place in old}
     if old:
-        known.update(await (await connection.execute(_DIFFERENT_SQL, [old])).fetchall())
+        # 1.0 says the same as a stored 1, but what repeats it is held against what is stored, to the letter.
+        repeated = list(set(found.repeats.values()))
+        known.update(await (await connection.execute(_DIFFERENT_SQL, [old, repeated])).fetchall())
     return staging.already_there(found, known, [item.quantity for item in evidence])
 
 

@@ -49,7 +49,7 @@ _DIFFERENT_SQL: Final = """
 SELECT s.position, p.quantity
 FROM staged_point s
 JOIN usage_point p USING (account, time, stream, start_time, part)
-WHERE s.position = ANY(%s) AND p.quantity <> s.quantity"""
+WHERE s.position = ANY(%s) AND (p.quantity <> s.quantity OR s.position = ANY(%s))"""
 
 
 async def insert(
@@ -80,7 +80,9 @@ async def insert_new(connection: Connection, points: Sequence[Point], lines: Seq
     old = [place for (place,) in await (await connection.execute(_UNSTAGE_SQL)).fetchall()]
     known = {place: points[found.firsts[place]].value for place in old}
     if old:
-        known.update(await (await connection.execute(_DIFFERENT_SQL, [old])).fetchall())
+        # 1.0 says the same as a stored 1, but what repeats it is held against what is stored, to the letter.
+        repeated = list(set(found.repeats.values()))
+        known.update(await (await connection.execute(_DIFFERENT_SQL, [old, repeated])).fetchall())
     return staging.already_there(found, known, [point.value for point in points])
 
 
