@@ -25,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 from rich.table import Table
 
 from benchmarks import ingest_load as load
+from benchmarks import ingest_stages
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Batch
 from tallymark_collector.store import Store
@@ -68,6 +69,7 @@ def tables() -> Iterator[Table]:
         for name, dsn in servers.items():
             for size, measured in asyncio.run(_measure(dsn)).items():
                 yield _table(f"{name}: {load.POINTS:,} points, {size:,} a request, median of {ROUNDS}", measured)
+    yield ingest_stages.table()
 
 
 @contextmanager
