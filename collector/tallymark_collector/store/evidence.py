@@ -33,9 +33,10 @@ WHERE i.account IS NULL"""  # noqa: S608 - a constant of ours
 
 _DIFFERENT_SQL: Final = """
 SELECT s.position, e.quantity
-FROM staged_evidence s
+FROM unnest(%s::int[], %s::bool[]) AS old (position, wanted)
+JOIN staged_evidence s USING (position)
 JOIN usage_evidence e USING (account, time, trace_id, span_id, meter, tenant)
-WHERE s.position = ANY(%s) AND (e.quantity <> s.quantity OR s.position = ANY(%s))"""
+WHERE old.wanted OR e.quantity <> s.quantity"""
 
 
 async def insert_new(connection: Connection, evidence: Sequence[Evidence]) -> dict[int, Decimal]:
@@ -56,8 +57,10 @@ async def insert_new(connection: Connection, evidence: Sequence[Evidence]) -> di
     known = {place: evidence[found.firsts[place]].quantity for place in old}
     if old:
         # 1.0 says the same as a stored 1, but what repeats it is held against what is stored, to the letter.
-        repeated = list(set(found.repeats.values()))
-        known.update(await (await connection.execute(_DIFFERENT_SQL, [old, repeated])).fetchall())
+        repeated = set(found.repeats.values())
+        known.update(
+            await (await connection.execute(_DIFFERENT_SQL, [old, [place in repeated for place in old]])).fetchall()
+        )
     return staging.already_there(found, known, [item.quantity for item in evidence])
 
 

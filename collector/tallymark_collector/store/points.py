@@ -47,9 +47,10 @@ WHERE i.account IS NULL"""  # noqa: S608 - a constant of ours
 # A statement of its own: it must see what others committed while the insertion waited for them.
 _DIFFERENT_SQL: Final = """
 SELECT s.position, p.quantity
-FROM staged_point s
+FROM unnest(%s::int[], %s::bool[]) AS old (position, wanted)
+JOIN staged_point s USING (position)
 JOIN usage_point p USING (account, time, stream, start_time, part)
-WHERE s.position = ANY(%s) AND (p.quantity <> s.quantity OR s.position = ANY(%s))"""
+WHERE old.wanted OR p.quantity <> s.quantity"""
 
 
 async def insert(
@@ -81,8 +82,10 @@ async def insert_new(connection: Connection, points: Sequence[Point], lines: Seq
     known = {place: points[found.firsts[place]].value for place in old}
     if old:
         # 1.0 says the same as a stored 1, but what repeats it is held against what is stored, to the letter.
-        repeated = list(set(found.repeats.values()))
-        known.update(await (await connection.execute(_DIFFERENT_SQL, [old, repeated])).fetchall())
+        repeated = set(found.repeats.values())
+        known.update(
+            await (await connection.execute(_DIFFERENT_SQL, [old, [place in repeated for place in old]])).fetchall()
+        )
     return staging.already_there(found, known, [point.value for point in points])
 
 
