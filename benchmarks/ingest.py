@@ -101,7 +101,10 @@ def _table(title: str, measured: Measured) -> Table:
 
 
 async def _measure(dsn: str) -> dict[int, Measured]:
-    store = Store(dsn)
+    with psycopg.connect(dsn) as connection:
+        statement = "SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'"
+        [available] = connection.execute(statement).fetchone() or (0,)
+    store = Store(dsn, wants_timescale=available > 0)
     await store.open()
     await store.migrate()
     try:

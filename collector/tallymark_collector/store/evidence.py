@@ -33,10 +33,9 @@ WHERE i.account IS NULL"""  # noqa: S608 - a constant of ours
 
 _DIFFERENT_SQL: Final = """
 SELECT s.position, e.quantity
-FROM unnest(%s::int[], %s::bool[]) AS old (position, wanted)
-JOIN staged_evidence s USING (position)
+FROM staged_evidence s
 JOIN usage_evidence e USING (account, time, trace_id, span_id, meter, tenant)
-WHERE old.wanted OR e.quantity <> s.quantity"""
+WHERE %s OR e.quantity <> s.quantity"""
 
 
 async def insert_new(connection: Connection, evidence: Sequence[Evidence]) -> dict[int, Decimal]:
@@ -57,10 +56,8 @@ async def insert_new(connection: Connection, evidence: Sequence[Evidence]) -> di
     known = {place: evidence[found.firsts[place]].quantity for place in old}
     if old:
         # 1.0 says the same as a stored 1, but what repeats it is held against what is stored, to the letter.
-        repeated = set(found.repeats.values())
-        known.update(
-            await (await connection.execute(_DIFFERENT_SQL, [old, [place in repeated for place in old]])).fetchall()
-        )
+        there = await (await connection.execute(_DIFFERENT_SQL, [bool(found.repeats)])).fetchall()
+        known.update((place, quantity) for place, quantity in there if place in known)
     return staging.already_there(found, known, [item.quantity for item in evidence])
 
 

@@ -47,10 +47,9 @@ WHERE i.account IS NULL"""  # noqa: S608 - a constant of ours
 # A statement of its own: it must see what others committed while the insertion waited for them.
 _DIFFERENT_SQL: Final = """
 SELECT s.position, p.quantity
-FROM unnest(%s::int[], %s::bool[]) AS old (position, wanted)
-JOIN staged_point s USING (position)
+FROM staged_point s
 JOIN usage_point p USING (account, time, stream, start_time, part)
-WHERE old.wanted OR p.quantity <> s.quantity"""
+WHERE %s OR p.quantity <> s.quantity"""
 
 
 async def insert(
@@ -82,10 +81,8 @@ async def insert_new(connection: Connection, points: Sequence[Point], lines: Seq
     known = {place: points[found.firsts[place]].value for place in old}
     if old:
         # 1.0 says the same as a stored 1, but what repeats it is held against what is stored, to the letter.
-        repeated = set(found.repeats.values())
-        known.update(
-            await (await connection.execute(_DIFFERENT_SQL, [old, [place in repeated for place in old]])).fetchall()
-        )
+        there = await (await connection.execute(_DIFFERENT_SQL, [bool(found.repeats)])).fetchall()
+        known.update((place, quantity) for place, quantity in there if place in known)
     return staging.already_there(found, known, [point.value for point in points])
 
 
