@@ -110,7 +110,11 @@ async def stored(store: Store, tenant: str) -> dict[str, Counter[object]]:
         }
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(requests=_requests)
 def test_any_grouping_is_as_good_as_one_by_one(
     blocking_store: Store,
