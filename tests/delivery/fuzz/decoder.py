@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tallymark import conventions
 from tallymark_collector.errors import MalformedRequest, TooLarge
-from tallymark_collector.model import Evidence, Point, Quarantined, attributes_json, fingerprint
+from tallymark_collector.model import Evidence, Origin, Point, Quarantined, Stream, attributes_json, fingerprint
 from tallymark_collector.processors import control, validation
 from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
 from tallymark_collector.processors.spans import DecodedSpans, decode_spans
@@ -34,7 +34,7 @@ LIMITS: Final = validation.TimeLimits()
 _KINDS: Final = ("gauge", "sum", "histogram", "exponential_histogram", "summary")
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818 - a promise
     """Something that must never be."""
 
 
@@ -51,6 +51,7 @@ class Decoder:
         self.counts: Counter[str] = Counter()
         # Small, so that it is full and forgotten many times.
         self._shared = StreamCache(limit=3000)
+        self._checked: set[Origin] = set()
 
     def take(self, given: Input) -> None:
         """Raises whatever the decoder raises beside its own refusals, and Broken."""
@@ -59,7 +60,7 @@ class Decoder:
             body = protobuf_of(given)
         except (MalformedRequest, TooLarge) as error:
             self._refused(error)
-            return
+            return None
         if given.signal == "logs":
             return self._count_logs(body)
         try:
@@ -92,6 +93,11 @@ class Decoder:
         hold(same(found, decode_metrics(TENANT, body, self._shared, LIMITS, NOW)), "what others sent changes it")
         for point in found.points:
             check_point(point)
+            if point.stream.origin not in self._checked:
+                if len(self._checked) > 3000:
+                    self._checked.clear()
+                self._checked.add(point.stream.origin)
+                check_stream(point.stream)
         self.counts["points"] += len(found.points)
         counted = census(body)
         if counted.repeated:
@@ -122,7 +128,8 @@ def protobuf_of(given: Input) -> bytes:
 def same(one: Decoded, other: Decoded) -> bool:
     """Whether two readings come to the same, streams compared by what they are."""
     return (
-        [_as_values(point) for point in one.points] == [_as_values(point) for point in other.points]
+        len(one.points) == len(other.points)
+        and all(map(_same_point, one.points, other.points))
         and one.quarantined == other.quarantined
         and one.controls == other.controls
         and one.closings == other.closings
@@ -131,18 +138,29 @@ def same(one: Decoded, other: Decoded) -> bool:
     )
 
 
-def _as_values(point: Point) -> tuple[object, ...]:
-    stream = point.stream
-    # By the fingerprint, not by comparison: a NaN among the attributes is not equal to itself.
-    resource = fingerprint(stream.resource)
-    return stream.id, stream.series.id, stream.temporality, resource, stream.scope_name, *point[1:]
+def _same_point(one: Point, other: Point) -> bool:
+    if one[1:] != other[1:]:
+        return False
+    first, second = one.stream, other.stream
+    if first is second:
+        return True
+    return (
+        (first.id, first.series.id, first.temporality) == (second.id, second.series.id, second.temporality)
+        and first.scope_name == second.scope_name
+        # A NaN among the attributes is not equal to itself.
+        and (first.resource == second.resource or fingerprint(first.resource) == fingerprint(second.resource))
+    )
 
 
 def check_point(point: Point) -> None:
     """What the store relies on."""
-    stream, start_ns, time_ns, value, _ = point
+    _, start_ns, time_ns, value, _ = point
     _check_quantity(value)
     _check_times(start_ns, time_ns)
+
+
+def check_stream(stream: Stream) -> None:
+    """Likewise, of what its points share."""
     series = stream.series
     _check_text("account", series.account, validation.MAX_ACCOUNT_LENGTH)
     _check_text("meter", series.meter, validation.MAX_METER_LENGTH)
@@ -206,7 +224,9 @@ def check_counted(body: bytes, counted: Census, found: Decoded) -> None:
     of_control = [item for item in found.quarantined if _scope_of(item) == conventions.CONTROL_SCOPE]
     hold(told + len(of_control) == counted.control, "control points", told, len(of_control), counted)
     refused = found.rejected - len(of_control)
-    hold(len(found.points) + refused == counted.usage + counted.kept_aside, "points", len(found.points), refused, counted)
+    hold(
+        len(found.points) + refused == counted.usage + counted.kept_aside, "points", len(found.points), refused, counted
+    )
 
 
 def control_points(found: Decoded, body: bytes) -> int:
@@ -214,14 +234,14 @@ def control_points(found: Decoded, body: bytes) -> int:
     sizes = _whole_totals(body) if found.controls else {}
     parts = 0
     for told in found.controls:
-        key = (told.meter, told.unit, told.start_ns, told.time_ns, Fraction(told.total))
+        key = (told.origin.resource, told.meter, told.unit, told.start_ns, told.time_ns, Fraction(told.total))
         hold(sizes.get(key), "a total that nobody sent", told, sizes)
         parts += sizes[key].pop()
     return parts + len(found.closings) + len(found.counts)
 
 
 def _whole_totals(body: bytes) -> dict[tuple[object, ...], list[int]]:
-    """(meter, unit, start, time, total) to how many points say so, of each metric."""
+    """(resource, meter, unit, start, time, total) to how many points say so, of each metric."""
     found: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for resource in parse_metrics(body).resource_metrics:
         for scope in resource.scope_metrics:
@@ -240,10 +260,10 @@ def _whole_totals(body: bytes) -> dict[tuple[object, ...], list[int]]:
                     names = (conventions.CONTROL_METER, conventions.CONTROL_UNIT)
                     meter, unit = (said[name].string_value if name in said else "" for name in names)
                     part = said[conventions.CONTROL_PART].int_value if conventions.CONTROL_PART in said else 0
-                    times = (point.start_time_unix_nano, point.time_unix_nano)
-                    totals[meter, unit, *times].append((part, value))
+                    key = (meter, unit, point.start_time_unix_nano, point.time_unix_nano)
+                    totals[key].append((part, value))
                 for key, parts in totals.items():
-                    found[*key, sum(dict(parts).values())].append(len(parts))
+                    found[(resource.resource, *key, sum(dict(parts).values()))].append(len(parts))
     return found
 
 
@@ -324,11 +344,12 @@ def _said(span: Span, items: Iterable[KeyValue]) -> dict[tuple[object, ...], Fra
     for key, value in values.items():
         if key.startswith(conventions.METER_PREFIX):
             text = str(getattr(value, value.WhichOneof("value")))
-            found[span.trace_id, span.span_id, name, key.removeprefix(conventions.METER_PREFIX)] = Fraction(Decimal(text))
+            found[span.trace_id, span.span_id, name, key.removeprefix(conventions.METER_PREFIX)] = Fraction(
+                Decimal(text)
+            )
     return found
 
 
 def exact(value: float) -> Fraction:
     """The shortest decimal of a double, as a fraction."""
     return Fraction(repr(value)) if math.isfinite(value) else Fraction(0)
-

@@ -17,7 +17,7 @@ import psutil
 from tallymark_collector.store.engines import connect_string
 from tests.delivery.fuzz.corpus import NOW, Sample, corpus
 from tests.delivery.fuzz.database import Written
-from tests.delivery.fuzz.decoder import Decoder, hold
+from tests.delivery.fuzz.decoder import Broken, Decoder, hold
 from tests.delivery.fuzz.mutation import Input, input_of
 from tests.delivery.fuzz.server import GROWTH, MiB, Served
 from tests.support.collector import running
@@ -42,10 +42,13 @@ class Result:
 
     def told(self, given: Input, error: Exception) -> None:
         """Notes an input that broke something, with all that is needed to see it again."""
+        self.broke(f"input {given.number} ({given.signal}, {given.damage})", error)
+
+    def broke(self, where: str, error: Exception) -> None:
+        """Notes what must not be."""
         self.counts["broken"] += 1
         if len(self.problems) < MAX_SHOWN:
-            said = f"{type(error).__name__}: {error}"[:3000]
-            self.problems.append(f"{self.level} input {given.number} ({given.signal}, {given.damage}): {said}")
+            self.problems.append(f"{self.level}, {where}: {type(error).__name__}: {error}"[:3000])
 
 
 def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Callable[[str], None]) -> Result:
@@ -87,13 +90,16 @@ def _decode(inputs: Iterator[Input], result: Result) -> None:
             resident.append(psutil.Process().memory_info().rss)
         try:
             decoder.take(given)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not be
+        except Exception as error:
             result.told(given, error)
     result.counts += decoder.counts
     if len(resident) >= 3:
         early, late = resident[len(resident) // 3], resident[-1]
         result.notes.append(f"memory {early / MiB:.0f} MiB after a third and {late / MiB:.0f} MiB at the end")
-        hold(late - early <= GROWTH, "memory grows", result.notes[-1])
+        try:
+            hold(late - early <= GROWTH, "memory grows", result.notes[-1])
+        except Broken as error:
+            result.broke("at the end", error)
 
 
 async def _write(dsn: str, inputs: Iterator[Input], result: Result) -> None:
@@ -103,7 +109,7 @@ async def _write(dsn: str, inputs: Iterator[Input], result: Result) -> None:
         for given in inputs:
             try:
                 await written.take(given)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 result.told(given, error)
                 written.empty()
         written.settle()
@@ -117,13 +123,16 @@ def _serve(served: Served, inputs: Iterator[Input], result: Result) -> None:
     for given in inputs:
         try:
             served.take(given)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             result.told(given, error)
             if served.collector.process is None or served.collector.process.poll() is not None:
-                break
-    served.probe()
-    result.notes.append(served.check_flat())
+                return
     result.counts += served.counts
+    try:
+        served.probe()
+        result.notes.append(served.check_flat())
+    except Exception as error:
+        result.broke("at the end", error)
 
 
 @contextmanager

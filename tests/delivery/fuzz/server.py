@@ -58,6 +58,7 @@ class Served:
                 self.counts["HTTP/2 frames: answered" if answer else "HTTP/2 frames: hung up"] += 1
             case _:
                 self._post(given)
+        self._check_alive()
         if self.counts["inputs"] % PROBED_AFTER == 0:
             self.probe()
 
@@ -88,13 +89,19 @@ class Served:
             self.counts["accepted" if code == 200 else "refused"] += code != 100
             hold(code in (100, 200, *_REFUSED), "HTTP", code, answer[:2000], wire.how, given)
 
+    def _check_alive(self) -> None:
+        assert self.collector.process is not None
+        status = self.collector.process.poll()
+        hold(status is None, "the process has ended", status)
+
     def probe(self) -> None:
         """Sends what is valid by each protocol; what was stored of all of these so far has to be their sum."""
-        hold(self.collector.process is not None and self.collector.process.poll() is None, "the process has ended")
         self._probes += 1
         for account in ("probe.grpc", "probe.http"):
             at = self._now_ns + self._probes
-            body = request(sum_metric([number(self._now_ns - SECOND, at, self._probes, {"tallymark.account.id": account})]))
+            body = request(
+                sum_metric([number(self._now_ns - SECOND, at, self._probes, {"tallymark.account.id": account})])
+            )
             given = Input(-1, "metrics", "protobuf", body.SerializeToString(), "none")
             if account == "probe.grpc":
                 self._channel.unary_unary(sockets.method("metrics"))(given.body, timeout=sockets.ANSWER_S)
@@ -116,7 +123,7 @@ class Served:
         self.counts["valid requests in between"] += 2
 
     def check_flat(self) -> str:
-        """Compares memory and descriptors of the process at the end with those after a third; returns both as a line."""
+        """Compares memory and descriptors of the process at the end with those after a third; says both in a line."""
         self._wait_for_descriptors()
         (early, files, streams), (late, *_, more) = self._samples[len(self._samples) // 3], self._samples[-1]
         files_now = self._process.num_fds()

@@ -80,7 +80,18 @@ def _chunked(rng: random.Random, body: bytes) -> tuple[bytes, bool]:
 
 
 _STRANGE: Final = (
-    *(b"GET", b"OPTIONS", b"CONNECT", b"PRI", b"\xff", b"POST /v1/metrics/../traces", b"%", b"//", b"HTTP/1.0", b"HTTP/2"),
+    *(
+        b"GET",
+        b"OPTIONS",
+        b"CONNECT",
+        b"PRI",
+        b"\xff",
+        b"POST /v1/metrics/../traces",
+        b"%",
+        b"//",
+        b"HTTP/1.0",
+        b"HTTP/2",
+    ),
     *(b"Expect: 100-continue\r\n", b"Content-Length: 5\r\n", b"Content-Length: -1\r\n", b"Transfer-Encoding: gzip\r\n"),
     *(b"Content-Encoding: br\r\n", b"Content-Encoding: \xff\r\n", b"Content-Type: application/json; charset=\xe4\r\n"),
     *(b"Content-Type: text/plain\r\n", b"Upgrade: h2c\r\n", b"Upgrade: websocket\r\n", b"X: " + b"y" * 9000 + b"\r\n"),
@@ -124,7 +135,10 @@ def http2(given: Input, seed: int) -> Wire:
     frames = [_frame(4, 0, 0, b""), _frame(1, 4, 1, headers), _frame(0, 1, 1, message)]
     match rng.randrange(6):
         case 0:
-            frames.insert(rng.randint(0, 3), _frame(rng.randrange(12), rng.randrange(256), rng.choice((0, 1, 2, 3)), rng.randbytes(8)))
+            frames.insert(
+                rng.randint(0, 3),
+                _frame(rng.randrange(12), rng.randrange(256), rng.choice((0, 1, 2, 3)), rng.randbytes(8)),
+            )
         case 1:
             rng.shuffle(frames)
         case 2:

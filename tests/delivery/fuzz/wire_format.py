@@ -1,4 +1,4 @@
-"""Protobuf's wire format read by hand: what mutations take apart, and what counts points without the code under test."""
+"""Protobuf's wire format read by hand: mutations take it apart, and points are counted without the code under test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ END: Final = 4
 FIXED32: Final = 5
 
 
-class Unreadable(ValueError):
+class Unreadable(ValueError):  # noqa: N818 - what the bytes are
     """Not protobuf's wire format."""
 
 
@@ -164,10 +164,7 @@ def _count(found: Census, scope_name: str, metric: bytes) -> None:
             found.repeated |= bool(name)
             name = value
         elif one.number in KINDS:
-            if kind not in (0, one.number):
-                values = []
-                found.repeated = True
-            elif kind and kind != _SUM:
+            if kind not in (0, one.number) or (kind and kind != _SUM):
                 values = []
                 found.repeated = True
             kind = one.number
