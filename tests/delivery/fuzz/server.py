@@ -63,8 +63,16 @@ class Served:
             self.probe()
 
     def _call(self, given: Input) -> None:
+        call = self._channel.unary_unary(sockets.method(given.signal))
         try:
-            self._channel.unary_unary(sockets.method(given.signal))(given.body, timeout=sockets.ANSWER_S)
+            try:
+                call(given.body, timeout=sockets.ANSWER_S)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or "refused" not in (error.details() or ""):
+                    raise
+                # Frames that gRPC's own loop died of: the collector listens again, and a client that retries is heard.
+                self.counts["gRPC: away for a moment"] += 1
+                call(given.body, timeout=sockets.ANSWER_S, wait_for_ready=True)
         except grpc.RpcError as error:
             code = error.code()
             self.counts[f"gRPC: {code.name}"] += 1
@@ -104,7 +112,8 @@ class Served:
             )
             given = Input(-1, "metrics", "protobuf", body.SerializeToString(), "none")
             if account == "probe.grpc":
-                self._channel.unary_unary(sockets.method("metrics"))(given.body, timeout=sockets.ANSWER_S)
+                call = self._channel.unary_unary(sockets.method("metrics"))
+                call(given.body, timeout=sockets.ANSWER_S, wait_for_ready=True)
             else:
                 head = f"POST /v1/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(given.body)}"
                 data = f"{head}\r\nContent-Type: application/x-protobuf\r\n\r\n".encode() + given.body

@@ -6,6 +6,7 @@ import gzip
 import random
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -162,7 +163,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 def exchange(port: int, wire: Wire) -> bytes:
     """What the server answers; b"" where it hangs up."""
     found = bytearray()
-    with socket.create_connection(("127.0.0.1", port), ANSWER_S) as connection, suppress(ConnectionError):
+    with _connected(port) as connection, suppress(ConnectionError):
         connection.sendall(wire.data)
         connection.settimeout(ANSWER_S if wire.whole else IMPATIENT_S)
         while True:
@@ -176,3 +177,15 @@ def exchange(port: int, wire: Wire) -> bytes:
                 break
             found += piece
     return bytes(found)
+
+
+def _connected(port: int) -> socket.socket:
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), ANSWER_S)
+        except ConnectionRefusedError:
+            # It may be listening again after frames that gRPC's own loop died of.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
