@@ -16,7 +16,9 @@ from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
+from tallymark_collector.forwarding import forwarding
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
@@ -74,12 +76,26 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
             asyncio.create_task(keep_retained(keeper, settings.retention)),
         }
         try:
-            async with serving(pipeline, settings) as server:
+            async with (
+                store.presence() as presence,
+                _forwarding(settings) as accepted,
+                serving(pipeline, settings, ask=presence.ask, accepted=accepted) as server,
+            ):
                 if ready is not None:
                     await ready(server, pipeline)
                 await _first(stop.wait(), loops)
         finally:
             await ended(loops)
+
+
+@asynccontextmanager
+async def _forwarding(settings: Settings) -> AsyncIterator[Accepted]:
+    """What is told of committed requests: the way to the next hop where there is one."""
+    if settings.forwarding is None:
+        yield nothing
+    else:
+        async with forwarding(settings.forwarding) as forwarder:
+            yield forwarder.accepted
 
 
 async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: float = PERIODS_RETRY) -> None:

@@ -3,6 +3,10 @@
     CollectorError
     ├── PermanentError          the same input would fail again: do not retry
     │   ├── MalformedRequest    bytes that are not the OTLP message they claim to be
+    │   ├── TooLarge            more bytes or values than one request may have
+    │   ├── UnsupportedMedia    a content type or encoding that nobody here reads
+    │   ├── Unauthenticated     no credential, or none that is known
+    │   ├── Forbidden           a known credential that may not do this
     │   └── UserError           a setting, argument or file that a person has to mend
     └── TransientError          the same input may succeed later: retry after a delay
         ├── StoreUnavailable    the database is away, read-only, full or out of connections
@@ -22,6 +26,22 @@ class PermanentError(CollectorError):
 
 class MalformedRequest(PermanentError):  # noqa: N818 - named for what arrived, like the status it becomes
     """The request's bytes are not the message that the method takes."""
+
+
+class TooLarge(PermanentError):  # noqa: N818
+    """One request is larger than the limits allow, after decompression."""
+
+
+class UnsupportedMedia(PermanentError):  # noqa: N818
+    """The request's content type or encoding is not one that is read here."""
+
+
+class Unauthenticated(PermanentError):  # noqa: N818
+    """The request carries no credential, or none that is known."""
+
+
+class Forbidden(PermanentError):  # noqa: N818
+    """The request's credential is known and does not allow this."""
 
 
 class UserError(PermanentError):

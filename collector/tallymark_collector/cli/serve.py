@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from tallymark_collector import application
-from tallymark_collector.cli import opening, output
+from tallymark_collector.cli import opening, output, receiving
 from tallymark_collector.cli.arguments import DatabaseOption
 from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
@@ -40,6 +40,8 @@ def serve(
     port: Annotated[
         int, typer.Option(envvar="TALLYMARK_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = DEFAULT_PORT,
+    http_port: receiving.HttpPortOption = None,
+    no_http: receiving.NoHttpOption = False,
     keep_points: Annotated[
         int | None,
         typer.Option(
@@ -81,9 +83,16 @@ def serve(
             " --keep-points, --keep-evidence and --columnstore-after.",
         ),
     ] = None,
+    forward_to: receiving.ForwardToOption = None,
+    forward_dir: receiving.ForwardDirOption = None,
+    forward_limit: receiving.ForwardLimitOption = 1024,
+    max_connection_age: receiving.MaxAgeOption = receiving.DEFAULTS.max_age,
+    max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
+    keepalive: receiving.KeepaliveOption = receiving.DEFAULTS.keepalive,
+    reflection: receiving.ReflectionOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
-    """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
+    """Take OTLP over gRPC and HTTP, until SIGTERM or Ctrl-C; requests under way are finished first.
 
     Makes and migrates the database where that is needed and its user owns it.
     """
@@ -100,8 +109,12 @@ def serve(
         owner_database=None if owner_database is None else opening.named(owner_database, opening.OWNER_DATABASE),
         host=address(host),
         port=port,
+        http_port=receiving.http_port(http_port, off=no_http, grpc_port=port),
+        reflection=reflection,
         limits=Limits(times=retention.times()),
+        connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
+        forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit),
     )
     if not is_loopback(host):
         output.warn(
@@ -115,9 +128,18 @@ def serve(
         starting.close()
         where = shown(settings.database)
         if as_json:
-            output.write_json_line({"host": settings.host, "port": server.port, "pid": os.getpid(), "database": where})
+            output.write_json_line(
+                {
+                    "host": settings.host,
+                    "port": server.port,
+                    "http_port": server.http_port,
+                    "pid": os.getpid(),
+                    "database": where,
+                }
+            )
         else:
-            output.tell(f"listening on {settings.host}:{server.port}, database {where}")
+            http = "" if server.http_port is None else f" and, over HTTP, {settings.host}:{server.http_port}"
+            output.tell(f"listening on {settings.host}:{server.port}{http}, database {where}")
 
     with starting:
         starting.enter_context(output.progress("starting"))

@@ -7,6 +7,7 @@
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
+    store.presence()      answers whether the database takes writes now
     store.open()/close()
 
 One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it comes from.
@@ -26,6 +27,7 @@ from tallymark_collector.model import Batch, Reason, WriteResult
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
 from tallymark_collector.store.engines import timescale
+from tallymark_collector.store.presence import Presence
 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
 """A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
@@ -63,6 +65,15 @@ class Store:
     async def close(self) -> None:
         """Gives the connections back."""
         await self._database.close()
+
+    @asynccontextmanager
+    async def presence(self) -> AsyncIterator[Presence]:
+        """What can be asked whether this database takes writes."""
+        found = Presence(self._database.dsn)
+        try:
+            yield found
+        finally:
+            await found.close()
 
     async def migrate(self, note: Note = quiet) -> list[str]:
         """Applies what is pending, also what the database's engine adds, and returns the steps' names. Tells `note` of
