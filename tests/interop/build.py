@@ -111,7 +111,9 @@ def java(folder: Path) -> list[str]:
     # One step, because Maven fetches what it needs as it goes.
     fetch(["mvn", "-B", "-q", "-ntp", "package"], folder, ours="COMPILATION ERROR")
     jars = folder / "target"
-    version = next((jars / "lib").glob("opentelemetry-sdk-metrics-*.jar")).stem.removeprefix("opentelemetry-sdk-metrics-")
+    version = next((jars / "lib").glob("opentelemetry-sdk-metrics-*.jar")).stem.removeprefix(
+        "opentelemetry-sdk-metrics-"
+    )
     # Small and quick to start: it lives for seconds.
     options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", f"-Dinterop.opentelemetry={version}"]
     return ["java", *options, "-cp", f"{jars / 'interop.jar'}:{jars / 'lib'}/*", "interop.Client"]

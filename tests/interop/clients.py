@@ -56,8 +56,8 @@ class Order:
     spans: bool = False
     backoff_ms: int = 200
     """Go alone: by default it waits for 5 seconds."""
-    frozen: bool = False
-    """JavaScript alone: its clock stands still until the first export is over."""
+    frozen_ms: int | None = None
+    """JavaScript alone: its clock stands still at this time, in milliseconds, until the first export is over."""
 
     def text(self) -> str:
         """As the programs read it."""
@@ -72,7 +72,7 @@ class Order:
                 "timeout_ms": 20_000,
                 "backoff_ms": self.backoff_ms,
                 "spans": self.spans,
-                "frozen": self.frozen,
+                "frozen_ms": self.frozen_ms,
                 "rounds": self.rounds,
             }
         )

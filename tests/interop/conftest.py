@@ -17,6 +17,9 @@ from tests.interop.relay_grpc import GrpcRelay
 from tests.interop.relay_http import HttpRelay
 from tests.support.collector import Collector, running
 
+PAIRS = [(client, protocol) for client, protocols in clients.PROTOCOLS.items() for protocol in protocols]
+Start = Callable[[str, Order], Running]
+
 _tested: dict[str, dict[str, str]] = {}
 _missing: dict[str, str] = {}
 _prefixes = itertools.count(1)
@@ -50,7 +53,7 @@ def prefix() -> str:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[str, Order], Running]]:
+def start() -> Iterator[Start]:
     """Starts a client; skips the test where it is not there. None outlives the test."""
     started: list[Running] = []
 
@@ -58,7 +61,7 @@ def start() -> Iterator[Callable[[str, Order], Running]]:
         try:
             found = clients.start(name, order)
         except NotBuiltError as error:
-            _missing[name] = str(error)
+            note_missing(name, str(error))
             pytest.skip(f"{name} NOT TESTED: {error}")
         started.append(found)
         return found
@@ -69,7 +72,17 @@ def start() -> Iterator[Callable[[str, Order], Running]]:
             each.process.kill()
         each.process.communicate()
         if each.versions:
-            _tested.setdefault(each.name, {}).update(each.versions)
+            note_tested(each.name, each.versions)
+
+
+def note_tested(name: str, versions: dict[str, str]) -> None:
+    """For the summary."""
+    _tested.setdefault(name, {}).update(versions)
+
+
+def note_missing(name: str, reason: str) -> None:
+    """For the summary."""
+    _missing[name] = reason
 
 
 def port_of(collector: Collector, protocol: str) -> int:

@@ -25,6 +25,7 @@ class HttpRelay:
         self.fates = fates
         self.target = target
         self.under_way = 0
+        self.problems: list[str] = []
         self.changed = threading.Condition()
 
         relay = self
@@ -42,6 +43,7 @@ class HttpRelay:
         self._server.shutdown()
         with self.changed:
             assert self.changed.wait_for(lambda: not self.under_way, PATIENCE_S)
+        assert not self.problems
         self._thread.join(20)
         self._server.server_close()
 
@@ -51,7 +53,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False  # clients keep connections open
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no news."""
+        """What went wrong is among the relay's problems."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -65,6 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._count(1)
         try:
             self._relay()
+        except ConnectionError:
+            pass  # a client that hangs up is no news
+        except Exception as error:
+            self.owner.problems.append(repr(error))
+            raise
         finally:
             self._count(-1)
 
@@ -88,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             if status == 200:
                 ledger = self.owner.ledger
                 ledger.take(signal, plain, self.headers.get("Content-Type", "").startswith("application/json"))
-                ledger.seen.update(["chunked"] if chunked else [], ["compressed"] if compressed else [])
+                ledger.seen["chunked"] += chunked
+                ledger.seen["compressed"] += compressed
         if fate in (Fate.CUT, Fate.CUT_AFTER):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)

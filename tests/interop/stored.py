@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from decimal import Decimal
 
 import psycopg
 
-from tests.interop.ledger import Quantities
+from tests.interop.ledger import Ledger, Quantities
 
 
-def stored(dsn: str, prefix: str) -> Quantities:
-    """Raw points and evidence of the accounts of this prefix. Nothing of them may be in quarantine."""
+def stored(dsn: str, prefix: str, quarantined: bool = False) -> Quantities:
+    """Raw points and evidence of the accounts of this prefix. Nothing of them may be in quarantine, unless said."""
     with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
         points = connection.execute(
             """SELECT s.meter, p.account, s.route, sum(p.quantity)
@@ -27,8 +28,24 @@ def stored(dsn: str, prefix: str) -> Quantities:
             "SELECT account, meter, reason, detail FROM usage_quarantine WHERE account LIKE %s OR account = ''",
             (f"{prefix}-%",),
         ).fetchall()
-    assert not aside, f"in quarantine: {aside}"
+    assert quarantined or not aside, f"in quarantine: {aside}"
     return {(meter, account, route): Decimal(quantity) for meter, account, route, quantity in [*points, *spans]}
+
+
+def quarantined(dsn: str, prefix: str) -> Quantities:
+    """What was kept aside because it contradicts what is stored, added up from the requests that are kept."""
+    found: Quantities = defaultdict(Decimal)
+    with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
+        rows = connection.execute(
+            "SELECT payload FROM usage_quarantine WHERE account LIKE %s AND reason = 'value_conflict'",
+            (f"{prefix}-%",),
+        ).fetchall()
+    for (payload,) in rows:
+        kept = Ledger()
+        kept.take("metrics", payload)
+        for entry, quantity in kept.quantities().items():
+            found[entry] += quantity
+    return dict(found)
 
 
 def views(dsn: str, prefix: str) -> Quantities:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from decimal import Decimal
 
 import pytest
 
-from tests.interop.clients import PROTOCOLS, Order, Running
-from tests.interop.conftest import port_of
+from tests.interop.clients import PROTOCOLS, Order
+from tests.interop.conftest import PAIRS, Start, port_of
+from tests.interop.ledger import Quantities
 from tests.interop.plans import rounds
-from tests.interop.stored import difference, stored, views
+from tests.interop.stored import difference, quarantined, stored, views
 from tests.support.collector import Collector
 
-PAIRS = [(client, protocol) for client, protocols in PROTOCOLS.items() for protocol in protocols]
 PROCESSES = 2
-Start = Callable[[str, Order], Running]
 
 
 @pytest.mark.parametrize("temporality", ["delta", "cumulative"])
@@ -24,7 +24,7 @@ def test_recorded_is_stored(
 ) -> None:
     """Several processes at once, then each once more under its name, with sums that begin anew. The second ones send
     compressed."""
-    recorded = {}
+    recorded: Quantities = {}
     for life, compression in enumerate(("none", "gzip")):
         orders = [
             Order(
@@ -40,7 +40,7 @@ def test_recorded_is_stored(
         ]
         for each in [start(client, order) for order in orders]:
             for entry, quantity in each.recorded().items():
-                recorded[entry] = recorded.get(entry, 0) + quantity
+                recorded[entry] = recorded.get(entry, Decimal(0)) + quantity
     assert {entry[0] for entry in recorded} == {"interop.requests", "interop.volume", "span:interop.requests"}
     found = stored(collector.dsn, prefix)
     assert difference(recorded, found) == {}
@@ -54,8 +54,23 @@ def test_javascript_records_and_exports_in_one_millisecond(
     protocol: str, temporality: str, collector: Collector, start: Start, prefix: str
 ) -> None:
     """Its clock has milliseconds: what a job records and exports at once starts when it ends."""
-    order = Order(
-        protocol, temporality, port_of(collector, protocol), rounds(3, prefix, 2), instance=prefix, frozen=True
-    )
+    port, now = port_of(collector, protocol), time.time_ns() // 1_000_000
+    order = Order(protocol, temporality, port, rounds(3, prefix, 2), instance=prefix, frozen_ms=now)
     recorded = start("javascript", order).recorded()
     assert difference(recorded, stored(collector.dsn, prefix)) == {}
+
+
+def test_two_processes_that_cannot_be_told_apart(collector: Collector, start: Start, prefix: str) -> None:
+    """Delta, without service.instance.id, in the same millisecond: the second one's points have the first one's
+    identity and other values. They are kept aside, whole: billed and kept aside are what both recorded."""
+    now = time.time_ns() // 1_000_000
+    recorded: Quantities = {}
+    for seed in (4, 5):
+        plan = rounds(seed, prefix, 1)
+        order = Order("grpc", "delta", collector.port, plan, instance=None, frozen_ms=now)
+        for entry, quantity in start("javascript", order).recorded().items():
+            recorded[entry] = recorded.get(entry, Decimal(0)) + quantity
+    billed, aside = stored(collector.dsn, prefix, quarantined=True), quarantined(collector.dsn, prefix)
+    assert aside
+    both = {entry: billed.get(entry, Decimal(0)) + aside.get(entry, Decimal(0)) for entry in {*billed, *aside}}
+    assert difference(both, recorded) == {}

@@ -67,10 +67,9 @@ const requests = meters.getMeter("shop").createCounter("interop.requests", { uni
 const volume = meters.getMeter("shop").createCounter("interop.volume", { unit: "GBy" });
 const tracer = tracers.getTracer("shop");
 const clock = Date.now;
-if (order.frozen) {
+if (order.frozen_ms !== null) {
   // Recorded and exported in the same millisecond.
-  const now = clock();
-  Date.now = () => now;
+  Date.now = () => order.frozen_ms;
 }
 for (const round of order.rounds) {
   for (const { account, route, calls, volume_thousandths } of round) {

@@ -1,5 +1,7 @@
-"""Records what the order on stdin says, with OpenTelemetry's SDK for Python, and prints its own tally as JSON. The order
-is told in tests/interop/clients.py."""
+"""Records what the order on stdin says, with OpenTelemetry's SDK for Python, and prints its own tally as JSON.
+
+The order is told in tests/interop/clients.py.
+"""
 
 from __future__ import annotations
 
