@@ -37,11 +37,19 @@ class Stuck:
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.entered = asyncio.Event()
+        self.changed = asyncio.Condition()
         self.writes = 0
+
+    async def reached(self, writes: int) -> None:
+        """Returns once so many writes have come."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.writes >= writes)
 
     async def write(self, batch: Batch) -> WriteResult:
         self.writes += 1
         self.entered.set()
+        async with self.changed:
+            self.changed.notify_all()
         await self.go.wait()
         return WriteResult(inserted=len(batch.points))
 

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 import typer
 
 from tallymark_collector.errors import UserError
-from tallymark_collector.settings import DEFAULT_HTTP_PORT, Connections, Forwarding
+from tallymark_collector.forwarding.hops import endpoint_of
+from tallymark_collector.settings import DEFAULT_HTTP_PORT, Connections, Forwarding, Settings
 
 HEADERS_VARIABLE: Final = "TALLYMARK_FORWARD_HEADERS"
 MEBIBYTE: Final = 1024 * 1024
@@ -116,8 +117,19 @@ def forwarding(
         return None
     if folder is None:
         raise UserError("--forward-to needs --forward-dir, a folder that keeps what was not taken there yet")
+    endpoint_of(endpoint)
     headers = _headers(environ.get(HEADERS_VARIABLE, ""))
     return Forwarding(endpoint, folder, headers, max_bytes=limit_mib * MEBIBYTE)
+
+
+def check_loop(settings: Settings) -> None:
+    """Raises UserError where a collector would forward to itself, each request for ever."""
+    if settings.forwarding is None:
+        return
+    address = endpoint_of(settings.forwarding.endpoint)
+    own = {settings.host.strip("[]"), "localhost", "127.0.0.1", "::1"}
+    if address.hostname in own and address.port in (settings.port, settings.http_port):
+        raise UserError(f"--forward-to port {address.port} of {address.hostname} is this collector itself")
 
 
 def _headers(text: str) -> tuple[tuple[str, str], ...]:

@@ -116,6 +116,7 @@ def serve(
         retention=retention,
         forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit),
     )
+    receiving.check_loop(settings)
     if not is_loopback(host):
         output.warn(
             f"listening on {host}: there are no credentials yet, so whoever reaches this port can write usage of any"

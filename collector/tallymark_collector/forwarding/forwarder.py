@@ -28,6 +28,8 @@ MAX_ASKED_PAUSE: Final = 600.0
 """The longest pause that the next hop can ask for."""
 MAX_UNCLEAR: Final = 5
 """Tries of a request that the next hop answers with a fault of its own; without an end one request would stop all."""
+END_SECONDS: Final = 10.0
+"""What the disk gets at the end to take what is queued; the end of the collector waits for nothing else here."""
 TELL_INTERVAL: Final = 30.0
 """Seconds between lines in the log about the same kind of trouble."""
 
@@ -93,8 +95,11 @@ class Forwarder:
         """Writes out what is queued and stops sending; what is on the disk waits for the next start."""
         self._ending = True
         self._more.set()
-        await asyncio.wait({running})
-        self._disk.shutdown()
+        _, unfinished = await asyncio.wait({running}, timeout=END_SECONDS)
+        if unfinished:
+            running.cancel()
+            logger.error("%d requests are NOT forwarded: the disk does not take them", len(self._queue))
+        self._disk.shutdown(wait=not unfinished, cancel_futures=True)
         if self._spool.waiting:
             logger.info("%d requests wait on the disk to be forwarded at the next start", self._spool.waiting)
 

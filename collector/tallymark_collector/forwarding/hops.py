@@ -66,10 +66,12 @@ def endpoint_of(text: str) -> SplitResult:
     """A next hop's address. Raises UserError."""
     found = urlsplit(text)
     try:
-        port = found.port
+        port, valid = found.port, True
     except ValueError:
-        port = None
-    fitting = found.scheme in _SCHEMES and found.hostname and not (found.username or found.query or found.fragment)
+        port, valid = None, False
+    fitting = (
+        valid and found.scheme in _SCHEMES and found.hostname and not (found.username or found.query or found.fragment)
+    )
     if not fitting or (found.scheme.startswith("grpc") and (port is None or found.path not in ("", "/"))):
         # Not the text itself: a person may have put a password in it.
         raise UserError(

@@ -43,3 +43,11 @@ def listen(host: str, port: int) -> list[socket.socket]:
             sockets.append(one)
         opened.pop_all()
         return sockets
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises UserError where any address of the host is taken at this port: gRPC is content with one that is free.
+    Another collector can still come in between; then gRPC's own binding fails, or has the others."""
+    if port:
+        for one in listen(host, port):
+            one.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -30,11 +31,12 @@ times its bytes."""
 _NOT_FOUND: Final = 5  # google.rpc.Code
 _UNIMPLEMENTED: Final = 12
 
-TenantOf = Callable[[Mapping[str, str]], Awaitable[str]]
-"""From a request's headers to whose usage it is. Raises Unauthenticated or Forbidden."""
+TenantOf = Callable[[Mapping[str, str], ssl.SSLObject | None], Awaitable[str]]
+"""From a request's headers (names in any case; `items()` has one that came twice twice) and its connection's TLS, which
+knows the client's certificate, to whose usage it is. Raises Unauthenticated, Forbidden or TransientError."""
 
 
-async def default_tenant(_headers: Mapping[str, str]) -> str:
+async def default_tenant(_headers: Mapping[str, str], _tls: ssl.SSLObject | None) -> str:
     """Everybody is the one tenant while there are no credentials."""
     return DEFAULT_TENANT
 
@@ -83,7 +85,7 @@ class Receiver:
         try:
             media = media_of(request.headers.get("Content-Type", ""))
             encoding = http_body.check_encoding(request.headers.get("Content-Encoding", ""))
-            tenant = await self._tenant_of(request.headers)
+            tenant = await self._tenant_of(request.headers, request.get_extra_info("ssl_object"))
             with Share(self._admission) as share:
                 outcome = await service.stage(tenant, await self._body(request, encoding, media, service, share))
             return _reply(200, service.respond(outcome), media)

@@ -28,13 +28,19 @@ class Readiness:
         """True if requests are taken and can be written."""
         self.reason = ""
         """Why not, for a person; "" while serving."""
-        self.draining = False
-        """True once the collector ends; it never serves again."""
+        self.drained = asyncio.Event()
+        """Set once the collector ends; it never serves again."""
         self._failures = 0
+
+    @property
+    def draining(self) -> bool:
+        """True once the collector ends."""
+        return self.drained.is_set()
 
     def drain(self) -> None:
         """The collector ends."""
-        self.serving, self.reason, self.draining = False, "the collector is stopping", True
+        self.serving, self.reason = False, "the collector is stopping"
+        self.drained.set()
 
     def note(self, trouble: str | None) -> bool:
         """Takes the database's answer; returns True where that changes the state."""
@@ -59,26 +65,39 @@ async def keep_asking(
     timeout: float = ASK_TIMEOUT,
 ) -> None:
     """Asks until the collector drains, and calls `changed` after each change of state."""
-    while not readiness.draining:
-        trouble = await _answer(ask, timeout)
-        if readiness.note(trouble):
-            if readiness.serving:
-                logger.warning("the database is back: usage is taken again")
-            else:
-                logger.error("health checks are told that usage is not taken: %s", trouble)
-            await changed()
-        await asyncio.sleep(interval)
-
-
-async def _answer(ask: Ask, timeout: float) -> str | None:
-    asking = asyncio.ensure_future(ask())
+    drained = asyncio.ensure_future(readiness.drained.wait())
+    asking: asyncio.Future[str | None] | None = None
     try:
-        # Not wait_for: before Python 3.12 it can swallow the cancellation that ends the loop.
-        await asyncio.wait({asking}, timeout=timeout)
-        if not asking.done():
-            return f"the database did not answer within {timeout:g} s"
-        return asking.result()
-    except Exception as error:  # whatever it is, the loop goes on: nobody else would notice the database's return
-        return f"the database could not be asked: {type(error).__name__}"
+        while not readiness.draining:
+            # Never two questions at once; one that hangs is waited for, and is trouble.
+            asking = asking or asyncio.ensure_future(ask())
+            # Not wait_for: before Python 3.12 it can swallow the cancellation that ends the loop.
+            await asyncio.wait({asking}, timeout=timeout)
+            if not asking.done():
+                trouble: str | None = f"the database did not answer within {timeout:g} s"
+                asking.cancel()
+                await asyncio.wait({asking}, timeout=timeout)
+            else:
+                trouble = _answer(asking)
+            if asking.done():
+                asking = None
+            if readiness.note(trouble):
+                if readiness.serving:
+                    logger.warning("the database is back: usage is taken again")
+                else:
+                    logger.error("health checks are told that usage is not taken: %s", trouble)
+                await changed()
+            await asyncio.wait({drained}, timeout=interval)
     finally:
-        asking.cancel()
+        drained.cancel()
+        if asking is not None:
+            asking.cancel()
+
+
+def _answer(asked: asyncio.Future[str | None]) -> str | None:
+    if asked.cancelled():
+        return "the database could not be asked"
+    error = asked.exception()
+    if error is not None:  # whatever it is, the loop goes on: nobody else would notice the database's return
+        return f"the database could not be asked: {type(error).__name__}"
+    return asked.result()

@@ -18,10 +18,10 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.http_server import HttpServer
-from tallymark_collector.receivers.listening import listen
+from tallymark_collector.receivers.listening import check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
 from tallymark_collector.receivers.otlp_http import Receiver, TenantOf, default_tenant
-from tallymark_collector.receivers.readiness import Ask, Readiness, keep_asking
+from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
 from tallymark_collector.settings import DEFAULT_TENANT, Connections, Limits, Settings
 
 logger = logging.getLogger(__name__)
@@ -95,10 +95,13 @@ async def serving(
     server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission) for service in offered))
     address = f"{settings.host}:{settings.port}"
     try:
+        check_free(settings.host, settings.port)
         port = server.add_insecure_port(address)
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         for one in sockets:
             one.close()
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
     names = ["", *(service.name for service in offered)]
     running = Server(server, port, names, reflects=settings.reflection)
@@ -115,8 +118,9 @@ async def serving(
         # Shielded: a second signal must not cut off requests whose clients would then have to guess.
         await asyncio.shield(running.drain(settings.drain_seconds))
         if asking is not None:
+            # It ends by itself; a query that is cut off in the middle would leave a warning.
+            await asyncio.wait({asking}, timeout=ASK_TIMEOUT)
             asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
 
 
 def grpc_options(connections: Connections, limits: Limits) -> list[tuple[str, int]]:

@@ -37,6 +37,8 @@ def test_what_is_kept_comes_out_in_its_order_also_after_a_restart(tmp_path: Path
     spool.close()
     again = opened(tmp_path / "a" / "b")
     again.append("logs", b"later")
+    again.close()
+    again = opened(tmp_path / "a" / "b")
     assert drained(again) == [*sent[1:], ("logs", b"later")]
     assert again.waiting == 0
     again.append("logs", b"x")

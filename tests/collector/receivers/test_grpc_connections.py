@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import socket
 import threading
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -135,10 +136,8 @@ def test_of_many_binds_at_the_same_moment_one_succeeds() -> None:
     def bind() -> None:
         server = grpc.server(None, options=grpc_options(Connections(), Limits()))  # type: ignore[arg-type]
         barrier.wait()
-        try:
+        with suppress(RuntimeError):
             bound.append((server.add_insecure_port(f"127.0.0.1:{port}"), server))
-        except RuntimeError:
-            pass
 
     threads = [threading.Thread(target=bind) for _ in range(4)]
     for thread in threads:

@@ -10,9 +10,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tallymark_collector.errors import UserError
@@ -20,8 +20,10 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.listening import listen
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import Settings
+from tallymark_collector.store import Store
 from tests.support.messages import otlp_json
-from tests.support.receiving import GOOD, Counting, Stuck, receiving
+from tests.support.receiving import GOOD, NOW, Counting, Stuck, receiving
+from tests.support.usage import BASE, number, request, sum_metric
 
 HEAD = "POST /v1/metrics HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
 WAIT = 60
@@ -162,8 +164,8 @@ async def test_a_client_that_hangs_up_has_what_it_sent_written() -> None:
 MUTATIONS = 3000
 
 
-async def test_mutated_json_is_never_a_fault_of_ours() -> None:
-    """Thousands of damaged requests: each is 200 or 400, at once, and the next good one is taken."""
+async def test_mutated_json_is_never_a_fault_of_ours(store: Store, dsn: str) -> None:
+    """Thousands of damaged requests: each is 200 or 400, and the database takes the next good one."""
     rng = random.Random(11)
     spans = ExportTraceServiceRequest()
     spans.resource_spans.add().scope_spans.add().spans.add(trace_id=bytes(16), span_id=bytes(8), name="x").events.add()
@@ -171,18 +173,20 @@ async def test_mutated_json_is_never_a_fault_of_ours() -> None:
     logs.resource_logs.add().scope_logs.add().log_records.add(trace_id=bytes(16)).body.int_value = 5
     seeds = {"metrics": otlp_json(GOOD), "traces": otlp_json(spans), "logs": otlp_json(logs)}
     statuses: dict[int, int] = {}
-    counting = Counting()
-    async with receiving(counting) as server, dialled(server) as (reader, writer):
-        for number in range(MUTATIONS):
+    good = request(sum_metric([number(BASE, NOW, 11, {"tallymark.account.id": "intact"})]))
+    async with receiving(store) as server, dialled(server) as (reader, writer):
+        for attempt in range(MUTATIONS):
             signal = rng.choice(sorted(seeds))
             body = mutated(rng, seeds[signal])
             status, answer = await posted(reader, writer, signal, body)
-            assert status in (200, 400), f"request {number}: {body!r} was answered {status} {answer!r}"
+            assert status in (200, 400), f"request {attempt}: {body!r} was answered {status} {answer!r}"
             assert isinstance(json.loads(answer), dict)
             statuses[status] = statuses.get(status, 0) + 1
-        before = counting.points
-        assert (await posted(reader, writer, "metrics", seeds["metrics"]))[0] == 200
-        assert counting.points == before + 1
+        for _ in range(2):
+            assert await posted(reader, writer, "metrics", otlp_json(good)) == (200, b"{}")
+    with psycopg.connect(dsn) as another:
+        intact = "SELECT sum(quantity) FROM tallymark.usage_hourly WHERE account = 'intact'"
+        assert another.execute(intact).fetchone() == (11,)
     assert min(statuses.get(200, 0), statuses.get(400, 0)) > MUTATIONS // 10, statuses
 
 
@@ -271,6 +275,17 @@ def test_addresses_that_overlap_are_refused(first: str, second: str) -> None:
     finally:
         for one in sockets:
             one.close()
+
+
+async def test_a_host_of_which_one_address_is_taken_is_refused_by_both_protocols() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        for ports in ({"port": number}, {"port": 0, "http_port": number}):
+            with pytest.raises(UserError, match=f"cannot listen on localhost:{number}"):
+                async with serving(Pipeline(Counting()), Settings("unused", host="localhost", **ports)):
+                    pass
 
 
 def test_a_host_that_is_none_is_a_sentence() -> None:

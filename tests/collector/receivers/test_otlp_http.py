@@ -30,7 +30,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from tallymark_collector.errors import Forbidden, StoreUnavailable, Unauthenticated
+from tallymark_collector.errors import Forbidden, Overloaded, StoreUnavailable, Unauthenticated
 from tallymark_collector.pipeline import Writing
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.otlp_http import media_of
@@ -251,19 +251,20 @@ async def test_the_limit_on_a_request_is_413_and_applies_after_decompression() -
     limit, counting = 100_000, Counting()
     big, fits = (described("x" * length) for length in (limit, limit - 300))
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for start in range(0, len(big), 1000):
-            yield big[start : start + 1000]
+    async def chunks(body: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1000):
+            yield body[start : start + 1000]
 
     async with connected(counting, request_bytes=limit) as client:
-        for body, headers in ((big, {}), (gzip.compress(big), {"Content_Encoding": "gzip"}), (chunks(), {})):
+        for body, headers in ((big, {}), (gzip.compress(big), {"Content_Encoding": "gzip"}), (chunks(big), {})):
             answer = await client.post(body, **headers)
             assert (answer.status, "Retry-After" in answer.headers) == (413, False)
             assert answer.refusal().code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
             assert not answer.refusal().details
         assert (await client.post(gzip.compress(fits), Content_Encoding="gzip")).status == 200
         endless = gzip.compress(b"") * (limit // 10)
-        assert (await client.post(endless, Content_Encoding="gzip")).status == 413, "nothing, for ever, is too much too"
+        chunked = await client.post(chunks(endless), Content_Encoding="gzip")
+        assert chunked.status == 413, "nothing, for ever, is too much too"
     assert counting.points == 1
 
 
@@ -323,8 +324,7 @@ async def test_a_flood_is_429_with_a_delay_over_both_protocols_together() -> Non
             asyncio.ensure_future(client.post(body)),
             asyncio.ensure_future(MetricsServiceStub(channel).Export(GOOD)),
         ]
-        while stuck.writes < 2:
-            await asyncio.sleep(0.01)
+        await stuck.reached(2)
         refused = await client.post(body)
         assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
         assert refused.refusal().code == grpc.StatusCode.UNAVAILABLE.value[0]
@@ -338,15 +338,18 @@ async def test_a_flood_is_429_with_a_delay_over_both_protocols_together() -> Non
 
 async def test_refused_requests_are_not_counted_on() -> None:
     admission = Admission(10, 1.0)
-    with pytest.raises(ZeroDivisionError), Share(admission) as share:
+    with Share(admission) as share:
         share.take(8)
         share.take(8)  # alone it may pass the limit
-        raise ZeroDivisionError
+        with pytest.raises(Overloaded), Share(admission) as another:
+            another.take(1)
+        assert admission.under_way == 16
     assert admission.under_way == 0
 
 
 async def test_the_tenant_comes_from_the_headers(store: Store, dsn: str) -> None:
-    async def tenant_of(headers: Mapping[str, str]) -> str:
+    async def tenant_of(headers: Mapping[str, str], tls: ssl.SSLObject | None) -> str:
+        assert tls is None
         match headers.get("authorization"):  # in any case of letters
             case None:
                 raise Unauthenticated("send a token")
@@ -374,13 +377,25 @@ def test_content_types() -> None:
 async def test_over_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
     tls, trusted = certificate(tmp_path_factory)
     counting = Counting()
-    async with receiving(counting, serve={"tls": tls}) as server, aiohttp.ClientSession() as session:
+    connections: list[ssl.SSLObject | None] = []
+
+    async def tenant_of(_headers: Mapping[str, str], connection: ssl.SSLObject | None) -> str:
+        connections.append(connection)
+        return "default"
+
+    async with (
+        receiving(counting, serve={"tls": tls, "tenant_of": tenant_of}) as server,
+        aiohttp.ClientSession() as session,
+    ):
         url = f"https://localhost:{server.http_port}/v1/metrics"
         async with session.post(
             url, data=GOOD.SerializeToString(), headers={"Content-Type": PROTOBUF}, ssl=trusted
         ) as response:
             assert response.status == 200
     assert counting.points == 1
+    [connection] = connections
+    assert connection is not None
+    assert connection.version() == "TLSv1.3"
 
 
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
