@@ -56,6 +56,10 @@ class Order:
     spans: bool = False
     backoff_ms: int = 200
     """Go alone: by default it waits for 5 seconds."""
+    pause_ms: int = 0
+    """After each round."""
+    cardinality: int = 2000
+    """Attribute sets of one counter; the default of all of them."""
     frozen_ms: int | None = None
     """JavaScript alone: its clock stands still at this time, in milliseconds, until the first export is over."""
 
@@ -72,6 +76,8 @@ class Order:
                 "timeout_ms": 20_000,
                 "backoff_ms": self.backoff_ms,
                 "spans": self.spans,
+                "pause_ms": self.pause_ms,
+                "cardinality": self.cardinality,
                 "frozen_ms": self.frozen_ms,
                 "rounds": self.rounds,
             }

@@ -22,7 +22,7 @@ Start = Callable[[str, Order], Running]
 
 _tested: dict[str, dict[str, str]] = {}
 _missing: dict[str, str] = {}
-_prefixes = itertools.count(1)
+_numbers = itertools.count(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -37,19 +37,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{name}: NOT TESTED, {_missing[name]}")
 
 
+@contextmanager
+def own_collector(server: str, *more: str) -> Iterator[Collector]:
+    """A collector's process on a new database of the server; `more` are further arguments of `serve`."""
+    name = f"tallymark_interop_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    with running(make_conninfo(server, dbname=name), *more) as found:
+        yield found
+
+
 @pytest.fixture(scope="session")
 def collector(embedded_server: str) -> Iterator[Collector]:
-    """A collector's process on a database of its own."""
-    with psycopg.connect(embedded_server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE tallymark_interop")
-    with running(make_conninfo(embedded_server, dbname="tallymark_interop")) as found:
+    """The collector that most tests share."""
+    with own_collector(embedded_server) as found:
         yield found
 
 
 @pytest.fixture
 def prefix() -> str:
     """Names the accounts of one test: nobody else's usage is in its sums."""
-    return f"i{next(_prefixes)}"
+    return f"i{next(_numbers)}"
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from decimal import Decimal
 import pytest
 
 from tests.interop.clients import PROTOCOLS, Order
-from tests.interop.conftest import PAIRS, Start, port_of
+from tests.interop.conftest import PAIRS, Start, own_collector, port_of
 from tests.interop.ledger import Quantities
 from tests.interop.plans import rounds
 from tests.interop.stored import difference, quarantined, stored, views
 from tests.support.collector import Collector
 
 PROCESSES = 2
+MANY = 2500
 
 
 @pytest.mark.parametrize("temporality", ["delta", "cumulative"])
@@ -46,6 +47,32 @@ def test_recorded_is_stored(
     assert difference(recorded, found) == {}
     billed = {entry: quantity for entry, quantity in found.items() if not entry[0].startswith("span:")}
     assert difference(billed, views(collector.dsn, prefix)) == {}
+
+
+@pytest.mark.parametrize("client", PROTOCOLS)
+def test_more_accounts_than_clients_keep_by_default(
+    client: str, collector: Collector, start: Start, prefix: str
+) -> None:
+    """With its limit raised, as docs/clients.md shows, every account arrives under its name."""
+    plan = [
+        [
+            {"account": f"{prefix}-{number}", "route": "/", "calls": 1, "volume_thousandths": 100}
+            for number in range(MANY)
+        ]
+    ]
+    order = Order("grpc", "delta", collector.port, plan, instance=prefix, cardinality=MANY + 100)
+    recorded = start(client, order).recorded()
+    assert difference(recorded, stored(collector.dsn, prefix)) == {}
+
+
+@pytest.mark.parametrize("client", PROTOCOLS)
+def test_connections_that_the_collector_ends(client: str, embedded_server: str, start: Start, prefix: str) -> None:
+    """It ends connections of some age, so that clients behind a balancer move on. No client loses a request by that,
+    not even one that sends nothing again."""
+    with own_collector(embedded_server, "--max-connection-age", "1") as short:
+        order = Order("grpc", "delta", short.port, rounds(6, prefix, 12), instance=prefix, pause_ms=400)
+        recorded = start(client, order).recorded()
+        assert difference(recorded, stored(short.dsn, prefix)) == {}
 
 
 @pytest.mark.parametrize("temporality", ["delta", "cumulative"])

@@ -43,6 +43,8 @@ type order struct {
 	Compression string   `json:"compression"`
 	Timeout     int64    `json:"timeout_ms"`
 	Backoff     int64    `json:"backoff_ms"`
+	Pause       int64    `json:"pause_ms"`
+	Cardinality int      `json:"cardinality"`
 	Spans       bool     `json:"spans"`
 	Rounds      [][]call `json:"rounds"`
 }
@@ -62,7 +64,8 @@ func main() {
 	must(err)
 	// Exported when a round is over: ForceFlush.
 	reader := sdk.NewPeriodicReader(metrics(ctx, wanted), sdk.WithInterval(time.Hour), sdk.WithTimeout(time.Minute))
-	meters := sdk.NewMeterProvider(sdk.WithReader(reader), sdk.WithResource(from))
+	meters := sdk.NewMeterProvider(
+		sdk.WithReader(reader), sdk.WithResource(from), sdk.WithCardinalityLimit(wanted.Cardinality))
 	tracers := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans(ctx, wanted)), sdktrace.WithResource(from))
 
 	meter := meters.Meter("shop")
@@ -98,6 +101,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			failed++
 		}
+		time.Sleep(time.Duration(wanted.Pause) * time.Millisecond)
 	}
 	for _, shutdown := range []func(context.Context) error{meters.Shutdown, tracers.Shutdown} {
 		if err := shutdown(ctx); err != nil {

@@ -44,6 +44,7 @@ const reader = new PeriodicExportingMetricReader({
   // Exported when a round is over: forceFlush.
   exportIntervalMillis: 3_600_000,
   exportTimeoutMillis: 60_000,
+  cardinalityLimits: { default: order.cardinality },
 });
 const resource = defaultResource().merge(
   resourceFromAttributes({
@@ -89,6 +90,7 @@ for (const round of order.rounds) {
   // A failed export is an error here: what the SDK does with it is what is being found out.
   await meters.forceFlush().catch(() => {});
   Date.now = clock;
+  await new Promise((resolve) => setTimeout(resolve, order.pause_ms));
   await tracers.forceFlush().catch(() => {});
 }
 await meters.shutdown().catch(() => {});

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -53,7 +54,9 @@ def main() -> None:
         attributes["service.instance.id"] = order["instance"]
     resource = Resource.create(attributes)
     # Exported when a round is over: force_flush.
-    reader = PeriodicExportingMetricReader(metrics, export_interval_millis=3_600_000)
+    reader = PeriodicExportingMetricReader(
+        metrics, export_interval_millis=3_600_000, cardinality_limits={SdkCounter: order["cardinality"]}
+    )
     meters = MeterProvider([reader], resource)
     tracers = TracerProvider(resource=resource)
     tracers.add_span_processor(SimpleSpanProcessor(traces))
@@ -74,6 +77,7 @@ def main() -> None:
                 tracer.start_span("call", attributes={**named, "tallymark.meter.interop.requests": calls}).end()
                 tally["span:interop.requests", account, ""] += calls * 1000
         meters.force_flush(60_000)
+        time.sleep(order["pause_ms"] / 1000)
     meters.shutdown(60_000)
     tracers.shutdown()
     versions = {"sdk": importlib.metadata.version("opentelemetry-sdk"), "python": platform.python_version()}

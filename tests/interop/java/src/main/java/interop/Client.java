@@ -41,6 +41,8 @@ public final class Client {
       String instance,
       String compression,
       long timeout_ms,
+      long pause_ms,
+      int cardinality,
       boolean spans,
       List<List<Call>> rounds) {}
 
@@ -50,12 +52,12 @@ public final class Client {
 
   private final Map<List<String>, Long> tally = new LinkedHashMap<>();
 
-  public static void main(String[] arguments) {
+  public static void main(String[] arguments) throws InterruptedException {
     var in = new InputStreamReader(System.in, StandardCharsets.UTF_8);
     new Client().run(new Gson().fromJson(in, Order.class));
   }
 
-  private void run(Order order) {
+  private void run(Order order) throws InterruptedException {
     var attributes = Attributes.builder().put("service.name", order.service());
     if (order.instance() != null) {
       attributes.put("service.instance.id", order.instance());
@@ -63,7 +65,7 @@ public final class Client {
     var resource = Resource.getDefault().merge(Resource.create(attributes.build()));
     // Exported when a round is over: forceFlush.
     var reader = PeriodicMetricReader.builder(metrics(order)).setInterval(Duration.ofHours(1)).build();
-    var meters = SdkMeterProvider.builder().setResource(resource).registerMetricReader(reader).build();
+    var meters = SdkMeterProvider.builder().setResource(resource).registerMetricReader(reader, type -> order.cardinality()).build();
     var tracers =
         SdkTracerProvider.builder()
             .setResource(resource)
@@ -94,6 +96,7 @@ public final class Client {
         failed++;
       }
       tracers.forceFlush().join(60, TimeUnit.SECONDS);
+      Thread.sleep(order.pause_ms());
     }
     meters.shutdown().join(60, TimeUnit.SECONDS);
     tracers.shutdown().join(60, TimeUnit.SECONDS);
