@@ -27,6 +27,7 @@ class GrpcRelay(grpc.GenericRpcHandler):
     def __init__(self, target: int, fates: Seeded) -> None:
         self.ledger = Ledger()
         self.fates = fates
+        self.problems: list[str] = []
         self._channel = grpc.insecure_channel(f"127.0.0.1:{target}")
         self._threads = ThreadPoolExecutor(16)
         self._server = grpc.server(self._threads, handlers=(self,), options=[("grpc.so_reuseport", 0)])
@@ -41,6 +42,7 @@ class GrpcRelay(grpc.GenericRpcHandler):
         self._server.stop(None).wait()
         self._threads.shutdown(wait=True)
         self._channel.close()
+        assert not self.problems
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """gRPC asks who takes a call: this does, all of them."""
@@ -64,14 +66,19 @@ class GrpcRelay(grpc.GenericRpcHandler):
             except grpc.RpcError as error:
                 context.set_trailing_metadata(tuple(error.trailing_metadata() or ()))
                 context.abort(error.code(), error.details())
-            self.ledger.take(signal, body)
+            try:
+                self.ledger.take(signal, body)
+            except Exception as error:
+                self.problems.append(repr(error))
+                raise
         if fate in (Fate.CUT, Fate.CUT_AFTER):
             gone = threading.Event()
-            context.add_callback(gone.set)
-            self._wire.go_away(True)
-            self._wire.go_away(False)
-            # An answer now could still find its way.
-            assert gone.wait(PATIENCE_S), "the connection was not cut"
+            if context.add_callback(gone.set):  # not where another's fate has cut it already
+                self._wire.go_away(True)
+                self._wire.go_away(False)
+                # An answer now could still find its way.
+                if not gone.wait(PATIENCE_S):
+                    self.problems.append("a connection was not cut")
         elif fate in (Fate.REFUSED, Fate.LOST):
             if self.fates.says_when():
                 context.set_trailing_metadata(_retry_at_once())
