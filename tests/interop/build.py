@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -120,11 +121,12 @@ def java(folder: Path) -> list[str]:
 
 
 BUILDERS: dict[str, Callable[[Path], list[str]]] = {
-    "javascript": javascript,
-    "go": go,
-    "java": java,
     "gateway": gateway,
+    "javascript": javascript,
+    "java": java,
+    "go": go,
 }
+"""What takes longest comes first: two are built at a time."""
 
 
 def build(name: str) -> str:
@@ -144,8 +146,9 @@ def build(name: str) -> str:
 
 
 def main() -> int:
-    for name in BUILDERS:
-        print(f"{name}: {build(name)}", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        for name, said in zip(BUILDERS, pool.map(build, BUILDERS), strict=True):
+            print(f"{name}: {said}", flush=True)
     return 0
 
 

@@ -35,6 +35,8 @@ class Seeded:
     def __init__(self, seed: int, chances: Mapping[Fate, float], most: int = 2) -> None:
         self.seen: Counter[Fate] = Counter()
         self._rng = random.Random(seed)
+        # Of its own: who asks when is not repeated by the seed.
+        self._others = random.Random(seed)
         self._chances = dict(chances)
         self._most = most
         self._failed: Counter[bytes] = Counter()
@@ -61,12 +63,12 @@ class Seeded:
     def delay(self) -> float:
         """Seconds that a late request is kept back."""
         with self._lock:
-            return self._rng.uniform(0.05, 0.5)
+            return self._others.uniform(0.05, 0.5)
 
     def says_when(self) -> bool:
         """True if a refusal names the time to wait (none)."""
         with self._lock:
-            return self._rng.random() < 0.5
+            return self._others.random() < 0.5
 
 
 class Scripted(Seeded):

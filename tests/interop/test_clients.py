@@ -8,7 +8,8 @@ from decimal import Decimal
 import pytest
 
 from tests.interop.clients import PROTOCOLS, Order
-from tests.interop.conftest import PAIRS, Start, own_collector, port_of
+from tests.interop.conftest import PAIRS, Start, own_collector, port_of, relay
+from tests.interop.fates import Scripted
 from tests.interop.ledger import Quantities
 from tests.interop.plans import rounds
 from tests.interop.stored import difference, quarantined, stored, views
@@ -73,6 +74,16 @@ def test_connections_that_the_collector_ends(client: str, embedded_server: str, 
         order = Order("grpc", "delta", short.port, rounds(6, prefix, 12), instance=prefix, pause_ms=400)
         recorded = start(client, order).recorded()
         assert difference(recorded, stored(short.dsn, prefix)) == {}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS["javascript"])
+def test_what_is_peculiar_to_javascript(protocol: str, collector: Collector, start: Start, prefix: str) -> None:
+    """The tests above have tried it: its integers are doubles on the wire, its bodies come in chunks."""
+    with relay(port_of(collector, protocol), protocol, Scripted()) as way:
+        recorded = start("javascript", Order(protocol, "delta", way.port, rounds(6, prefix, 2))).recorded()
+    seen = way.ledger.seen
+    assert (bool(seen["double"]), seen["integer"], bool(seen["chunked"])) == (True, 0, protocol != "grpc")
+    assert difference(recorded, stored(collector.dsn, prefix)) == {}
 
 
 @pytest.mark.parametrize("temporality", ["delta", "cumulative"])
