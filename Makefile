@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop lint format bench faults proto clean
+.PHONY: help demo test interop lint format bench faults contract proto clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: $(READY) ## ratios of speed, as tables
 RUNS ?= 1000
 faults: $(READY) ## break recording processes RUNS times; SEED=… repeats a run
 	$(BIN)/python -m tests.delivery.faults --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+contract: $(READY) ## break collectors and their database RUNS times; SEED=… repeats a run
+	GRPC_VERBOSITY=ERROR $(BIN)/python -m tests.delivery.contract --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 proto: ## make the *_pb2 files from proto/ again (an old compiler: its output runs on protobuf 5.26 and newer)
 	$(PYTHON) -m venv $(VENV)-proto

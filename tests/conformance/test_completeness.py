@@ -16,6 +16,8 @@ from tallymark_collector.aggregates.completeness import Completeness, Proof, Sta
 from tallymark_collector.aggregates.reconciliation import EvidenceBalance, reconcile
 from tallymark_collector.model import Attributes, Batch, Evidence, Reason, Temporality
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.quarantine import items, reading, settling
+from tallymark_collector.quarantine.mending import Decision
 from tallymark_collector.store import Store
 from tallymark_collector.store.rows import EPOCH
 from tests.support.control import closed, on_spans, told
@@ -354,6 +356,24 @@ async def test_what_lies_in_quarantine_explains_what_is_missing(store: Store) ->
         assert outcome.rejected == 2
     one = await the_one(store)
     assert (one.status, one.difference, one.in_quarantine) == (Status.MISSING, Decimal("3.5"), Decimal("2.5"))
+
+    # What somebody decided is not to be billed is told apart; what was attributed is no longer missing.
+    async with store.reading() as connection:
+        entries = await items.open_items(connection, items.Filter("default"), 10)
+        by_size = {
+            reading.read(found.signal, found.payload).facts["value"]: found
+            for found in [await items.find(connection, "default", entry.id) for entry in entries]
+        }
+    assert (await settling.discard(store, by_size["0.5"], settling.Person("anne", "a test"))).done_now
+    one = await the_one(store)
+    assert (one.difference, one.in_quarantine, one.discarded) == (Decimal("3.5"), 2, Decimal("0.5"))
+    now_ns = BASE + 100 * SECOND
+    await settling.release(store, by_size["2"], Decision(account="acme"), settling.Person("anne"), now_ns)
+    one = await the_one(store)
+    assert (one.difference, one.in_quarantine, one.discarded) == (Decimal("1.5"), 0, Decimal("0.5"))
+    assert (await settling.reopen(store, by_size["0.5"], settling.Person("anne"))).done_now
+    one = await the_one(store)
+    assert (one.difference, one.in_quarantine, one.discarded) == (Decimal("1.5"), Decimal("0.5"), 0)
 
 
 def span(end: float, quantity: int | str, account: str = "acme", n: int = 1) -> Evidence:

@@ -120,3 +120,25 @@ async def test_a_deadlock_is_tried_again_at_once(store: Store, dsn: str) -> None
         result = await writing
     assert result.inserted == 1
     assert await total(store) == 3
+
+
+async def test_a_write_without_an_answer_is_given_up(dsn: str) -> None:
+    """And its session is ended at the server: a silent network's would hold its locks for good."""
+    patient, impatient = Store(dsn), Store(dsn, patience=0.5)
+    for one in (patient, impatient):
+        await one.open()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    try:
+        batch = Batch(points=[point(stream(), 0, 10, 7)])
+        async with await psycopg.AsyncConnection.connect(dsn, options="-c search_path=tallymark") as other:
+            await other.execute("LOCK TABLE usage_point IN SHARE MODE")
+            with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.5 s"):
+                await asyncio.wait_for(impatient.write(batch), 60)
+            while await (await other.execute(waiting)).fetchone() != (0,):  # noqa: ASYNC110 - the server's event
+                await asyncio.sleep(0.01)
+        assert (await impatient.write(batch)).inserted == 1
+        assert (await patient.write(batch)).duplicates == 1
+        assert await total(patient) == 7
+    finally:
+        for one in (patient, impatient):
+            await one.close()

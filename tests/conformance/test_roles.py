@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tallymark_collector.access import Authenticator
+from tallymark_collector.access.records import InDatabase
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.application import opened
@@ -22,11 +25,12 @@ from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Attributes, Batch, Evidence, Temporality
+from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store, keeping, roles
 from tallymark_collector.store.migrations import available
 from tests.collector.cli.conftest import program
 from tests.support.collector import running
-from tests.support.usage import point, stream
+from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
 
 NOW = datetime(2026, 9, 20, 12, tzinfo=timezone.utc)
 PLANS = """currency: EUR
@@ -134,7 +138,16 @@ FORBIDDEN = [
     "DELETE FROM usage_sample",
     "DELETE FROM usage_evidence",
     "DELETE FROM usage_quarantine",
+    "UPDATE usage_quarantine SET reason = ''",
+    "INSERT INTO quarantine_action (account, digest, number, action, tenant, acted_by)"
+    " VALUES ('', '', 1, 'released', '', '')",
+    "DELETE FROM quarantine_action",
+    "UPDATE quarantine_action SET acted_by = 'somebody else'",
     "DELETE FROM audit_finding",
+    "DELETE FROM usage_import_line",
+    "UPDATE usage_import_line SET account = 'other'",
+    "UPDATE usage_import_source SET mapping = '{}'",
+    "DELETE FROM usage_import_file",
     "UPDATE usage_kept SET points_from = now()",
     "UPDATE usage_unaudited SET account = 'other'",
     "UPDATE usage_stream SET tenant = 'other'",
@@ -143,6 +156,13 @@ FORBIDDEN = [
     "INSERT INTO plan_version (tenant, plan, version, content, document) VALUES ('default', 'basic', 9, '', '{}')",
     "UPDATE plan_version SET document = '{}'",
     "DELETE FROM subscription",
+    "INSERT INTO tenant (tenant) VALUES ('mine')",
+    "UPDATE tenant SET points_per_second = NULL",
+    "INSERT INTO credential (credential, kind, tenant, scopes, verifier)"
+    " VALUES ('mine', 'token', 'default', '{write}', decode(repeat('00', 32), 'hex'))",
+    "UPDATE credential SET revoked_at = NULL",
+    "UPDATE credential SET verifier = decode(repeat('00', 32), 'hex')",
+    "DELETE FROM credential",
     "INSERT INTO migration VALUES (9999, 'x', 'x')",
     "ALTER TABLE usage_point DROP COLUMN quantity",
     "DROP TABLE usage_dirty",
@@ -165,6 +185,48 @@ async def test_the_writer_can_do_nothing_else(granted: Roles) -> None:
         await store.write(BATCH)
     for statement in FORBIDDEN:
         refused(granted.writer, statement)
+
+
+async def test_settling_the_quarantine_takes_one_right_more_than_the_writer_has(
+    granted: Roles, unmigrated: str
+) -> None:
+    """As docs/quarantine.md says: a member of the writer's role that may add to the trail."""
+    nobodys = request(sum_metric([number(BASE, BASE + SECOND, 4, {})])).SerializeToString()
+    async with opened(granted.writer) as store:
+        await Pipeline(store, now_ns=lambda: BASE + SECOND).metrics("default", nobodys)
+    listed = program("quarantine", "list", "--json", "--database", granted.writer)
+    [entry] = json.loads(listed.stdout)["items"]
+    attribute = ("quarantine", "attribute", entry["id"], "--account", "acme", "--by", "anne", "--database")
+    refusal = program(*attribute, granted.writer)
+    assert (refusal.returncode, refusal.stdout) == (2, "")
+    assert "may not do this (permission denied for table quarantine_action)" in refusal.stderr
+    clerk, writer = granted.name(granted.stranger), granted.name(granted.writer)
+    with psycopg.connect(granted.owner, autocommit=True) as owner:
+        owner.execute(sql.SQL("GRANT INSERT ON tallymark.quarantine_action TO {}").format(sql.Identifier(clerk)))
+    with psycopg.connect(unmigrated, autocommit=True) as administrator:
+        administrator.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(writer), sql.Identifier(clerk)))
+    async with opened(granted.owner) as store:
+        await store.grant(writer=writer)  # the next version's `migrate` leaves the other's right alone
+    done = program(*attribute, granted.stranger)
+    assert done.returncode == 0, done.stderr
+    with psycopg.connect(granted.reader, autocommit=True, options="-c search_path=tallymark") as reader:
+        trail = reader.execute("SELECT action, acted_by, database_user, quantity FROM usage_quarantine_history")
+        assert trail.fetchall() == [("attributed", "anne", clerk, 4)]
+        assert reader.execute("SELECT account, quantity FROM usage_hourly").fetchall() == [("acme", 4)]
+        assert reader.execute("SELECT count(*) FROM usage_quarantine_open").fetchone() == (0,)
+    refused(granted.stranger, "DELETE FROM quarantine_action")
+    refused(granted.stranger, "DELETE FROM usage_quarantine")
+
+
+async def test_a_writer_knows_tokens_and_makes_none(granted: Roles) -> None:
+    create = ("tokens", "create", "--tenant", "default", "--scope", "write", "--database")
+    refused = await asyncio.to_thread(program, *create, granted.writer)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "the database user may not do this" in refused.stderr
+    made = await asyncio.to_thread(program, *create, granted.owner)
+    async with opened(granted.writer) as store:
+        principal = await Authenticator(InDatabase(store)).authenticate(f"Bearer {made.stdout.strip()}")
+    assert principal.may_write()
 
 
 async def test_the_reader_reads_the_public_views_and_nothing_else(granted: Roles) -> None:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
+
 
 class Collector:
     """A collector process that can be killed and started again on its ports."""
@@ -31,6 +33,11 @@ class Collector:
         assert self.process.stdout is not None
         ready = json.loads(self.process.stdout.readline())
         self.port, self.http_port = ready["port"], ready["http_port"]
+
+    def send(self, body: bytes) -> None:
+        """Sends a metrics request and waits for its answer."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            channel.unary_unary("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export")(body, timeout=30)
 
     def kill(self) -> None:
         assert self.process is not None

@@ -70,7 +70,9 @@ class Completeness(NamedTuple):
     until: datetime | None = None
     """Of a difference: the end of the first interval at which they did not."""
     in_quarantine: Decimal = Decimal(0)
-    """How much of what is missing lies in quarantine."""
+    """How much of what is missing lies in quarantine and is open."""
+    discarded: Decimal = Decimal(0)
+    """How much of what is missing was in quarantine, and somebody decided that it is not billed."""
     uncovered: Decimal = Decimal(0)
     """Points later than the last control total that should have come with one."""
     closed: bool = False
@@ -112,6 +114,7 @@ WITH settled AS (
     SELECT tenant, producer, meter, unit, time, start_time, part, total, recorded_at
     FROM usage_control
     WHERE time >= %(start)s::timestamptz AND time < %(end)s::timestamptz
+      AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 ), named AS MATERIALIZED (
     SELECT s.account, s.stream, p.tenant, p.producer, d.meter, d.unit
     FROM usage_stream s
@@ -230,20 +233,28 @@ SELECT count(*) FROM (
     SELECT DISTINCT s.tenant, s.resource->>'{conventions.SERVICE_NAMESPACE}', s.resource->>'{conventions.SERVICE_NAME}',
            {_INSTANCE}
     FROM usage_stream s
-    WHERE s.scope = '{conventions.SCOPE_NAME}'
+    WHERE s.scope = '{conventions.SCOPE_NAME}' AND (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s)
       AND NOT EXISTS (SELECT FROM usage_producer p WHERE {_SAME_PRODUCER})
 ) without"""  # noqa: S608 - constants of ours
 
+# What was released is among the points.
 _QUARANTINE_SQL: Final = """
-SELECT tenant, payload FROM usage_quarantine
-WHERE signal = 'metrics' AND meter = ANY(%(meters)s) AND tenant = ANY(%(tenants)s)
-  AND time > %(since)s AND time <= %(until)s
+SELECT q.tenant, q.payload, coalesce(done.action, 'reopened') = 'discarded'
+FROM usage_quarantine q
+LEFT JOIN LATERAL (
+    SELECT a.action FROM quarantine_action a WHERE a.account = q.account AND a.digest = q.digest
+    ORDER BY a.number DESC LIMIT 1
+) done ON true
+WHERE q.signal = 'metrics' AND q.meter = ANY(%(meters)s) AND q.tenant = ANY(%(tenants)s)
+  AND q.time > %(since)s AND q.time <= %(until)s AND coalesce(done.action, 'reopened') IN ('reopened', 'discarded')
+ORDER BY 3
 LIMIT %(limit)s"""
 
 
 async def prove(
     connection: Connection,
     *,
+    tenant: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
     tolerance: timedelta = TOLERANCE,
@@ -251,13 +262,13 @@ async def prove(
     """Compares what producers say with their points. `start` and `end` bound the control totals, `[start, end)`: what
     went missing before is then not told again. The connection must be a `store.reading()`."""
     kept, since = await (await connection.execute(_KEPT_SQL, [start])).fetchone() or (None, None)
-    bounds = {"start": since, "end": end or "infinity", "tolerance": tolerance, "kept": kept}
+    bounds = {"tenant": tenant, "start": since, "end": end or "infinity", "tolerance": tolerance, "kept": kept}
     # What is computed on the way has no statistics: taken for a handful of rows, it would be joined row by row.
     # Up to PostgreSQL 17 that makes costs so high that compiling the query would seem worth its seconds.
     await connection.execute("SET LOCAL enable_nestloop = off; SET LOCAL jit = off")
     found = [_judge(*row) for row in await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()]
     await connection.execute("SET LOCAL enable_nestloop = on")
-    [unproved] = await (await connection.execute(_UNPROVED_SQL)).fetchone() or [0]
+    [unproved] = await (await connection.execute(_UNPROVED_SQL, {"tenant": tenant})).fetchone() or [0]
     return Proof(await _explained(connection, found), unproved)
 
 
@@ -321,20 +332,29 @@ async def _explained(connection: Connection, found: list[Completeness]) -> list[
         "until": max(one.as_of for one in missing if one.as_of is not None),
         "limit": MAX_QUARANTINED,
     }
-    kept: dict[_Key, dict[tuple[object, ...], Decimal]] = {}
-    for tenant, payload in await (await connection.execute(_QUARANTINE_SQL, wanted)).fetchall():
+    kept: dict[bool, dict[_Key, dict[tuple[object, ...], Decimal]]] = {False: {}, True: {}}
+    for tenant, payload, is_discarded in await (await connection.execute(_QUARANTINE_SQL, wanted)).fetchall():
         try:
             for producer, meter, unit, identity, quantity in quarantined_usage(payload, tenant):
                 key = _Key(tenant, producer.namespace, producer.service, producer.instance, meter, unit)
-                kept.setdefault(key, {})[identity] = quantity
+                if identity not in kept[False].get(key, {}):
+                    kept[is_discarded].setdefault(key, {})[identity] = quantity
         except MalformedRequest:
             continue
     return [
-        one._replace(in_quarantine=min(one.difference, sum(kept.get(_Key(*one[:6]), {}).values(), Decimal(0))))
+        _with_kept(one, *(kept[which].get(_Key(*one[:6]), {}) for which in (False, True)))
         if one.status is Status.MISSING
         else one
         for one in found
     ]
+
+
+def _with_kept(
+    one: Completeness, waiting: dict[tuple[object, ...], Decimal], discarded: dict[tuple[object, ...], Decimal]
+) -> Completeness:
+    in_quarantine = min(one.difference, sum(waiting.values(), Decimal(0)))
+    rest = min(one.difference - in_quarantine, sum(discarded.values(), Decimal(0)))
+    return one._replace(in_quarantine=in_quarantine, discarded=rest)
 
 
 class _Key(NamedTuple):

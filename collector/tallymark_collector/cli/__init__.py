@@ -7,6 +7,8 @@
     invoice     tallymark invoice
     plans       tallymark plans check | apply
     audit       tallymark audit
+    quarantine  tallymark quarantine list | show | history
+    settle      tallymark quarantine release | attribute | discard | reopen
     database    tallymark migrate, tallymark status
     arguments   options that several commands have, and how times are read
     opening     which database is meant, whether it is there and migrated

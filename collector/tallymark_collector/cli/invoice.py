@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.aggregates.audit import Report
 from tallymark_collector.aggregates.audit import audit as compare
 from tallymark_collector.billing import Invoice, Subscription, period_containing, records
@@ -18,9 +20,10 @@ from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.local_days import start_of_day
 from tallymark_collector.billing.money import grouped
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, day_or_instant, hours_touched
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, TenantOption, day_or_instant, hours_touched
 from tallymark_collector.cli.audit import write_differences, write_drifts
 from tallymark_collector.errors import UserError
+from tallymark_collector.quarantine.items import beside_invoice
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
@@ -37,6 +40,10 @@ class _Outcome:
     report: Report | None = None
     error: str = ""
     preliminary: bool = False
+    quarantined: int = 0
+    """Open items of the account's usage in the period."""
+    unattributed: int = 0
+    """Those of no account: some may be this one's."""
 
     @property
     def differs(self) -> bool:
@@ -45,6 +52,7 @@ class _Outcome:
 
 def invoice(
     database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
     account: Annotated[
         str | None,
         typer.Option("--account", metavar="ACCOUNT", help="This account; else all that have a period then."),
@@ -69,7 +77,7 @@ def invoice(
     now = datetime.now(timezone.utc)
     moment = now if at is None else day_or_instant(at, "--at")
     with output.progress("pricing") as saying:
-        outcomes = asyncio.run(_outcomes(opening.named(database), account, moment, now, saying))
+        outcomes = asyncio.run(_outcomes(opening.named(database), tenant, account, moment, now, saying))
     if as_json:
         documents = [_as_document(outcome) for outcome in outcomes]
         output.write_json(documents if account is None else documents[0])
@@ -79,6 +87,11 @@ def invoice(
         _remark(outcome)
         if not as_json:
             _write(outcome)
+    if nameless := max((outcome.unattributed for outcome in outcomes), default=0):
+        output.warn(
+            f"points in quarantine of the same time that name no account {nameless:,}, on no invoice:"
+            " tallymark quarantine list --account ''"
+        )
     if any(outcome.differs for outcome in outcomes):
         raise typer.Exit(1)
     if any(outcome.error for outcome in outcomes):
@@ -86,40 +99,57 @@ def invoice(
 
 
 async def _outcomes(
-    database: str, account: str | None, at: date | datetime, now: datetime, saying: output.Saying
+    database: str, tenant: str, account: str | None, at: date | datetime, now: datetime, saying: output.Saying
 ) -> list[_Outcome]:
     async with opening.opened(database) as store:
-        await _extend(store, now)
+        await _extend(store, tenant, now)
         async with store.reading() as connection:
-            terms = await records.subscriptions(connection, DEFAULT_TENANT, account)
+            await check_tenant(connection, tenant)
+            terms = await records.subscriptions(connection, tenant, account)
             if account is not None:
                 instant = _instant(terms.get(account, ()), at, now)
-                return [await _priced(connection, account, instant or _utc(at), now)]
+                return [await _priced(connection, tenant, account, instant or _utc(at), now, {})]
             found = []
+            nameless: _Nameless = {}
             for number, (name, subscriptions) in enumerate(terms.items(), 1):
                 saying(f"pricing {number:,} of {len(terms):,} accounts")
                 instant = _instant(subscriptions, at, now)
                 if instant is None:
                     continue
                 try:
-                    found.append(await _priced(connection, name, instant, now))
+                    found.append(await _priced(connection, tenant, name, instant, now, nameless))
                 except BillingError as error:
                     found.append(_Outcome(name, error=str(error)))
             return found
 
 
-async def _extend(store: Store, now: datetime) -> None:
+async def _extend(store: Store, tenant: str, now: datetime) -> None:
     async with store.transaction() as connection:
-        await records.extend_periods(connection, DEFAULT_TENANT, now)
+        await records.extend_periods(connection, tenant, now)
 
 
-async def _priced(connection: Connection, account: str, at: datetime, now: datetime) -> _Outcome:
+_Nameless: TypeAlias = "dict[tuple[datetime, datetime], int]"
+"""Open items that name no account, by period: many accounts share one."""
+
+
+async def _priced(
+    connection: Connection, tenant: str, account: str, at: datetime, now: datetime, nameless: _Nameless
+) -> _Outcome:
     """Invoice and audit see the same moment of the database."""
-    priced = await records.invoice(connection, DEFAULT_TENANT, account, at)
+    priced = await records.invoice(connection, tenant, account, at)
     start, end = hours_touched(priced.period.start, priced.period.end)
-    report = await compare(connection, account=account, start=start, end=end)
-    preliminary = priced.period.end > now
-    return _Outcome(account, None if report.differences or report.drifts else priced, report, preliminary=preliminary)
+    report = await compare(connection, tenant=tenant, account=account, start=start, end=end)
+    period = (priced.period.start, priced.period.end)
+    if period not in nameless:
+        nameless[period] = await beside_invoice(connection, tenant, "", *period)
+    return _Outcome(
+        account,
+        None if report.differences or report.drifts else priced,
+        report,
+        preliminary=priced.period.end > now,
+        quarantined=await beside_invoice(connection, tenant, account, *period),
+        unattributed=nameless[period],
+    )
 
 
 def _instant(terms: Sequence[Subscription], at: date | datetime, now: datetime) -> datetime | None:
@@ -152,6 +182,12 @@ def _remark(outcome: _Outcome) -> None:
                 f"account {outcome.account!r}: {grouped(entry.quantity)} of meter {entry.meter!r}"
                 f" (unit {entry.unit!r}) are on no line: {entry.reason}"
             )
+    if outcome.quarantined:
+        name = shlex.quote(outcome.account)
+        output.warn(
+            f"account {outcome.account!r}: points in quarantine {outcome.quarantined:,}, not on this invoice:"
+            f" tallymark quarantine list --account {name}"
+        )
     if outcome.report is not None and (outcome.report.drifts or outcome.report.overlaps):
         output.warn(
             f"account {outcome.account!r}: the audit found streams to judge (drifts {len(outcome.report.drifts)},"
@@ -161,7 +197,11 @@ def _remark(outcome: _Outcome) -> None:
 
 def _as_document(outcome: _Outcome) -> dict[str, Any]:
     if outcome.invoice is not None:
-        return {**outcome.invoice.to_document(), "preliminary": outcome.preliminary}
+        return {
+            **outcome.invoice.to_document(),
+            "preliminary": outcome.preliminary,
+            "in_quarantine": {"account": outcome.quarantined, "no_account": outcome.unattributed},
+        }
     if outcome.report is not None:
         return {
             "account": outcome.account,

@@ -11,6 +11,8 @@ from typing import Any
 
 import grpc
 
+from tallymark_collector.access import certificates
+from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import status
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.otlp import Service
@@ -18,13 +20,15 @@ from tallymark_collector.receivers.otlp import Service
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def handler(service: Service, tenant: str, admission: Admission) -> grpc.GenericRpcHandler:
+def handler(service: Service, tenant_of: TenantOf, admission: Admission) -> grpc.GenericRpcHandler:
     """A gRPC handler for the service's Export method."""
 
     async def export(request: bytes, context: Context) -> bytes:
         try:
             admission.enter(len(request))
             try:
+                shown = certificates.of_call(context.auth_context())
+                tenant = await tenant_of(context.invocation_metadata() or (), shown)
                 outcome = await service.stage(tenant, request)
             finally:
                 admission.leave(len(request))

@@ -13,6 +13,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tallymark_collector.access.requests import TenantOf, anybody
+from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
@@ -20,9 +22,9 @@ from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.http_server import HttpServer
 from tallymark_collector.receivers.listening import check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
-from tallymark_collector.receivers.otlp_http import Receiver, TenantOf, default_tenant
+from tallymark_collector.receivers.otlp_http import Receiver
 from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
-from tallymark_collector.settings import DEFAULT_TENANT, Connections, Limits, Settings
+from tallymark_collector.settings import Connections, Limits, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +80,14 @@ async def serving(
     *,
     ask: Ask | None = None,
     accepted: Accepted = nothing,
-    tenant_of: TenantOf = default_tenant,
-    tls: ssl.SSLContext | None = None,
+    tenant_of: TenantOf = anybody,
+    certificate: ServerCertificate | None = None,
 ) -> AsyncIterator[Server]:
     """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
 
     `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
-    `tenant_of` and `tls` are of HTTP.
+    `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
+    a `certificate` nobody connects without TLS.
     """
     limits = settings.limits
     admission = Admission(limits.in_flight_bytes, limits.retry_after)
@@ -92,11 +95,14 @@ async def serving(
     # First: a gRPC server that was never started would keep its port.
     sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port)
     server = grpc.aio.server(options=grpc_options(settings.connections, limits))
-    server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission) for service in offered))
+    server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, tenant_of, admission) for service in offered))
     address = f"{settings.host}:{settings.port}"
     try:
         check_free(settings.host, settings.port)
-        port = server.add_insecure_port(address)
+        if certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificate.grpc_credentials())
     except (RuntimeError, UserError) as error:
         for one in sockets:
             one.close()
@@ -110,6 +116,7 @@ async def serving(
         await running.start()
         if sockets:
             http = HttpServer(Receiver(offered, limits, admission, tenant_of), limits, settings.drain_seconds)
+            tls = None if certificate is None else certificate.ssl_context("http/1.1")
             await running.start_http(http, sockets, tls)
         if ask is not None:
             asking = asyncio.create_task(keep_asking(running.readiness, ask, running.tell))

@@ -1,6 +1,8 @@
 """The store: what is behind the acknowledgement.
 
     store.write(batch)    all of a batch or nothing; returns after the commit; the same batch again changes nothing
+    store.settle(work)    one transaction that reads, decides and writes; tried again where the server rolled it back
+    store.write_together  the same for encoded batches of several requests, in one transaction
     store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
@@ -15,7 +17,7 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -23,7 +25,8 @@ from typing import Final, TypeVar
 import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
-from tallymark_collector.model import Batch, Reason, WriteResult
+from tallymark_collector.model import Batch, Reason, Stream, WriteResult
+from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
 from tallymark_collector.store.engines import timescale
@@ -52,11 +55,12 @@ def quiet(_: str) -> None:
 class Store:
     """Usage in one database."""
 
-    def __init__(self, dsn: str, *, wants_timescale: bool = False) -> None:
-        """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError."""
+    def __init__(self, dsn: str, *, wants_timescale: bool = False, patience: float = DATABASE_TIMEOUT) -> None:
+        """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError.
+        `patience`: seconds after which a write without an answer is given up."""
         self._wants_timescale = wants_timescale
         self._dictionaries = dictionaries.Dictionaries()
-        self._database = Database(dsn, connected=self._dictionaries.forget)
+        self._database = Database(dsn, patience=patience, connected=self._dictionaries.forget)
 
     async def open(self) -> None:
         """Connects. Raises UserError with the reason."""
@@ -104,7 +108,7 @@ class Store:
 
         Raises UserError where something is pending that this user may not apply, or this user may not write.
         """
-        async with self._database.connection() as connection:
+        async with self._database.connection() as connection, migrations.alone(connection):
             names = await self._pending(connection)
             if names and not await roles.owns(connection):
                 user = connection.info.user
@@ -131,22 +135,49 @@ class Store:
         async with self.transaction() as connection:
             await roles.grant(connection, writer=writer, reader=reader)
 
-    async def write(self, batch: Batch) -> WriteResult:
+    async def write(self, batch: Batch, beside: writer.Beside | None = None) -> WriteResult:
         """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.
 
+        `beside` is called with the connection, last in the same transaction: both are committed, or neither. It may be
+        called again after a transaction whose end nobody knows, and has to tell by itself whether its work is done.
+
         Data that the database cannot hold, whatever it is, would be sent for ever by a client that is told to retry:
-        the batch is then halved until what cannot be held stands alone, and that goes to quarantine.
+        the batch is then halved until what cannot be held stands alone, and that goes to quarantine. `beside` is
+        then committed with the last part.
         """
         try:
-            return await _tried_again(lambda: self._write(batch))
+            [result] = await self.write_together([writer.encode(batch)], beside)
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             halves = writer.halved(batch, error)
             apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
-            return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
+            done = WriteResult(conflicts=apart)
+            for half in halves[:-1]:
+                done += await self.write(half)
+            return done + await self.write(halves[-1], beside)
+        return result
 
-    async def _write(self, batch: Batch) -> WriteResult:
-        async with self._database.connection() as connection:
-            return await writer.write(connection, batch, self._dictionaries)
+    async def write_together(
+        self, group: Sequence[writer.Encoded], beside: writer.Beside | None = None
+    ) -> list[WriteResult]:
+        """Writes batches in one transaction, as if one after the other; returns their results after its commit.
+
+        Raises StoreUnavailable, or psycopg.Error where the group holds what the database does not take: nothing was
+        kept.
+        """
+        return await _tried_again(lambda: self._write(group, beside))
+
+    async def _write(self, group: Sequence[writer.Encoded], beside: writer.Beside | None) -> list[WriteResult]:
+        async with self._database.prompt() as connection:
+            return await writer.write(connection, group, self._dictionaries, beside)
+
+    async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that have never been written, each once, in their order."""
+        wanted = {stream.id: stream for stream in streams}
+        new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
+        if new:
+            async with self.reading() as connection:
+                new -= await dictionaries.there(connection, [wanted[identity] for identity in new])
+        return [stream for identity, stream in wanted.items() if identity in new]
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""
@@ -197,6 +228,16 @@ class Store:
         """A connection in a transaction, for plans and subscriptions."""
         async with self._database.connection() as connection, connection.transaction():
             yield connection
+
+    async def settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """The result of `work` in one transaction; tried again where the server rolled it back, so it must read what it
+        decides by. Returns after the commit. Raises StoreUnavailable: nothing was kept, unless the answer to the commit
+        was lost."""
+        return await _tried_again(lambda: self._settle(work))
+
+    async def _settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self.transaction() as connection:
+            return await work(connection)
 
 
 async def _tried_again(work: Callable[[], Awaitable[T]]) -> T:

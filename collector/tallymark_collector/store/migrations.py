@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Final
 
 from tallymark_collector.errors import UserError
-from tallymark_collector.store.database import SCHEMA, Connection
+from tallymark_collector.store.database import SCHEMA, Connection, find_schema
 
 _LOCK: Final = 0x7A11_1234
 """Advisory lock: of several collectors that start together, one migrates and the others wait for it."""
@@ -60,6 +60,7 @@ async def migrate(connection: Connection, steps: Sequence[Migration] | None = No
     """
     async with alone(connection):
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        await find_schema(connection)
         await connection.execute(
             f"""CREATE TABLE IF NOT EXISTS {SCHEMA}.migration (
                 version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
@@ -82,6 +83,7 @@ async def alone(connection: Connection) -> AsyncIterator[None]:
     """No other process migrates meanwhile; waits its turn. May be nested."""
     await connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
     try:
+        await find_schema(connection)
         yield
     finally:
         if not connection.closed:

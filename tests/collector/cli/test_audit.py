@@ -162,6 +162,7 @@ LOST = {
     "since": "2026-09-21T14:00:10Z",
     "until": "2026-09-21T14:00:20Z",
     "in_quarantine": "0",
+    "discarded": "0",
     "uncovered": "0",
     "closed": True,
 }

@@ -118,7 +118,7 @@ def test_status(run: Run, dsn: str) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     rows = cells(result.stdout)
     assert ["server", f"PostgreSQL {version}"] in rows
-    assert ["quarantine", "3 (time_ahead 2, value_negative 1)"] in rows
+    assert ["quarantine", "3 open (time_ahead 2, value_negative 1): tallymark quarantine list"] in rows
     assert ["collector", f"{NOBODY} not reachable"] in rows
 
 
