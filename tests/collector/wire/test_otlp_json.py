@@ -201,6 +201,23 @@ def test_more_values_than_the_limit_are_refused_unread() -> None:
         otlp_json.to_protobuf(b"[" * 1001, ExportMetricsServiceRequest, 1000)
 
 
+def test_json_that_can_just_be_read_is_refused_as_what_it_is() -> None:
+    """What is shown of it is written by a recursion of its own, which may be at its end a level sooner."""
+    most, too_many = 1, 1_000_000
+    while most < too_many - 1:
+        depth = (most + too_many) // 2
+        try:
+            json.loads(b"[" * depth + b"]" * depth)
+        except RecursionError:
+            too_many = depth
+        else:
+            most = depth
+    for depth in range(most - 60, most + 5):
+        for text in (b"[" * depth + b"]" * depth, b'{"resourceMetrics": {"a": %s}}' % (b"[" * depth + b"]" * depth)):
+            with pytest.raises(MalformedRequest):
+                read(text)
+
+
 def test_deep_attributes_are_refused_with_a_sentence_and_unknown_ones_ignored() -> None:
     value: dict[str, Any] = {"intValue": 1}
     for _ in range(60):
