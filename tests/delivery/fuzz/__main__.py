@@ -30,7 +30,6 @@ def main() -> int:
         for level, share in shares.items():
             numbers = range(given.first, given.first + round(given.inputs * share))
             results.append(play(level, Path(folder), given.seed, numbers, _note))
-            print("\n".join(results[-1].problems), end="\n" if results[-1].problems else "", flush=True)
     print("\n".join(table(results)))
     return int(any(result.counts["broken"] for result in results))
 

@@ -240,6 +240,15 @@ def control_points(found: Decoded, body: bytes) -> int:
     return parts + len(found.closings) + len(found.counts)
 
 
+_PARTS: Final = ((conventions.CONTROL_PART, 0), (conventions.CONTROL_PARTS, 1))
+
+
+def _whole(value: AnyValue | None, default: int) -> int:
+    if value is None or value.WhichOneof("value") is None:
+        return default
+    return value.int_value if value.HasField("int_value") else -1
+
+
 def _whole_totals(body: bytes) -> dict[tuple[object, ...], list[int]]:
     """(resource, meter, unit, start, time, total) to how many points say so, of each metric."""
     found: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -259,7 +268,9 @@ def _whole_totals(body: bytes) -> dict[tuple[object, ...], list[int]]:
                         continue
                     names = (conventions.CONTROL_METER, conventions.CONTROL_UNIT)
                     meter, unit = (said[name].string_value if name in said else "" for name in names)
-                    part = said[conventions.CONTROL_PART].int_value if conventions.CONTROL_PART in said else 0
+                    part, parts = (_whole(said.get(name), default) for name, default in _PARTS)
+                    if not 0 <= part < parts <= control.MAX_PARTS:
+                        continue  # refused for itself
                     key = (meter, unit, point.start_time_unix_nano, point.time_unix_nano)
                     totals[key].append((part, value))
                 for key, parts in totals.items():

@@ -39,6 +39,8 @@ class Result:
     damage: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    note: Callable[[str], None] = print
+    """Is told of the first problems as they are found."""
 
     def told(self, given: Input, error: Exception) -> None:
         """Notes an input that broke something, with all that is needed to see it again."""
@@ -49,11 +51,12 @@ class Result:
         self.counts["broken"] += 1
         if len(self.problems) < MAX_SHOWN:
             self.problems.append(f"{self.level}, {where}: {type(error).__name__}: {error}"[:3000])
+            self.note(self.problems[-1])
 
 
 def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Callable[[str], None]) -> Result:
     """The inputs of these numbers on one level; `folder` is for a database."""
-    result = Result(level)
+    result = Result(level, note=note)
     # A server has the machine's clock; elsewhere the same number is the same input for ever.
     now_ns = time.time_ns() // SECOND * SECOND if level == "server" else NOW
     inputs = _inputs(corpus(now_ns), seed, numbers, result, note)
