@@ -47,7 +47,7 @@ def nanoseconds(start_ns: int, time_ns: int) -> int:
 
 def point_line(point: Point) -> str:
     """A row of usage_point."""
-    stream, start_ns, time_ns, value, _ = point
+    stream, start_ns, time_ns, value = point[:4]
     ids, names = _stream_columns(stream)
     return f"{timestamp(time_ns)}\t{timestamp(start_ns)}\t{ids}\t{part(point)}\t{names}\t{value}\n"
 
