@@ -94,7 +94,7 @@ def test_status(run: Run, dsn: str) -> None:
     ]
     nobody = Refusal(Reason.ACCOUNT_MISSING, "detail")
     refused += [
-        Quarantined("default", "", meter, 1, nobody, signal, b"", metered)
+        Quarantined("default", "", meter, 1, nobody, signal, f"{meter}, {signal}".encode(), metered)
         for meter, signal, metered in [
             ("api.requests", "metrics", False),
             ("gateway.requests", "metrics", True),
