@@ -145,6 +145,13 @@ class Point(NamedTuple):
     cause: int = 0
     """Of an increase that was taken from totals: 64 bits over the epoch and the total that brought it about, since
     increases and corrections of one stream may share their two times. 0 for a point as it was sent."""
+    span: bytes = b""
+    """Of a span that is usage: the OTLP request with that span alone, to keep it whole if it cannot be stored."""
+
+    @property
+    def metered(self) -> bool:
+        """True if a file of meters made it of what somebody else's software sent."""
+        return bool(self.span) or self.stream.origin.reading is not None
 
 
 class Evidence(NamedTuple):
@@ -224,6 +231,8 @@ class Quarantined(NamedTuple):
     """`metrics` or `traces`: which OTLP request `payload` is."""
     payload: bytes
     """An OTLP export request that holds this one point or span, as it came."""
+    metered: bool = False
+    """True if a file of meters says that it is usage of `meter`: it can be read with such a file only."""
 
 
 @dataclass(frozen=True, slots=True)

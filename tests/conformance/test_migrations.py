@@ -62,7 +62,7 @@ COLUMNS = {
     "usage_daily": f"tenant account meter unit bucket {DIMENSIONS}",
     "usage_by_period": "tenant account period_start period_end plan meter unit quantity points",
     "usage_calls": "tenant account meter time quantity trace_id span_id name service user_id attributes duration",
-    "usage_quarantine_open": "id tenant account meter reason detail signal time recorded_at",
+    "usage_quarantine_open": "id tenant account meter reason detail signal time recorded_at metered",
     "usage_quarantine_history": "id tenant account meter reason signal time number action acted_at database_user"
     " acted_by because changed billed_to quantity inserted duplicates evidence",
     "usage_lines": "tenant account meter unit time quantity source file line attributes",

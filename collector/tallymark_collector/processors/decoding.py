@@ -328,7 +328,7 @@ def _decode_numbers(
             data = number.SerializeToString()
             found = known.get(data[_TIMES_AND_VALUE:])
             if type(found) is Stream and data[0] == _START_TAG:
-                add(Point._make((found, start_ns, time_ns, Decimal(whole), 0)))
+                add(Point._make((found, start_ns, time_ns, Decimal(whole), 0, b"")))
                 continue
         stream = streams.resolve(number)
         if number.flags & NO_RECORDED_VALUE:

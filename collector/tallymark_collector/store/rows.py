@@ -63,7 +63,7 @@ def point_rows(points: Iterable[Point]) -> list[bytes]:
     rows = []
     last = None
     time = start_and_part = b""
-    for stream, start_ns, time_ns, value, cause in points:
+    for stream, start_ns, time_ns, value, cause, _ in points:
         # The points of an interval share their times and most often follow each other.
         if (start_ns, time_ns, cause) != last:
             last = start_ns, time_ns, cause

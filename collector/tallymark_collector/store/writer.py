@@ -34,8 +34,8 @@ from tallymark_collector.store import control, dictionaries, evidence, points, r
 from tallymark_collector.store.database import Connection
 
 _QUARANTINE_SQL: Final = """
-INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
 
 
@@ -231,11 +231,13 @@ async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> N
             await cursor.executemany(_QUARANTINE_SQL, arguments)
 
 
-def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes]:
+def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]:
     reason, detail = item.refusal
     digest = hashlib.blake2b(digest_size=16)
     # Not the detail: it may tell how far off a time is, which differs at each retry.
-    for piece in (item.tenant.encode(), reason.value.encode(), item.payload):
+    # The meter only where a file of meters makes several of one payload: each of them is decided by itself.
+    meter = (item.meter.encode(),) if item.metered else ()
+    for piece in (item.tenant.encode(), reason.value.encode(), item.payload, *meter):
         digest.update(len(piece).to_bytes(8, "big") + piece)
     in_range = 0 < item.time_ns < 2**63
     return (
@@ -248,4 +250,5 @@ def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, 
         item.signal,
         rows.timestamp(item.time_ns) if in_range else None,
         item.payload,
+        item.metered,
     )
