@@ -28,7 +28,7 @@ from benchmarks import ingest_load as load
 from benchmarks import ingest_stages
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Batch
-from tallymark_collector.store import Store
+from tallymark_collector.store import Store, locks
 from tallymark_collector.store.engines import connect_string
 
 SIZES: Final = (200, 8000)
@@ -181,8 +181,10 @@ async def _written(store: Store, batches: Sequence[Batch]) -> None:
 
 def _empty(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
-        # In the order in which the refresher of a running collector locks them.
-        connection.execute("TRUNCATE usage_dirty, usage_hour, usage_point")
+        with connection.transaction():
+            # Alone: the refresher of the running collector locks these tables in another order.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.REFRESHING])
+            connection.execute("TRUNCATE usage_dirty, usage_hour, usage_point")
         connection.execute("CHECKPOINT")
 
 
