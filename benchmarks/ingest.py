@@ -154,7 +154,7 @@ async def _into_columns(dsn: str, store: Store, collector: load.Collector, size:
     """Late points into pieces of the table that are laid out as columns and hold the same streams already."""
     _empty(dsn)
     days = 30 * 86_400 * load.SECOND
-    # Made at one moment: 5 s apart, where intervals are 10 s, no point of theirs is the other's.
+    # 5 s apart, which all intervals of one moment are not: no point of theirs is the other's.
     earlier, bodies = load.requests(8000, offset=days), load.requests(size, offset=days + 5 * load.SECOND)
     await _written(store, [Batch(points=points) for points in load.batches(earlier)])
     assert await store.lay_out(datetime.now(timezone.utc) - timedelta(days=20)) > 0

@@ -15,9 +15,9 @@ from tallymark_collector.model import Point, Stream
 
 MAX_REMEMBERED: Final = 500_000
 """Streams whose latest time is remembered; at the limit all are forgotten."""
-MAX_IN_VAIN: Final = 4
-"""Transactions in a row that looked late points up and found none: then they are backfill, and late points are taken
-for new ones until one is not."""
+MAX_IN_VAIN: Final = 2
+"""Transactions in a row that looked late points up and found none: then they are backfill, or a gateway sends out
+of order, and late points are taken for new ones until one is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Latest:
         self._times: dict[int, int] = {}
         self._in_vain = 0
 
+    @property
+    def trusting(self) -> bool:
+        """Late points are taken for new ones."""
+        return self._in_vain >= MAX_IN_VAIN
+
     def guess(self, points: Sequence[Point]) -> Guess:
         """What to look up. Changes nothing: the transaction may fail."""
         before: dict[Stream, int] = {}
@@ -59,7 +64,7 @@ class Latest:
         if crowded:
             found = ((position, point.stream, point.time_ns) for position, point in enumerate(points))
             close = [position for position, of, time_ns in found if of in crowded and time_ns > before[of]]
-        if self._in_vain >= MAX_IN_VAIN:
+        if self.trusting:
             late = []
         return Guess(late, close, latest)
 

@@ -142,7 +142,8 @@ async def write(
 ) -> list[WriteResult]:
     """Writes the batches in one transaction and returns after its commit. Idempotent where `beside` is."""
     new = known.unknown(chain.from_iterable(encoded.streams for encoded in group))
-    for doubt in _ATTEMPTS:
+    # Where late points are taken for new ones, those are looked at first.
+    for doubt in (_Doubt.LATE, *_ATTEMPTS) if known.latest.trusting else _ATTEMPTS:
         try:
             tallies, guess = await _write(connection, group, new, known.latest, beside, doubt)
         except UniqueViolation:
