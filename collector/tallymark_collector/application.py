@@ -87,7 +87,6 @@ async def serve(settings: Settings, ready: Ready | None = None) -> None:
         authenticator = await _authenticator(settings, store)
         quotas = Quotas(InDatabase(store), settings.limits)
         loops = {
-            asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
@@ -96,6 +95,9 @@ async def serve(settings: Settings, ready: Ready | None = None) -> None:
             loops.add(asyncio.create_task(keep_certificate(certificate)))
         try:
             async with committing(store, settings.limits) as writing:
+                done = writing.progress
+                refreshing = keep_refreshed(keeper, settings.refresh_interval, lambda: done.commit_seconds)
+                loops.add(asyncio.create_task(refreshing))
                 pipeline = Pipeline(writing, settings.limits, quotas=quotas, metering=metering)
                 loops.add(asyncio.create_task(_keep_told(pipeline)))
                 async with (

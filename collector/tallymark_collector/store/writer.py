@@ -8,6 +8,7 @@ to what they would have come to one after the other, and each has its own result
 
 from __future__ import annotations
 
+import enum
 import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
@@ -32,12 +33,27 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.store import control, dictionaries, evidence, points, rows, samples
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.latest import Guess, Latest
 
 _QUARANTINE_SQL: Final = """
 INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
 
+
+class _Doubt(enum.Enum):
+    """Which points are looked up before they are copied."""
+
+    LATE = enum.auto()
+    """Those that may be there already, by what this process has committed."""
+    ALL = enum.auto()
+    STAGED = enum.auto()
+    """None: the database tells new from old as it inserts them."""
+
+
+_ATTEMPTS: Final = (_Doubt.LATE, _Doubt.ALL, _Doubt.ALL, _Doubt.STAGED)
+"""One after the other, where a point was there that was taken for new: another collector's may come between a look and
+COPY, even twice."""
 
 PIECE: Final = 4096
 """Points whose rows are made between two rests."""
@@ -126,22 +142,34 @@ async def write(
 ) -> list[WriteResult]:
     """Writes the batches in one transaction and returns after its commit. Idempotent where `beside` is."""
     new = known.unknown(chain.from_iterable(encoded.streams for encoded in group))
-    try:
-        tallies = await _write(connection, group, new, beside, all_new=True)
-    except UniqueViolation:
-        tallies = await _write(connection, group, new, beside, all_new=False)
+    # Where late points are taken for new ones, those are looked at first.
+    for doubt in (_Doubt.LATE, *_ATTEMPTS) if known.latest.trusting else _ATTEMPTS:
+        try:
+            tallies, guess = await _write(connection, group, new, known.latest, beside, doubt)
+        except UniqueViolation:
+            known.latest.looked_up(found=True)
+            if doubt is _ATTEMPTS[-1]:
+                raise
+        else:
+            break
     known.remember(new)
+    known.latest.committed(guess)
     return [WriteResult(tally.inserted, tally.duplicates, tally.evidence, tally.conflicts) for tally in tallies]
 
 
 async def _write(
-    connection: Connection, group: Sequence[Encoded], new: list[Stream], beside: Beside | None, *, all_new: bool
-) -> list[_Tally]:
-    """`all_new`: takes every point for a new one. Raises UniqueViolation where one is not."""
+    connection: Connection,
+    group: Sequence[Encoded],
+    new: list[Stream],
+    latest: Latest,
+    beside: Beside | None,
+    doubt: _Doubt,
+) -> tuple[list[_Tally], Guess]:
+    """Raises UniqueViolation where a point was there that was taken for a new one."""
     async with connection.transaction():
         if new:
             await dictionaries.register(connection, new)
-        tallies = await _write_points(connection, group, all_new)
+        tallies, guess = await _write_points(connection, group, latest, doubt)
         await _write_evidence(connection, group, tallies)
         for tally, refused in zip(
             tallies, await control.write(connection, [encoded.batch for encoded in group]), strict=True
@@ -151,10 +179,12 @@ async def _write(
         await _quarantine(connection, chain.from_iterable(aside))
         if beside is not None:
             await beside(connection)
-        return tallies
+        return tallies, guess
 
 
-async def _write_points(connection: Connection, group: Sequence[Encoded], all_new: bool) -> list[_Tally]:
+async def _write_points(
+    connection: Connection, group: Sequence[Encoded], latest: Latest, doubt: _Doubt
+) -> tuple[list[_Tally], Guess]:
     applied = await samples.apply(connection, [encoded.totals for encoded in group])
     tallies = [_Tally(duplicates=one.duplicates, conflicts=list(one.conflicts)) for one in applied]
     found: list[Point] = []
@@ -170,17 +200,27 @@ async def _write_points(connection: Connection, group: Sequence[Encoded], all_ne
         owners += [tally] * tally.inserted
         marks |= encoded.marks
         marks |= _marks(one.points)
-    if all_new:
-        await points.insert(connection, found, lines, marks)
-        return tallies
-    for position, there in (await points.insert_new(connection, found, lines)).items():
+    guess = latest.guess(found)
+    if doubt is _Doubt.STAGED:
+        there = await points.insert_new(connection, found, lines)
+    else:
+        late = guess.late if doubt is _Doubt.LATE else range(len(found))
+        close = guess.close if doubt is _Doubt.LATE else ()
+        there = await points.there(connection, found, lines, late, close)
+        if late:
+            latest.looked_up(found=bool(there))
+        if there:
+            lines = [line for position, line in enumerate(lines) if position not in there]
+            marks = _marks(point for position, point in enumerate(found) if position not in there)
+        await points.insert(connection, lines, marks)
+    for position, quantity in there.items():
         tally = owners[position]
         tally.inserted -= 1
-        if there == found[position].value:
+        if quantity == found[position].value:
             tally.duplicates += 1
         else:
-            tally.conflicts.append(_conflict(found[position], there))
-    return tallies
+            tally.conflicts.append(_conflict(found[position], quantity))
+    return tallies, guess
 
 
 async def _write_evidence(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
