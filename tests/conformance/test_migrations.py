@@ -42,6 +42,7 @@ RELATIONS = {
     "usage_hourly": "view",
     "usage_daily": "view",
     "usage_by_period": "view",
+    "usage_by_period_aggregated": "view",
     "usage_calls": "view",
 }
 
@@ -50,6 +51,8 @@ COLUMNS = {
     "usage_hourly": f"tenant account meter unit bucket {DIMENSIONS}",
     "usage_daily": f"tenant account meter unit bucket {DIMENSIONS}",
     "usage_by_period": "tenant account period_start period_end plan meter unit quantity points",
+    "usage_by_period_aggregated": "tenant account period_start period_end plan meter unit aggregation quantity points"
+    " problem",
     "usage_calls": "tenant account meter time quantity trace_id span_id name service user_id attributes duration",
     "usage_quarantine_open": "id tenant account meter reason detail signal time recorded_at",
     "usage_quarantine_history": "id tenant account meter reason signal time number action acted_at database_user"

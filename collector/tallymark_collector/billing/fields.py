@@ -34,6 +34,9 @@ MAX_TEXT = 255
 MAX_UNIT = 63
 """Characters of a unit: OpenTelemetry's limit for an instrument's unit."""
 
+AGGREGATIONS: Final = ("sum", "count", "max", "latest", "unique")
+OF_SINGLE_POINTS: Final = frozenset({"count", "max", "latest"})
+"""Aggregations that need points which stand for one event each: no running totals, no sums over an interval."""
 CYCLES: Final = ("monthly", "yearly", "weekly")
 WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 """In the order of ISO 8601, which counts them from 1."""
@@ -242,6 +245,7 @@ MeterName = Annotated[Text, AfterValidator(_declared_meter)]
 PlanId = Annotated[Text, AfterValidator(_declared_plan)]
 CurrencyCode = Annotated[str, AfterValidator(_currency)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
+AggregationName = Annotated[Literal["sum", "count", "max", "latest", "unique"], _one_of(AGGREGATIONS)]
 Cycle = Annotated[Literal["monthly", "yearly", "weekly"], _one_of(CYCLES)]
 AnchorDay = Annotated[int, _up_to(31, "a day of the month")]
 AnchorMonth = Annotated[int, _up_to(12, "a month")]

@@ -18,8 +18,8 @@ from tallymark_collector.cli.arguments import (
 )
 from tallymark_collector.cli.output import Format
 from tallymark_collector.errors import UserError
-from tallymark_collector.query.usage import DIMENSIONS, Usage
-from tallymark_collector.query.usage import usage as query_usage
+from tallymark_collector.query.by_aggregation import Billed, usage_as_billed
+from tallymark_collector.query.usage import DIMENSIONS
 from tallymark_collector.settings import DEFAULT_TENANT
 
 
@@ -35,7 +35,7 @@ def usage(
     format_: Annotated[Format | None, typer.Option("--format", help="How to write it.", show_default="table")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Show usage, exact, right whether or not hours have been refreshed.
+    """Show usage, exact, right whether or not hours have been refreshed, by the aggregations of the plans in force.
 
     Quantities in JSON are text in plain digits; times are ISO 8601 in UTC.
     """
@@ -44,7 +44,10 @@ def usage(
     start, end = time_range(since, until)
     names = [name.strip() for name in by.split(",") if name.strip()]
     with output.progress("summing usage"):
-        found = asyncio.run(_usage(opening.named(database), names, start, end, account, meter))
+        billed = asyncio.run(_usage(opening.named(database), names, start, end, account, meter))
+    found = billed.usage
+    for remark in billed.remarks:
+        output.warn(remark)
     chosen = Format.JSON if as_json else format_ or Format.TABLE
     if not found.rows and output.interactive():
         output.tell("no usage there" if account is None else f"no usage of account {account!r} there")
@@ -55,8 +58,8 @@ def usage(
 
 async def _usage(
     database: str, by: list[str], start: datetime | None, end: datetime | None, account: str | None, meter: str | None
-) -> Usage:
+) -> Billed:
     async with opening.opened(database) as store, store.reading() as connection:
-        return await query_usage(
+        return await usage_as_billed(
             connection, tenant=DEFAULT_TENANT, by=by, start=start, end=end, account=account, meter=meter
         )

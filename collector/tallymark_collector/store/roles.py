@@ -53,6 +53,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_hourly": _READ,
     "usage_daily": _READ,
     "usage_by_period": _READ,
+    "usage_by_period_aggregated": _READ,
     "usage_calls": _READ,
 }
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
@@ -65,11 +66,15 @@ READER: Final = (
     "usage_hourly",
     "usage_daily",
     "usage_by_period",
+    "usage_by_period_aggregated",
     "usage_calls",
     "usage_quarantine_open",
     "usage_quarantine_history",
 )
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
+
+FUNCTIONS: Final = ("usage_aggregated(text, text, timestamptz, timestamptz, jsonb)",)
+"""What writers and readers may call. A view's functions are called with the rights of who reads the view."""
 
 _STANDING_SQL: Final = """
 SELECT r.rolname = pg_get_userbyid(n.nspowner), pg_has_role(r.oid, n.nspowner, 'MEMBER'),
@@ -84,6 +89,11 @@ WHERE NOT CASE privilege
     WHEN 'UPDATE' THEN has_any_column_privilege(relation, privilege)
     ELSE has_table_privilege(relation, privilege) END
 GROUP BY relation ORDER BY relation"""
+
+
+_UNCALLABLE_SQL: Final = """
+SELECT function, 'EXECUTE' FROM unnest(%s::text[]) AS needed (function)
+WHERE NOT has_function_privilege(function, 'EXECUTE') ORDER BY function"""
 
 
 async def grant(connection: Connection, *, writer: str | None = None, reader: str | None = None) -> None:
@@ -123,6 +133,9 @@ async def check_writer(connection: Connection) -> None:
     needed = [(f"{SCHEMA}.{name}", each.split(" ")[0]) for name, several in relations for each in several]
     columns = [list(column) for column in zip(*needed, strict=True)]
     missing = await (await connection.execute(_MISSING_SQL, columns)).fetchall()
+    missing += await (
+        await connection.execute(_UNCALLABLE_SQL, [[f"{SCHEMA}.{each}" for each in FUNCTIONS]])
+    ).fetchall()
     if missing:
         user = connection.info.user
         lacks = "; ".join(f"{privileges} on {relation}" for relation, privileges in missing)
@@ -146,6 +159,10 @@ async def _only(connection: Connection, role: str, privileges: Mapping[str, tupl
                     name,
                 )
             )
+    for function in FUNCTIONS:
+        await connection.execute(
+            sql.SQL("GRANT EXECUTE ON FUNCTION {}.{} TO {}").format(schema, sql.SQL(function), name)
+        )
 
 
 async def _check(connection: Connection, role: str) -> None:
