@@ -24,7 +24,8 @@ from tallymark_collector.store import Store
 from tallymark_collector.store.engines import connect_string
 
 ENGINES = ("embedded", "postgres", "timescale")
-TEMPLATE = "tallymark_test_template"
+TEMPLATE = f"tallymark_test_template_{os.getpid()}"
+"""Of this run alone: others may use the same server."""
 _versions: dict[str, str] = {}
 STEPS = pytest.StashKey[dict[str, int]]()
 """Random steps after which everything was compared, by engine: see tests/conformance/test_random_upkeep.py."""

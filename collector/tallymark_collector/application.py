@@ -10,15 +10,24 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+from tallymark_collector.access import Authenticator
+from tallymark_collector.access.listening import check_host
+from tallymark_collector.access.quotas import Quotas
+from tallymark_collector.access.records import InDatabase
+from tallymark_collector.access.requests import tenant_of
+from tallymark_collector.access.tls import ServerCertificate, keep_certificate
 from tallymark_collector.aggregates.keeper import check_keeper
 from tallymark_collector.aggregates.refresher import keep_refreshed
 from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.billing.records import extend_periods
+from tallymark_collector.billing.records import extend_periods, subscribed_tenants
 from tallymark_collector.errors import TransientError
+from tallymark_collector.forwarding import forwarding
+from tallymark_collector.metering import Metering
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
-from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_TENANT, Settings
+from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines import connect_string, wants_timescale
 
@@ -27,6 +36,9 @@ logger = logging.getLogger(__name__)
 PERIODS_INTERVAL: Final = 3600.0
 """Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
 PERIODS_RETRY: Final = 10.0
+UNMATCHED_INTERVAL: Final = 600.0
+"""Seconds between lines of the log that tell which telemetry was no usage."""
+
 
 CANCEL_AGAIN: Final = 1.0
 """Seconds after which a task that was cancelled and goes on is cancelled again; its statement's end takes less."""
@@ -54,11 +66,15 @@ async def _keeper(settings: Settings, store: Store) -> AsyncIterator[Store]:
             yield owner
 
 
-async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitable[None]] | None = None) -> None:
+Ready = Callable[[Server, Pipeline, Authenticator], Awaitable[None]]
+
+
+async def serve(settings: Settings, ready: Ready | None = None) -> None:
     """Migrates where its user may, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
 
     `ready` is called once requests are taken.
     """
+    certificate = None if settings.tls is None else ServerCertificate(settings.tls)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,20 +82,64 @@ async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitabl
     async with opened(settings.database, settings.database_timeout) as store, _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
-        pipeline = Pipeline(store, settings.limits)
+        metering = None if settings.meters is None else Metering(settings.meters)
+        authenticator = await _authenticator(settings, store)
+        quotas = Quotas(InDatabase(store), settings.limits)
+        pipeline = Pipeline(store, settings.limits, quotas=quotas, metering=metering)
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
+            asyncio.create_task(_keep_told(pipeline)),
         }
+        if certificate is not None:
+            loops.add(asyncio.create_task(keep_certificate(certificate)))
         try:
-            async with serving(pipeline, settings) as server:
+            async with (
+                store.presence() as presence,
+                _forwarding(settings) as accepted,
+                serving(
+                    pipeline,
+                    settings,
+                    ask=presence.ask,
+                    accepted=accepted,
+                    tenant_of=tenant_of(authenticator),
+                    certificate=certificate,
+                ) as server,
+            ):
                 if ready is not None:
-                    await ready(server, pipeline)
+                    await ready(server, pipeline, authenticator)
                 await _first(stop.wait(), loops)
         finally:
             await ended(loops)
+            pipeline.unmatched.tell()
+
+
+@asynccontextmanager
+async def _forwarding(settings: Settings) -> AsyncIterator[Accepted]:
+    """What is told of committed requests: the way to the next hop where there is one."""
+    if settings.forwarding is None:
+        yield nothing
+    else:
+        async with forwarding(settings.forwarding) as forwarder:
+            yield forwarder.accepted
+
+
+async def _authenticator(settings: Settings, store: Store) -> Authenticator:
+    """Raises UserError where strangers could write and nobody has said that they may."""
+    authenticator = Authenticator(
+        InDatabase(store),
+        allow_anonymous=settings.allow_anonymous,
+        # Who asks clients for certificates has said that not everybody may write.
+        closed=settings.tls is not None and settings.tls.client_authority is not None,
+    )
+    check_host(
+        settings.host,
+        needs_credentials=await authenticator.needs_credentials(),
+        allow_anonymous=settings.allow_anonymous,
+    )
+    return authenticator
 
 
 async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: float = PERIODS_RETRY) -> None:
@@ -87,16 +147,30 @@ async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: 
     while True:
         try:
             async with store.transaction() as connection:
-                await extend_periods(connection, DEFAULT_TENANT, datetime.now(timezone.utc))
+                tenants = await subscribed_tenants(connection)
+            for tenant in tenants:
+                await _extend_periods(store, tenant, interval)
         except TransientError as error:
             logger.warning("billing periods are not extended, the next try is in %s s: %s", retry, error)
             await asyncio.sleep(retry)
-        except (BillingError, ValueError):
-            # A subscription that this machine cannot read (its time zone is unknown here) must not stop ingestion.
-            logger.exception("billing periods are not extended, the next try is in %s s", interval)
-            await asyncio.sleep(interval)
         else:
             await asyncio.sleep(interval)
+
+
+async def _extend_periods(store: Store, tenant: str, interval: float) -> None:
+    try:
+        async with store.transaction() as connection:
+            await extend_periods(connection, tenant, datetime.now(timezone.utc))
+    except (BillingError, ValueError):
+        # A subscription that this machine cannot read (its time zone is unknown here) must not stop ingestion, nor the
+        # other tenants' periods.
+        logger.exception("billing periods of tenant %r are not extended, the next try is in %s s", tenant, interval)
+
+
+async def _keep_told(pipeline: Pipeline, interval: float = UNMATCHED_INTERVAL) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        pipeline.unmatched.tell()
 
 
 async def ended(tasks: Collection[asyncio.Task[None]], patience: float = CANCEL_AGAIN) -> None:

@@ -3,6 +3,10 @@
     CollectorError
     ├── PermanentError          the same input would fail again: do not retry
     │   ├── MalformedRequest    bytes that are not the OTLP message they claim to be
+    │   ├── TooLarge            more bytes or values than one request may have
+    │   ├── UnsupportedMedia    a content type or encoding that nobody here reads
+    │   ├── Unauthenticated     no credential, or one that is unknown, expired or revoked
+    │   ├── Forbidden           a good credential that is not for this
     │   └── UserError           a setting, argument or file that a person has to mend
     └── TransientError          the same input may succeed later: retry after a delay
         ├── StoreUnavailable    the database is away, read-only, full or out of connections
@@ -22,6 +26,23 @@ class PermanentError(CollectorError):
 
 class MalformedRequest(PermanentError):  # noqa: N818 - named for what arrived, like the status it becomes
     """The request's bytes are not the message that the method takes."""
+
+
+class TooLarge(PermanentError):  # noqa: N818
+    """One request is larger than the limits allow, after decompression."""
+
+
+class UnsupportedMedia(PermanentError):  # noqa: N818
+    """The request's content type or encoding is not one that is read here."""
+
+
+class Unauthenticated(PermanentError):  # noqa: N818 - named like the status it becomes
+    """Nobody knows who asks. The text never repeats what was sent. Where a credential cannot be looked up now, that is
+    a TransientError instead: clients throw away what is answered with this."""
+
+
+class Forbidden(PermanentError):  # noqa: N818
+    """It is known who asks, and that they may not."""
 
 
 class UserError(PermanentError):

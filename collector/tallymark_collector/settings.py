@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
+from tallymark_collector.metering import Rules
 from tallymark_collector.processors.validation import TimeLimits
 
 DEFAULT_TENANT: Final = "default"
-"""Whose usage it is while no credentials are configured."""
+"""Whose usage it is while no credential has been made."""
 
 DEFAULT_PORT: Final = 4317
 """OTLP over gRPC."""
+
+DEFAULT_HTTP_PORT: Final = 4318
+"""OTLP over HTTP."""
 
 DATABASE_TIMEOUT: Final = 30.0
 """Seconds that the database may take to write before the connection to it counts as lost. A network that has forgotten
@@ -56,6 +61,67 @@ class Limits:
     ten times their bytes."""
     retry_after: float = 1.0
     """Seconds that a refused client is told to wait."""
+    json_values: int = 4_000_000
+    """Values in one request in JSON; each takes about 100 bytes while it is converted."""
+    http_connections: int = 1000
+    """More HTTP connections than these are closed as they come; each may hold 128 KiB that are not counted yet."""
+    head_seconds: float = 10.0
+    """How long an HTTP client may take from connecting to the end of its first request's head."""
+    body_seconds: float = 30.0
+    """How long an HTTP request's body may take to arrive: exporters wait 10 s for the whole exchange."""
+    idle_seconds: float = 75.0
+    """After so long without a request an HTTP connection is closed: longer than the minute between most exports."""
+    points_per_second: float | None = None
+    """Of each tenant that has no limit of its own, in each collector; None is without limit. More is refused,
+    retryable."""
+    new_streams_per_hour: float | None = None
+    """The same for streams that the database does not know yet. What exceeds it is kept in quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """How long gRPC connections live, in seconds."""
+
+    max_age: float = 600.0
+    """A connection this old is closed once its calls have ended, and the client makes another: behind a balancer, to
+    another collector. gRPC varies it by a tenth."""
+    max_age_grace: float = 30.0
+    """What calls under way get then; longer than any export should take."""
+    keepalive: float = 60.0
+    """After so long without a word the client is asked whether it is there; a silent one is gone."""
+    keepalive_timeout: float = 20.0
+    """How long it has to answer."""
+    least_ping_interval: float = 10.0
+    """Clients may ask as often, also between calls; more often and they are disconnected."""
+    max_streams: int = 100
+    """Calls at once on one connection; further ones wait at the client. Their bytes arrive before they are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """Where acknowledged requests are sent on to."""
+
+    endpoint: str
+    """grpc://host:port, grpcs://host:port, http://… or https://…"""
+    folder: Path
+    """Keeps what has not been acknowledged there yet; one collector's alone."""
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Of each request to the next hop; they may hold a credential."""
+    max_bytes: int = 1024 * 1024 * 1024
+    """What the folder may hold. Past it the oldest requests are dropped, counted and told."""
+    max_files: int = 100_000
+    """Likewise: each request is a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files that a server shows itself by; they are read again when they change."""
+
+    certificate: Path
+    """The server's certificate, then those between it and its authority."""
+    key: Path
+    client_authority: Path | None = None
+    """Authorities of clients: nobody gets in without a certificate from one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +136,22 @@ class Settings:
     host: str = "127.0.0.1"
     """Loopback: without credentials nobody else may write."""
     port: int = DEFAULT_PORT
+    http_port: int | None = None
+    """The port of OTLP over HTTP; None takes none."""
+    reflection: bool = False
+    """Whether gRPC's server reflection tells which services there are."""
+    tls: TlsFiles | None = None
+    """None is without TLS."""
+    allow_anonymous: bool = False
+    """Requests without a credential are taken as the default tenant's, wherever they come from."""
     refresh_interval: float = 1.0
     """Seconds between looks for hours that have to be recomputed. Views are right in between, only slower."""
     database_timeout: float = DATABASE_TIMEOUT
     drain_seconds: float = 10.0
     """How long requests under way may take to finish when the collector is told to stop."""
     limits: Limits = field(default_factory=Limits)
+    connections: Connections = field(default_factory=Connections)
     retention: Retention = field(default_factory=Retention)
+    forwarding: Forwarding | None = None
+    meters: Rules | None = None
+    """What of other people's telemetry is usage."""

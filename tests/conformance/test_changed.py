@@ -17,7 +17,6 @@ from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.model import Batch, Point
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
-from tallymark_collector.store.engines.capabilities import state
 from tests.support.usage import BASE, SECOND, point, stream
 
 ZERO = datetime.fromtimestamp(BASE // SECOND, timezone.utc)
@@ -93,9 +92,6 @@ async def test_a_wrong_hour_is_told_right_at_once_and_made_again(
 
 
 async def test_a_wrong_day_is_told_and_made_again(store: Store, dsn: str) -> None:
-    async with store.session() as connection:
-        if not (await state(connection)).continuous_aggregates:
-            pytest.skip("days are summed from hours here")
     await fill(store)
     execute(dsn, "UPDATE usage_day SET quantity = quantity + 1 WHERE account = 'globex'")
     async with store.reading() as connection:

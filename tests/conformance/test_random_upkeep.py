@@ -27,8 +27,10 @@ from tallymark_collector.aggregates.days import with_days
 from tallymark_collector.aggregates.retention import drop_old
 from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.model import Batch, Point, Temporality, WriteResult
+from tallymark_collector.query.usage import usage
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
+from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines.capabilities import State, state
 from tests.conftest import STEPS
 from tests.support.usage import SECOND, stream
@@ -37,7 +39,10 @@ SEEDS = range(int(os.environ.get("TALLYMARK_TEST_SEEDS", "3")))
 STEPS_EACH = 30
 
 DELTA = [
-    stream(account, meter, route=route) for account in ("acme", "globex") for meter in ("m", "n") for route in "ab"
+    stream(account, meter, route=route)
+    for account in ("acme", "globex", "initech")
+    for meter in ("m", "n")
+    for route in "ab"
 ]
 CUMULATIVE = [stream(account, "m", "counter", Temporality.CUMULATIVE) for account in ("acme", "globex")]
 
@@ -51,14 +56,26 @@ EDGES = [
     datetime(2026, 10, 31, 23, tzinfo=timezone.utc),  # midnight there
     datetime(2026, 11, 1, 6, tzinfo=timezone.utc),  # clocks go back in New York
     datetime(2026, 11, 5, 12, tzinfo=timezone.utc),
+    datetime(2026, 10, 1, 3, 30, tzinfo=timezone.utc),  # inside a period that is inside an hour
 ]
 PERIODS = [
-    ("acme", "2026-09-14T18:30Z", "2026-10-14T18:30Z"),  # Kolkata
-    ("acme", "2026-10-14T18:30Z", "2026-11-14T18:30Z"),
-    ("globex", "2026-09-30T22:00Z", "2026-10-31T23:00Z"),  # Zurich, with the hour that comes twice
-    ("globex", "2026-10-31T23:00Z", "2026-11-30T23:00Z"),
+    ("acme", "2026-09-14T18:30+00:00", "2026-10-14T18:30+00:00"),  # Kolkata
+    ("acme", "2026-10-14T18:30+00:00", "2026-11-14T18:30+00:00"),
+    ("globex", "2026-09-30T22:00+00:00", "2026-10-31T23:00+00:00"),  # Zurich, with the hour that comes twice
+    ("globex", "2026-10-31T23:00+00:00", "2026-11-30T23:00+00:00"),
+    ("globex", "2026-11-30T23:00+00:00", "2026-12-01T04:00+00:00"),
+    (
+        "initech",
+        "2026-09-23T23:30+00:00",
+        "2026-09-24T00:15+00:00",
+    ),  # nothing but pieces of hours, on both sides of a day
+    ("initech", "2026-10-01T03:15+00:00", "2026-10-01T03:45+00:00"),  # inside an hour
+    ("initech", "2026-10-24T22:00+00:00", "2026-10-25T23:00+00:00"),  # 25 hours: a day of Zurich
+    ("initech", "2026-10-25T02:00+00:00", "2026-10-25T05:00+00:00"),  # whole hours of a day
 ]
 NOW = LAST + timedelta(days=2)
+ZONES = ["UTC", "America/New_York", "Europe/Zurich", "Asia/Kolkata"]
+"""What sessions of others may be set to: views must not care."""
 
 Key = tuple[str, str, datetime]
 ZERO = Decimal(0)
@@ -114,6 +131,34 @@ class World:
         return sum(
             (sums for (_, name, _), sums in self.expected(timedelta(days=1), "day").items() if name == meter), ZERO
         )
+
+    def expected_periods(self) -> dict[tuple[str, datetime, str], Decimal]:
+        """By account, start and meter; periods that reach into what was dropped are left out."""
+        bounds = [(account, datetime.fromisoformat(s), datetime.fromisoformat(e)) for account, s, e in PERIODS]
+        sums: dict[tuple[str, datetime, str], Decimal] = defaultdict(Decimal)
+        for p, value in self.usage():
+            for account, start, end in bounds:
+                if p.stream.series.account == account and start >= self.kept:
+                    inside = nanoseconds(start) <= p.time_ns < nanoseconds(end)
+                    sums[account, start, p.stream.series.meter] += value if inside else 0
+        return {key: value for key, value in sums.items() if value}
+
+    async def check_ranges(self, connection: Connection) -> None:
+        """Ranges that begin and end anywhere, of all accounts or one."""
+        for _ in range(3):
+            start = max(moment(self.time()), self.kept)
+            end = start + timedelta(seconds=self.rng.choice([900, 5000, 3600, 86_400, 100_000, 3_000_000]))
+            account = self.rng.choice([None, "acme", "initech"])
+            by = self.rng.choice([["account"], ["day"], ["hour", "account"]])
+            found = await usage(connection, tenant="default", by=by, start=start, end=end, account=account)
+            assert found.total() == sum(
+                (
+                    value
+                    for p, value in self.usage()
+                    if nanoseconds(start) <= p.time_ns < nanoseconds(end) and account in (None, p.stream.series.account)
+                ),
+                ZERO,
+            ), (start, end, account, by)
 
     # Steps --------------------------------------------------------------------------------------------------------
 
@@ -218,6 +263,18 @@ class World:
             found = {(d.bucket, d.account, d.tenant) for d in report.differences}
             await self.store.mark(found)
 
+    async def broken_day(self) -> None:
+        """The same of a day."""
+        rows = self.execute(
+            "SELECT account, tenant, bucket FROM usage_day WHERE bucket >= %s ORDER BY 1, 2, 3", self.kept
+        )
+        if rows:
+            account, _, at = self.rng.choice(rows)
+            self.execute("UPDATE usage_day SET points = points + 1 WHERE account = %s AND bucket = %s", account, at)
+            async with self.store.reading() as connection:
+                report = await with_days(connection, await audit(connection))
+            await self.store.mark({(d.bucket, d.account, d.tenant) for d in report.differences})
+
     async def columns(self) -> None:
         if self.can.continuous_aggregates:
             with suppress(StoreUnavailable):  # a piece was busy: there is a next time
@@ -297,6 +354,7 @@ class World:
 
     async def check(self) -> None:
         async with self.store.reading() as connection:
+            await connection.execute(f"SET LOCAL TimeZone = '{self.rng.choice(ZONES)}'")
             for view, width, name in (
                 ("usage_hourly", timedelta(hours=1), "hour"),
                 ("usage_daily", timedelta(days=1), "day"),
@@ -306,20 +364,18 @@ class World:
                         f"SELECT account, meter, bucket, sum(quantity) FROM {view} GROUP BY 1, 2, 3"
                     )
                 ).fetchall()
-                assert {row[:3]: row[3] for row in rows if row[3]} == self.expected(width, name), view
+                found = {(*row[:2], row[2].astimezone(timezone.utc)): row[3] for row in rows if row[3]}
+                assert found == self.expected(width, name), view
             rows = await (
                 await connection.execute(
-                    "SELECT account, meter, period_start, period_end, quantity FROM usage_by_period"
+                    "SELECT account, period_start, meter, sum(quantity), count(*) FROM usage_by_period GROUP BY 1, 2, 3"
                 )
             ).fetchall()
-            for account, meter, start, end, quantity in rows:
-                if start >= self.kept:
-                    assert quantity == sum(
-                        value
-                        for p, value in self.usage()
-                        if (p.stream.series.account, p.stream.series.meter) == (account, meter)
-                        and nanoseconds(start) <= p.time_ns < nanoseconds(end)
-                    )
+            assert all(row[4] == 1 for row in rows)
+            periods = {(row[0], row[1].astimezone(timezone.utc), row[2]): row[3] for row in rows if row[3]}
+            assert {key: sums for key, sums in periods.items() if key[1] >= self.kept} == self.expected_periods()
+            await connection.execute("SET LOCAL TimeZone = 'UTC'")
+            await self.check_ranges(connection)
             report = await with_days(connection, await audit(connection))
         assert (report.differences, report.drifts) == ([], [])
 
@@ -341,8 +397,8 @@ async def test_every_view_equals_raw_after_each_step(
         )
     steps: list[Callable[[], Awaitable[None]]] = [
         *[lambda: world.write(world.batch())] * 4, world.again, *[world.refresh] * 3, *[world.storm] * 6,
-        world.refreshed_by_hand, world.audited, world.broken, *[world.columns] * 2, world.drop, world.dropping_storm,
-        world.too_old,
+        world.refreshed_by_hand, world.audited, world.broken, world.broken_day, *[world.columns] * 2, world.drop,
+        world.dropping_storm, world.too_old,
     ]  # fmt: skip
     done = request.config.stash[STEPS]
     engine = request.node.callspec.params["server"]

@@ -12,24 +12,27 @@ import grpc
 
 
 class Collector:
-    """A collector process that can be killed and started again on its port."""
+    """A collector process that can be killed and started again on its ports."""
 
     def __init__(self, dsn: str, *more: str) -> None:
         """`more` are further arguments of `serve`."""
         self.dsn = dsn
         self.more = more
         self.port = 0
+        self.http_port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json", *self.more]
+        arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json"]
+        arguments += ["--http-port", str(self.http_port), *self.more]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tallymark_collector", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         assert self.process.stdout is not None
-        self.port = json.loads(self.process.stdout.readline())["port"]
+        ready = json.loads(self.process.stdout.readline())
+        self.port, self.http_port = ready["port"], ready["http_port"]
 
     def send(self, body: bytes) -> None:
         """Sends a metrics request and waits for its answer."""

@@ -2,9 +2,9 @@
 
 Points go only when all of this holds: they are older than they have to be kept; no billing period that is open, or
 ended less than `billing_grace` ago, reaches into them; none of their hours has a mark or awaits an audit; and their
-hours say what they say, which is compared one last time in the transaction that drops them. What cannot be told from a
-point that was counted, because that was dropped, is refused by the database itself (sql/0006_upkeep.sql); collectors
-with this retention set such points aside earlier (`settings.Limits`). Hours and days stay for ever.
+hours and days say what they say, which is compared one last time in the transaction that drops them. What cannot be
+told from a point that was counted, because that was dropped, is refused by the database itself (sql/0006_upkeep.sql);
+collectors with this retention set such points aside earlier (`settings.Limits`). Hours and days stay for ever.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
       %(wanted)s::timestamptz,
       (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM billing_period WHERE period_end > %(billed)s),
       (SELECT min(bucket) FROM usage_dirty),
-      (SELECT min(bucket) FROM usage_unaudited)
+      (SELECT min(bucket) FROM usage_day_dirty),
+      (SELECT min(bucket) FROM usage_unaudited),
+      (SELECT min(bucket) FROM usage_day_unaudited)
   )"""
 
 _DIFFERENT_SQL: Final = """
@@ -45,11 +47,27 @@ WITH raw AS (
 ), cached AS (
     SELECT tenant, account, series, bucket, quantity, points FROM usage_hour
     WHERE bucket >= (SELECT points_from FROM usage_kept) AND bucket < %(cut)s
+), kept AS (
+    SELECT CASE WHEN points_from = '-infinity' THEN points_from
+                ELSE date_bin('1 day', points_from + interval '24 hours' - interval '1 microsecond', 'epoch') END AS day
+    FROM usage_kept
+), raw_day AS (
+    SELECT tenant, account, series, date_bin('1 day', bucket, 'epoch') AS bucket,
+           sum(quantity) AS quantity, sum(points) AS points
+    FROM raw WHERE bucket >= (SELECT day FROM kept) AND bucket < date_bin('1 day', %(cut)s::timestamptz, 'epoch')
+    GROUP BY 1, 2, 3, 4
+), cached_day AS (
+    SELECT tenant, account, series, bucket, quantity, points FROM usage_day
+    WHERE bucket >= (SELECT day FROM kept) AND bucket < date_bin('1 day', %(cut)s::timestamptz, 'epoch')
 )
 INSERT INTO usage_dirty (bucket, account, tenant)
-SELECT DISTINCT bucket, account, tenant
+SELECT bucket, account, tenant
 FROM raw FULL JOIN cached USING (tenant, account, series, bucket)
-WHERE raw.quantity IS DISTINCT FROM cached.quantity OR raw.points IS DISTINCT FROM cached.points"""
+WHERE raw.quantity IS DISTINCT FROM cached.quantity OR raw.points IS DISTINCT FROM cached.points
+UNION
+SELECT bucket, account, tenant
+FROM raw_day r FULL JOIN cached_day c USING (tenant, account, series, bucket)
+WHERE r.quantity IS DISTINCT FROM c.quantity OR r.points IS DISTINCT FROM c.points"""
 
 
 _EVIDENCE_CUT_SQL: Final = """

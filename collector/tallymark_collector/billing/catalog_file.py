@@ -5,27 +5,15 @@ Everything wrong with a file is reported at once, each with its line and its fie
     plans.yaml:14: plans.pro.charges[1].graduated[0].up_to: must be above 1000: …
 """
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path as FilePath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic_core import ErrorDetails
 
-from tallymark_collector.billing.errors import CatalogError, CurrencyError, Problem
-from tallymark_collector.billing.fields import (
-    CurrencyCode,
-    Declared,
-    Text,
-    Value,
-    Where,
-    listed,
-    maybe_day,
-    near,
-    part,
-)
+from tallymark_collector.billing.errors import CatalogError, CurrencyError
+from tallymark_collector.billing.fields import CurrencyCode, Declared, maybe_day
 from tallymark_collector.billing.money import minor_digits
 from tallymark_collector.billing.plans import (
     KINDS,
@@ -38,9 +26,9 @@ from tallymark_collector.billing.plans import (
     SubscriptionTerms,
     Tier,
 )
-from tallymark_collector.billing.yaml_text import Document, Path, read_yaml
-
-MAX_FILE_BYTES = 16 * 1024 * 1024
+from tallymark_collector.documents.fields import Text, Value, Where, listed, part
+from tallymark_collector.documents.reading import Shape, named, parse, read_text
+from tallymark_collector.documents.yaml_text import Document, Path
 
 _Item = TypeVar("_Item")
 
@@ -78,34 +66,12 @@ class _File(Value):
 
 def read_catalog(path: str | FilePath) -> Catalog:
     """The catalogue in a file (UTF-8). Raises `CatalogError` with every problem, `OSError` if it can't be read."""
-    file = FilePath(path)
-    with file.open("rb") as opened:
-        content = opened.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise CatalogError([Problem(str(file), 1, 1, "", f"is larger than {MAX_FILE_BYTES:,} bytes; split it")])
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise CatalogError([Problem(str(file), line, 1, "", "is not UTF-8; save it as UTF-8")]) from None
-    return parse_catalog(text, str(file))
+    return parse_catalog(read_text(path, CatalogError), str(path))
 
 
 def parse_catalog(text: str, file: str = "plans.yaml") -> Catalog:
     """The catalogue in a text; `file` is the name in messages. Raises `CatalogError` with every problem."""
-    document = read_yaml(text)
-    problems = [Problem(file, *place, _field(path), message) for place, path, message in document.faults]
-    if document.data is None and not problems:
-        problems.append(Problem(file, 1, 1, "", "is empty; a catalogue needs `currency` and `plans`"))
-    if document.data is None:
-        raise CatalogError(problems)
-    content = None
-    try:
-        content = _File.model_validate(document.data, context=_declared(document.data))
-    except ValidationError as error:
-        problems += _problems(error.errors(include_url=False), document, file)
-    if content is None or problems:
-        raise CatalogError(sorted(set(problems), key=lambda problem: (problem.line, problem.column)))
+    content, _ = parse(text, file, _SHAPE)
     return _catalog(content)
 
 
@@ -145,21 +111,6 @@ def _names(section: object) -> frozenset[str] | None:
     return frozenset(section or ()) if section is None or isinstance(section, dict) else None
 
 
-def _problems(errors: Sequence[ErrorDetails], document: Document, file: str) -> list[Problem]:
-    # A misspelt field is one mistake, though it is an unknown field and a missing one too.
-    meant = {(*each["loc"][:-1], _intended(each["loc"])) for each in errors if each["type"] == "extra_forbidden"}
-    return [
-        Problem(file, *_place(each, document), _field(_in_file(each["loc"], document)), _message(each))
-        for each in errors
-        if not (each["type"] == "missing" and each["loc"] in meant)
-    ]
-
-
-def _place(error: ErrorDetails, document: Document) -> tuple[int, int]:
-    of_key = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
-    return document.place(_in_file(error["loc"], document), of_key=of_key)
-
-
 def _in_file(loc: Path, document: Document) -> Path:
     """Pydantic's location without what it adds: a charge's kind, the index of a subscription that stands alone."""
     if loc[:1] == ("plans",) and len(loc) > 4 and loc[4] in KINDS:
@@ -169,49 +120,11 @@ def _in_file(loc: Path, document: Document) -> Path:
     return loc[:-1] if len(loc) == 3 and loc[2] == "[key]" else loc
 
 
-def _field(path: Path) -> str:
-    text = ""
-    for part_ in path:
-        if isinstance(part_, int):
-            text += f"[{part_}]"
-        elif re.fullmatch("[A-Za-z0-9_-]+", part_):
-            text += f".{part_}" if text else part_
-        else:
-            # A meter's name has dots of its own.
-            text += f"[{json.dumps(part_, ensure_ascii=False)}]"
-    return text
-
-
-def _message(error: ErrorDetails) -> str:
-    got = error.get("input")
-    match error["type"]:
-        case "missing":
-            return "is required"
-        case "extra_forbidden":
-            intended = _intended(error["loc"])
-            known = ", ".join(_fields(error["loc"][:-1]))
-            return f"unknown field; did you mean {intended}?" if intended else f"unknown field; known are {known}"
-        case "tuple_type" if error["loc"][0] == "accounts":
-            return f"expected a mapping, e.g. {{plan: pro, since: 2026-01-01}}, or a list of such, got {_named(got)}"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return f"expected a mapping (name: value), got {_named(got)}"
-        case "tuple_type":
-            return f"expected a list (- …), got {_named(got)}"
-        case "string_type" if isinstance(got, dict):
-            return 'expected text, got a mapping; text with braces needs quotes, e.g. "{request}"'
-        case "string_type":
-            return f"expected text, got {_named(got)}"
-        case _:
-            return error["msg"]
-
-
-def _named(value: object) -> str:
-    names: Mapping[type[Any], str] = {type(None): "nothing", dict: "a mapping", list: "a list"}
-    return names.get(type(value), f"the text {value!r}")
-
-
-def _intended(loc: Path) -> str:
-    return near(str(loc[-1]), _fields(loc[:-1]), "")
+def _message(error: ErrorDetails) -> str | None:
+    if error["type"] == "tuple_type" and error["loc"][0] == "accounts":
+        got = named(error.get("input"))
+        return f"expected a mapping, e.g. {{plan: pro, since: 2026-01-01}}, or a list of such, got {got}"
+    return None
 
 
 def _fields(loc: Path) -> list[str]:
@@ -231,3 +144,14 @@ def _fields(loc: Path) -> list[str]:
         case _:
             model = SubscriptionTerms
     return list(model.model_fields)
+
+
+_SHAPE = Shape(
+    _File,
+    CatalogError,
+    empty="is empty; a catalogue needs `currency` and `plans`",
+    fields_at=_fields,
+    in_file=_in_file,
+    message=_message,
+    context=_declared,
+)

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import sys
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from tallymark_collector import application
-from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption
+from tallymark_collector.access import Authenticator
+from tallymark_collector.access.listening import is_loopback
+from tallymark_collector.cli import opening, output, receiving
+from tallymark_collector.cli.arguments import DatabaseOption, MetersOption, read_meters
 from tallymark_collector.cli.redaction import redact, shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import Server
-from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_PORT, Limits, Retention, Settings
+from tallymark_collector.settings import (
+    DATABASE_TIMEOUT,
+    DEFAULT_PORT,
+    DEFAULT_TENANT,
+    Limits,
+    Retention,
+    Settings,
+    TlsFiles,
+)
 
 MIN_KEPT_DAYS: Final = 7
 """Less would set aside what clients have kept over a weekend without the collector."""
@@ -35,11 +45,16 @@ class _Lines(logging.Formatter):
 def serve(
     database: DatabaseOption = None,
     host: Annotated[
-        str, typer.Option(envvar="TALLYMARK_HOST", help="Address to listen on. There are no credentials yet.")
+        str,
+        typer.Option(
+            envvar="TALLYMARK_HOST", help="Address to listen on; beyond this machine only once a token has been made."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="TALLYMARK_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = DEFAULT_PORT,
+    http_port: receiving.HttpPortOption = None,
+    no_http: receiving.NoHttpOption = False,
     keep_points: Annotated[
         int | None,
         typer.Option(
@@ -90,9 +105,65 @@ def serve(
             help="A write that takes longer is given up and its client told to try again: the connection is lost.",
         ),
     ] = DATABASE_TIMEOUT,
+    forward_to: receiving.ForwardToOption = None,
+    forward_dir: receiving.ForwardDirOption = None,
+    forward_limit: receiving.ForwardLimitOption = 1024,
+    max_connection_age: receiving.MaxAgeOption = receiving.DEFAULTS.max_age,
+    max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
+    keepalive: receiving.KeepaliveOption = receiving.DEFAULTS.keepalive,
+    reflection: receiving.ReflectionOption = False,
+    meters: MetersOption = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TALLYMARK_TLS_CERT",
+            metavar="FILE",
+            show_default="no TLS",
+            help="The server's certificate and its chain, PEM. Read again when it changes.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(envvar="TALLYMARK_TLS_KEY", metavar="FILE", show_default="none", help="Its key, PEM."),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TALLYMARK_TLS_CLIENT_CA",
+            metavar="FILE",
+            show_default="none",
+            help="Clients need a certificate from these authorities, PEM.",
+        ),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--allow-anonymous",
+            envvar="TALLYMARK_ALLOW_ANONYMOUS",
+            help=f"Take requests without a credential, as the tenant {DEFAULT_TENANT!r}'s, from wherever they come.",
+        ),
+    ] = False,
+    points_per_second: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TALLYMARK_POINTS_PER_SECOND",
+            min=0.001,
+            show_default="no limit",
+            help="Of each tenant without a limit of its own; more is refused, to be sent again later.",
+        ),
+    ] = None,
+    new_streams_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TALLYMARK_NEW_STREAMS_PER_HOUR",
+            min=1,
+            show_default="no limit",
+            help="The same for streams that were never seen; the points of more are set aside.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
-    """Take OTLP over gRPC, until SIGTERM or Ctrl-C; requests under way are finished first.
+    """Take OTLP over gRPC and HTTP, until SIGTERM or Ctrl-C; requests under way are finished first.
 
     Makes and migrates the database where that is needed and its user owns it.
     """
@@ -110,24 +181,60 @@ def serve(
         host=address(host),
         port=port,
         database_timeout=database_timeout,
-        limits=Limits(times=retention.times()),
+        http_port=receiving.http_port(http_port, off=no_http, grpc_port=port),
+        reflection=reflection,
+        tls=tls_files(tls_cert, tls_key, tls_client_ca),
+        allow_anonymous=allow_anonymous,
+        limits=Limits(
+            times=retention.times(),
+            points_per_second=points_per_second,
+            new_streams_per_hour=new_streams_per_hour,
+        ),
+        connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
+        forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit),
+        meters=None if meters is None else read_meters(meters),
     )
+    receiving.check_loop(settings)
     if not is_loopback(host):
-        output.warn(
-            f"listening on {host}: there are no credentials yet, so whoever reaches this port can write usage of any"
-            " account"
-        )
+        if allow_anonymous:
+            output.warn(
+                f"listening on {host} with --allow-anonymous: whoever reaches this port can write usage of any account"
+                f" of the tenant {DEFAULT_TENANT!r}"
+            )
+        if settings.tls is None:
+            output.warn(
+                f"listening on {host} without TLS: tokens travel in clear. Give --tls-cert and --tls-key, or let a"
+                " proxy end TLS before this port"
+            )
 
     starting = ExitStack()
 
-    async def ready(server: Server, _: Pipeline) -> None:
+    async def ready(server: Server, _: Pipeline, authenticator: Authenticator) -> None:
         starting.close()
         where = shown(settings.database)
+        guarded = await authenticator.needs_credentials()
         if as_json:
-            output.write_json_line({"host": settings.host, "port": server.port, "pid": os.getpid(), "database": where})
-        else:
-            output.tell(f"listening on {settings.host}:{server.port}, database {where}")
+            output.write_json_line(
+                {
+                    "host": settings.host,
+                    "port": server.port,
+                    "http_port": server.http_port,
+                    "pid": os.getpid(),
+                    "database": where,
+                    "tls": settings.tls is not None,
+                    "anonymous": not guarded,
+                }
+            )
+            return
+        over = " with TLS" if settings.tls is not None else ""
+        http = "" if server.http_port is None else f" and, over HTTP, {settings.host}:{server.http_port}"
+        output.tell(f"listening on {settings.host}:{server.port}{http}{over}, database {where}")
+        if not (guarded or allow_anonymous):
+            output.tell(
+                "no credential has been made: whoever is on this machine can write usage, and nobody else reaches it;"
+                " `tallymark tokens create --tenant … --scope write` makes the first token"
+            )
 
     with starting:
         starting.enter_context(output.progress("starting"))
@@ -145,9 +252,13 @@ def address(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def is_loopback(host: str) -> bool:
-    """True if only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def tls_files(certificate: Path | None, key: Path | None, client_authority: Path | None) -> TlsFiles | None:
+    """The files that were named. Raises UserError where some are lacking."""
+    if certificate is not None and key is not None:
+        return TlsFiles(certificate, key, client_authority)
+    given = {"--tls-cert": certificate, "--tls-key": key, "--tls-client-ca": client_authority}
+    if any(given.values()):
+        lacking = [name for name in ("--tls-cert", "--tls-key") if given[name] is None]
+        named = next(name for name, path in given.items() if path is not None)
+        raise UserError(f"{named} is given and {' and '.join(lacking)} not: TLS takes a certificate and its key")
+    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.metrics.v1 import metrics_pb2
@@ -29,10 +30,13 @@ from tallymark_collector.model import (
 from tallymark_collector.processors import control, meters, validation
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
 
+if TYPE_CHECKING:
+    from tallymark_collector.metering import Metering
+
 MAX_CACHED_STREAMS: Final = 200_000
 """Streams whose decoded form is kept. At the limit all are dropped and decoded again as they come: about 1 KB each."""
 
-_NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point carries nothing
+NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point carries nothing
 _TYPES: Final = {
     "gauge": "gauge",
     "histogram": "histogram",
@@ -55,7 +59,14 @@ class Decoded:
     rejected: int = 0
     """Data points among `quarantined` (an unsupported metric is kept as one item)."""
     unmatched: int = 0
-    """Metrics that are not usage."""
+    """Metrics that are not usage, and points that the file of meters passes over."""
+    foreign: Counter[str] = field(default_factory=Counter)
+    """The same by the metric's name."""
+
+    def pass_over(self, name: str) -> None:
+        """Counts what is not usage."""
+        self.unmatched += 1
+        self.foreign[name] += 1
 
 
 class StreamCache:
@@ -191,15 +202,29 @@ def identifying(resource: Attributes) -> Attributes:
     return Attributes((key, value) for key, value in resource if key in names)
 
 
-def decode_metrics(tenant: str, body: bytes, cache: StreamCache, limits: validation.TimeLimits, now_ns: int) -> Decoded:
+def decode_metrics(
+    tenant: str,
+    body: bytes,
+    cache: StreamCache,
+    limits: validation.TimeLimits,
+    now_ns: int,
+    metering: Metering | None = None,
+) -> Decoded:
     """Points of an ExportMetricsServiceRequest. Raises MalformedRequest where the request as a whole cannot be read;
-    what is wrong with a single point's attributes, resource or scope is that point's refusal."""
+    what is wrong with a single point's attributes, resource or scope is that point's refusal.
+
+    A metric that the file of meters names is read by `metering` alone; all others by the rule in `meters`.
+    """
     decoded = Decoded()
     window = limits.window(now_ns)
     for resource_metrics in wire.parse_metrics(body).resource_metrics:
         for scope_metrics in resource_metrics.scope_metrics:
             scope_name = cache.scope_name(scope_metrics.scope)
+            resource, scope = resource_metrics.resource, scope_metrics.scope
+            metered = None if metering is None else metering.metrics(tenant, resource, scope)
             for metric in scope_metrics.metrics:
+                if metered is not None and metered.decode(metric, window, decoded):
+                    continue
                 if scope_name == conventions.CONTROL_SCOPE:
                     found = control.decode(tenant, resource_metrics.resource, scope_metrics.scope, metric, window)
                     decoded.controls += found.controls
@@ -209,7 +234,7 @@ def decode_metrics(tenant: str, body: bytes, cache: StreamCache, limits: validat
                     decoded.rejected += len(found.quarantined)
                     decoded.unmatched += found.unmatched
                 elif not meters.is_usage(scope_name, metric):
-                    decoded.unmatched += 1
+                    decoded.pass_over(metric.name)
                 elif metric.WhichOneof("data") == "sum":
                     streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)
                     _decode_sum(metric, streams, window, decoded)
@@ -223,7 +248,7 @@ def _decode_sum(metric: Metric, streams: MetricStreams, window: tuple[int, int],
     oldest, latest = window
     for number in metric.sum.data_points:
         stream = streams.resolve(tuple(number.attributes))
-        if number.flags & _NO_RECORDED_VALUE:
+        if number.flags & NO_RECORDED_VALUE:
             continue
         start_ns, time_ns = number.start_time_unix_nano, number.time_unix_nano
         value = validation.read_value(number)
@@ -244,7 +269,7 @@ def _decode_sum(metric: Metric, streams: MetricStreams, window: tuple[int, int],
 def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -> None:
     kind = metric.WhichOneof("data")
     if kind is None:
-        decoded.unmatched += 1
+        decoded.pass_over(metric.name)
         return
     try:
         points = getattr(metrics_pb2.Metric.FromString(metric.SerializeToString()), kind).data_points
@@ -254,7 +279,7 @@ def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -
         decoded.quarantined.append(Quarantined(tenant, "", metric.name, 0, refusal, "metrics", payload))
         return
     if not points:
-        decoded.unmatched += 1
+        decoded.pass_over(metric.name)
         return
     detail = f"a {_TYPES[kind]} is not billed: send a monotonic sum (Counter)"
     refusal = Refusal(Reason.TYPE_UNSUPPORTED, detail)

@@ -1,4 +1,4 @@
-"""Usage between two instants by any dimensions: whole hours from the cached hours, the rest from the points."""
+"""Usage between two instants by any dimensions: from days and hours that are kept, pieces of hours from the points."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _ALWAYS: Final = ("meter", "unit")
 """Quantities of different meters or units cannot be added."""
 
 _HOUR: Final = timedelta(hours=1)
+_DAY: Final = timedelta(days=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FIRST: Final = datetime(1, 1, 2, tzinfo=timezone.utc)
 _LAST: Final = datetime(9999, 12, 31, tzinfo=timezone.utc)
@@ -64,6 +65,7 @@ async def usage(
         raise UserError(f"cannot group by {', '.join(unknown)}: choose from {', '.join(DIMENSIONS)}")
     columns = tuple(dict.fromkeys([*by, *_ALWAYS]))
     whole, edges = split(start or _FIRST, end or _LAST)
+    days, hours = ((whole[0], whole[0]), [whole]) if "hour" in by else split_hours(*whole)
     await _check_kept(connection, edges)
     groups = ", ".join(DIMENSIONS[name] for name in columns)
     names = ", ".join(f'{DIMENSIONS[name]} AS "{name}"' for name in columns)
@@ -72,9 +74,14 @@ async def usage(
             f"""
             SELECT {names}, sum(u.quantity) AS quantity, sum(u.points)::bigint AS points
             FROM (
-                SELECT account, bucket, series, quantity, points FROM usage_hour_current
+                SELECT account, bucket, series, quantity, points FROM usage_day_current
                 WHERE tenant = %(tenant)s AND (%(account)s::text IS NULL OR account = %(account)s)
-                  AND bucket >= %(whole_start)s AND bucket < %(whole_end)s
+                  AND bucket >= %(day_start)s AND bucket < %(day_end)s
+                UNION ALL
+                SELECT h.account, h.bucket, h.series, h.quantity, h.points
+                FROM unnest(%(hour_starts)s::timestamptz[], %(hour_ends)s::timestamptz[]) AS e (starts, ends)
+                JOIN usage_hour_current h ON h.bucket >= e.starts AND h.bucket < e.ends
+                WHERE h.tenant = %(tenant)s AND (%(account)s::text IS NULL OR h.account = %(account)s)
                 UNION ALL
                 SELECT p.account, date_bin('1 hour', p.time, 'epoch'), p.series, p.quantity, 1
                 FROM unnest(%(edge_starts)s::timestamptz[], %(edge_ends)s::timestamptz[]) AS e (starts, ends)
@@ -90,8 +97,10 @@ async def usage(
                 "tenant": tenant,
                 "account": account,
                 "meter": meter,
-                "whole_start": whole[0],
-                "whole_end": whole[1],
+                "day_start": days[0],
+                "day_end": days[1],
+                "hour_starts": [part[0] for part in hours],
+                "hour_ends": [part[1] for part in hours],
                 "edge_starts": [edge[0] for edge in edges],
                 "edge_ends": [edge[1] for edge in edges],
             },
@@ -125,17 +134,34 @@ def split(start: datetime, end: datetime) -> tuple[Span, list[Span]]:
             raise UserError(f"{instant.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
     if end < start:
         raise UserError(f"the range ends ({end.isoformat()}) before it starts ({start.isoformat()})")
-    first, last = hour_from(start), hour_until(end)
+    return _split(start, end, _HOUR)
+
+
+def split_hours(start: datetime, end: datetime) -> tuple[Span, list[Span]]:
+    """`[start, end)` of whole hours as a range of whole UTC days and the hours beside it."""
+    return _split(start, end, _DAY)
+
+
+def hour_until(instant: datetime) -> datetime:
+    """The last whole UTC hour that begins at or before the instant."""
+    return _until(instant, _HOUR)
+
+
+def hour_from(instant: datetime) -> datetime:
+    """The first whole UTC hour that begins at or after the instant."""
+    return _from(instant, _HOUR)
+
+
+def _split(start: datetime, end: datetime, width: timedelta) -> tuple[Span, list[Span]]:
+    first, last = _from(start, width), _until(end, width)
     if first > last:
         return (last, last), [(start, end)]
     return (first, last), [edge for edge in ((start, first), (last, end)) if edge[0] < edge[1]]
 
 
-def hour_until(instant: datetime) -> datetime:
-    """The last whole UTC hour that begins at or before the instant."""
-    return (instant - _EPOCH) // _HOUR * _HOUR + _EPOCH
+def _until(instant: datetime, width: timedelta) -> datetime:
+    return (instant - _EPOCH) // width * width + _EPOCH
 
 
-def hour_from(instant: datetime) -> datetime:
-    """The first whole UTC hour that begins at or after the instant."""
-    return -(-(instant - _EPOCH) // _HOUR) * _HOUR + _EPOCH
+def _from(instant: datetime, width: timedelta) -> datetime:
+    return -(-(instant - _EPOCH) // width) * width + _EPOCH

@@ -1,71 +1,149 @@
-"""The gRPC server: OTLP and `grpc.health.v1` on one port, started, watched and drained."""
+"""The servers: OTLP and `grpc.health.v1` over gRPC, OTLP over HTTP, started, watched and drained together."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
+from tallymark_collector.access.requests import TenantOf, anybody, over_http
+from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
-from tallymark_collector.settings import DEFAULT_TENANT, Settings
+from tallymark_collector.receivers.admission import Admission
+from tallymark_collector.receivers.http_server import HttpServer
+from tallymark_collector.receivers.listening import check_free, listen
+from tallymark_collector.receivers.otlp import Accepted, nothing, services
+from tallymark_collector.receivers.otlp_http import Receiver
+from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
+from tallymark_collector.settings import Connections, Limits, Settings
 
 logger = logging.getLogger(__name__)
 
 
 class Server:
-    """A running server."""
+    """Running servers."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, names: list[str]) -> None:
+    def __init__(self, server: grpc.aio.Server, port: int, names: list[str], *, reflects: bool = False) -> None:
         self.port = port
         """The port that is listened on; of interest where 0 was asked for."""
+        self.http_port: int | None = None
+        """The same of HTTP; None without it."""
+        self.readiness = Readiness()
+        """Whether usage is taken, as health checks are told."""
         self._server = server
         self._names = names
+        self._http: HttpServer | None = None
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if reflects:
+            known = [name for name in names if name] + [health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(known, server)
 
     async def start(self) -> None:
         """Takes requests from now on."""
         await self._server.start()
+        await self.tell()
+
+    async def start_http(self, http: HttpServer, sockets: list[socket.socket], tls: ssl.SSLContext | None) -> None:
+        """Takes requests over HTTP, too."""
+        self._http = http
+        self.http_port = sockets[0].getsockname()[1]
+        await http.start(sockets, tls)
+
+    async def tell(self) -> None:
+        """Lets health checks know the state."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if self.readiness.serving else states.NOT_SERVING
         for name in self._names:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(name, state)
 
     async def drain(self, seconds: float) -> None:
         """Says NOT_SERVING, takes no new requests, finishes those under way, at most that long."""
+        self.readiness.drain()
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(seconds)
+        await asyncio.gather(self._server.stop(seconds), *([self._http.drain()] if self._http else []))
 
 
 @asynccontextmanager
-async def serving(pipeline: Pipeline, settings: Settings) -> AsyncIterator[Server]:
-    """A server that runs while the context lasts and is drained at its end. Raises UserError where it cannot listen."""
+async def serving(
+    pipeline: Pipeline,
+    settings: Settings,
+    *,
+    ask: Ask | None = None,
+    accepted: Accepted = nothing,
+    tenant_of: TenantOf = anybody,
+    certificate: ServerCertificate | None = None,
+) -> AsyncIterator[Server]:
+    """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
+
+    `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
+    `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
+    a `certificate` nobody connects without TLS.
+    """
     limits = settings.limits
-    server = grpc.aio.server(
-        options=[
-            # gRPC's default would let a second collector take half of the connections without a word.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", limits.request_bytes),
-        ]
-    )
-    admission = otlp_grpc.Admission(limits.in_flight_bytes, limits.retry_after)
-    services = otlp_grpc.services(pipeline)
-    server.add_generic_rpc_handlers(
-        tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission) for service in services)
-    )
+    admission = Admission(limits.in_flight_bytes, limits.retry_after)
+    offered = services(pipeline, accepted)
+    # First: a gRPC server that was never started would keep its port.
+    sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port)
+    server = grpc.aio.server(options=grpc_options(settings.connections, limits))
+    server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, tenant_of, admission) for service in offered))
     address = f"{settings.host}:{settings.port}"
     try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
+        check_free(settings.host, settings.port)
+        if certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificate.grpc_credentials())
+    except (RuntimeError, UserError) as error:
+        for one in sockets:
+            one.close()
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
-    running = Server(server, port, ["", *(service.name for service in services)])
-    await running.start()
+    names = ["", *(service.name for service in offered)]
+    running = Server(server, port, names, reflects=settings.reflection)
+    asking: asyncio.Task[None] | None = None
     try:
+        await running.start()
+        if sockets:
+            http = HttpServer(
+                Receiver(offered, limits, admission, over_http(tenant_of)), limits, settings.drain_seconds
+            )
+            tls = None if certificate is None else certificate.ssl_context("http/1.1")
+            await running.start_http(http, sockets, tls)
+        if ask is not None:
+            asking = asyncio.create_task(keep_asking(running.readiness, ask, running.tell))
         yield running
     finally:
         # Shielded: a second signal must not cut off requests whose clients would then have to guess.
         await asyncio.shield(running.drain(settings.drain_seconds))
+        if asking is not None:
+            # It ends by itself; a query that is cut off in the middle would leave a warning.
+            await asyncio.wait({asking}, timeout=ASK_TIMEOUT)
+            asking.cancel()
+
+
+def grpc_options(connections: Connections, limits: Limits) -> list[tuple[str, int]]:
+    """What gRPC is told of a server."""
+    return [
+        # gRPC's default would let a second collector take half of the connections without a word.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", limits.request_bytes),
+        ("grpc.max_concurrent_streams", connections.max_streams),
+        ("grpc.max_connection_age_ms", round(connections.max_age * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(connections.max_age_grace * 1000)),
+        ("grpc.keepalive_time_ms", round(connections.keepalive * 1000)),
+        ("grpc.keepalive_timeout_ms", round(connections.keepalive_timeout * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(connections.least_ping_interval * 1000)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(connections.least_ping_interval * 1000)),
+    ]

@@ -1,7 +1,8 @@
-"""The one table from errors to what a client is told.
+"""The one table from errors to what a client is told, over gRPC and over HTTP.
 
-A client drops what is answered with UNKNOWN, INTERNAL or UNAUTHENTICATED, so nothing that could be kept by a retry may
-end as one of them; an error that nobody foresaw least of all.
+A client drops what is answered with UNKNOWN, INTERNAL, UNAUTHENTICATED or PERMISSION_DENIED, or with any HTTP status
+but 429, 502, 503 and 504, so nothing that could be kept by a retry may end as one of them: an error that nobody foresaw
+least of all, nor a credential that cannot be looked up while the database is away.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tallymark_collector.errors import CollectorError, PermanentError, StoreUnavailable, TransientError
+from tallymark_collector.errors import (
+    CollectorError,
+    Forbidden,
+    Overloaded,
+    PermanentError,
+    StoreUnavailable,
+    TooLarge,
+    TransientError,
+    Unauthenticated,
+    UnsupportedMedia,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,42 +34,73 @@ RETRY_INFO_KEY: Final = "google.rpc.retryinfo-bin"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where gRPC's standard, and every other exporter, has it."""
 
-_CODES: Final[tuple[tuple[type[CollectorError], grpc.StatusCode], ...]] = (
-    (PermanentError, grpc.StatusCode.INVALID_ARGUMENT),
-    # Overloaded too: RESOURCE_EXHAUSTED is retried only by clients that understand RetryInfo, UNAVAILABLE by all.
-    (TransientError, grpc.StatusCode.UNAVAILABLE),
+# The first kind that an error is of.
+_TABLE: Final[tuple[tuple[type[CollectorError], grpc.StatusCode, int], ...]] = (
+    # Without RetryInfo RESOURCE_EXHAUSTED is final.
+    (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
+    (UnsupportedMedia, grpc.StatusCode.INVALID_ARGUMENT, 415),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED, 401),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED, 403),
+    (PermanentError, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    # RESOURCE_EXHAUSTED is retried only by clients that understand RetryInfo, UNAVAILABLE by all. Over HTTP 429, not
+    # 503: balancers count 5xx as a fault of this collector and move its load to the next one, which has as much.
+    (Overloaded, grpc.StatusCode.UNAVAILABLE, 429),
+    (TransientError, grpc.StatusCode.UNAVAILABLE, 503),
 )
 
 
+class Refusal(NamedTuple):
+    """How a failed request ends, in the terms of both protocols."""
+
+    code: grpc.StatusCode
+    http_status: int
+    message: str
+    retry_after: float | None
+    """Seconds; None where the same request would fail again."""
+
+    def status(self) -> Status:
+        """As `google.rpc.Status`, with RetryInfo where a retry may help."""
+        found = Status(code=self.code.value[0], message=self.message)
+        if self.retry_after is not None:
+            found.details.add().Pack(_retry_info(self.retry_after))
+        return found
+
+
 class Answer(NamedTuple):
-    """How a failed call ends."""
+    """How a failed call ends over gRPC."""
 
     code: grpc.StatusCode
     message: str
     trailing_metadata: tuple[tuple[str, bytes], ...]
 
 
-def answer(error: Exception) -> Answer:
-    """Status and trailing metadata for an error; RetryInfo in both forms where a retry may help."""
+def refusal(error: Exception) -> Refusal:
+    """What becomes of a request that ended with this error. Logs what is for the operator alone."""
     if isinstance(error, StoreUnavailable):
         # The database's words may name its host and user: they are for the log.
         logger.warning("a request is refused for now: %s", error)
-        return _answer(grpc.StatusCode.UNAVAILABLE, "the database is not available", error.retry_after)
-    for kind, code in _CODES:
+        return Refusal(grpc.StatusCode.UNAVAILABLE, 503, "the database is not available", error.retry_after)
+    for kind, code, http_status in _TABLE:
         if isinstance(error, kind):
             delay = error.retry_after if isinstance(error, TransientError) else None
-            return _answer(code, str(error), delay)
+            return Refusal(code, http_status, str(error), delay)
     logger.error("unforeseen error while taking a request; the client is asked to send it again", exc_info=error)
     message = f"unforeseen {type(error).__name__} in the collector: its log has the particulars"
-    return _answer(grpc.StatusCode.UNAVAILABLE, message, TransientError.retry_after)
+    return Refusal(grpc.StatusCode.UNAVAILABLE, 503, message, TransientError.retry_after)
 
 
-def _answer(code: grpc.StatusCode, message: str, delay: float | None) -> Answer:
-    if delay is None:
-        return Answer(code, message, ())
+def answer(error: Exception) -> Answer:
+    """Status and trailing metadata for an error; RetryInfo in both forms where a retry may help."""
+    refused = refusal(error)
+    if refused.retry_after is None:
+        return Answer(refused.code, refused.message, ())
+    metadata = (
+        (RETRY_INFO_KEY, _retry_info(refused.retry_after).SerializeToString()),
+        (DETAILS_KEY, refused.status().SerializeToString()),
+    )
+    return Answer(refused.code, refused.message, metadata)
+
+
+def _retry_info(delay: float) -> RetryInfo:
     seconds = int(delay)
-    info = RetryInfo(retry_delay=Duration(seconds=seconds, nanos=round((delay - seconds) * 1e9)))
-    status = Status(code=code.value[0], message=message)
-    status.details.add().Pack(info)
-    metadata = ((RETRY_INFO_KEY, info.SerializeToString()), (DETAILS_KEY, status.SerializeToString()))
-    return Answer(code, message, metadata)
+    return RetryInfo(retry_delay=Duration(seconds=seconds, nanos=round((delay - seconds) * 1e9)))

@@ -8,6 +8,7 @@
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
+    store.presence()      answers whether the database takes writes now
     store.open()/close()
 
 One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it comes from.
@@ -23,11 +24,12 @@ from typing import Final, TypeVar
 import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
-from tallymark_collector.model import Batch, Reason, WriteResult
+from tallymark_collector.model import Batch, Reason, Stream, WriteResult
 from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
 from tallymark_collector.store.engines import timescale
+from tallymark_collector.store.presence import Presence
 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
 """A transaction that was rolled back (deadlock), or that met a dead connection, is tried this often at once: after the
@@ -66,6 +68,15 @@ class Store:
     async def close(self) -> None:
         """Gives the connections back."""
         await self._database.close()
+
+    @asynccontextmanager
+    async def presence(self) -> AsyncIterator[Presence]:
+        """What can be asked whether this database takes writes."""
+        found = Presence(self._database.dsn)
+        try:
+            yield found
+        finally:
+            await found.close()
 
     async def migrate(self, note: Note = quiet) -> list[str]:
         """Applies what is pending, also what the database's engine adds, and returns the steps' names. Tells `note` of
@@ -123,22 +134,38 @@ class Store:
         async with self.transaction() as connection:
             await roles.grant(connection, writer=writer, reader=reader)
 
-    async def write(self, batch: Batch) -> WriteResult:
+    async def write(self, batch: Batch, beside: writer.Beside | None = None) -> WriteResult:
         """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.
 
+        `beside` is called with the connection, last in the same transaction: both are committed, or neither. It may be
+        called again after a transaction whose end nobody knows, and has to tell by itself whether its work is done.
+
         Data that the database cannot hold, whatever it is, would be sent for ever by a client that is told to retry:
-        the batch is then halved until what cannot be held stands alone, and that goes to quarantine.
+        the batch is then halved until what cannot be held stands alone, and that goes to quarantine. `beside` is
+        then committed with the last part.
         """
         try:
-            return await _tried_again(lambda: self._write(batch))
+            return await _tried_again(lambda: self._write(batch, beside))
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             halves = writer.halved(batch, error)
             apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
-            return sum([await self.write(half) for half in halves], WriteResult(conflicts=apart))
+            done = WriteResult(conflicts=apart)
+            for half in halves[:-1]:
+                done += await self.write(half)
+            return done + await self.write(halves[-1], beside)
 
-    async def _write(self, batch: Batch) -> WriteResult:
+    async def _write(self, batch: Batch, beside: writer.Beside | None) -> WriteResult:
         async with self._database.prompt() as connection:
-            return await writer.write(connection, batch, self._dictionaries)
+            return await writer.write(connection, batch, self._dictionaries, beside)
+
+    async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that have never been written, each once, in their order."""
+        wanted = {stream.id: stream for stream in streams}
+        new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
+        if new:
+            async with self.reading() as connection:
+                new -= await dictionaries.there(connection, [wanted[identity] for identity in new])
+        return [stream for identity, stream in wanted.items() if identity in new]
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""

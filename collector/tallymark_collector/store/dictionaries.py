@@ -26,15 +26,21 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::smallin
 ON CONFLICT DO NOTHING"""
 
 
+_THERE_SQL: Final = """
+SELECT stream FROM unnest(%s::text[], %s::uuid[]) AS k (account, stream) JOIN usage_stream USING (account, stream)"""
+
+
 class Dictionaries:
     """Which streams this process knows to be committed. What a transaction adds counts only after its commit."""
 
     def __init__(self) -> None:
-        self._committed: set[UUID] = set()
+        self._committed: set[tuple[UUID, UUID]] = set()
+        # A stream may have several series: a file of meters takes dimensions from resources and spans, which vary.
 
     def unknown(self, streams: Iterable[Stream]) -> list[Stream]:
         """The streams that still have to be registered, each once, in the order in which all writers insert them."""
-        found = {stream.id: stream for stream in streams if stream.id not in self._committed}
+        named = ((_key(stream), stream) for stream in streams)
+        found = {key: stream for key, stream in named if key not in self._committed}
         return [found[identity] for identity in sorted(found)]
 
     def forget(self) -> None:
@@ -45,7 +51,11 @@ class Dictionaries:
         """Says that these streams are committed."""
         if len(self._committed) > MAX_REMEMBERED:
             self._committed.clear()
-        self._committed.update(stream.id for stream in streams)
+        self._committed.update(map(_key, streams))
+
+
+def _key(stream: Stream) -> tuple[UUID, UUID]:
+    return stream.id, stream.series.id
 
 
 async def register(connection: Connection, streams: list[Stream]) -> None:
@@ -54,6 +64,12 @@ async def register(connection: Connection, streams: list[Stream]) -> None:
     series = [_series_row(found[identity]) for identity in sorted(found)]
     await connection.execute(_SERIES_SQL, _columns(series))
     await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
+
+
+async def there(connection: Connection, streams: list[Stream]) -> set[UUID]:
+    """Which of the streams have been written."""
+    rows = await connection.execute(_THERE_SQL, [[s.series.account for s in streams], [s.id for s in streams]])
+    return {identity for (identity,) in await rows.fetchall()}
 
 
 def _series_row(series: Series) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.locks import lock_keys
 
 BATCH: Final = 500
 """Account-hours recomputed in one transaction; each holds one advisory lock, of some thousands that a server has."""
@@ -24,14 +25,6 @@ SELECT DISTINCT account, tenant, bucket
 FROM (SELECT account, tenant, bucket FROM usage_dirty LIMIT 20000) oldest
 LIMIT %s"""
 
-# In one order, so that two refreshers never wait for each other. A hash collision only locks more than needed.
-_LOCK_SQL: Final = """
-SELECT pg_advisory_xact_lock(key) FROM (
-    SELECT DISTINCT hashtextextended(concat_ws(chr(31), %s::text, tenant, account, bucket), 0) AS key
-    FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
-    ORDER BY key
-) keys"""
-
 _CLEAN_SQL: Final = """
 WITH gone AS (
     DELETE FROM usage_dirty d
@@ -46,14 +39,18 @@ DELETE FROM usage_hour h
 USING unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
 WHERE h.account = k.account AND h.tenant = k.tenant AND h.bucket = k.bucket"""
 
+# OFFSET 0: the points of one hour after the other are looked up. Left to itself, the planner read all points of an
+# account for each of its hours: 11 s for 500 of 15 accounts with a million points, where this takes half a second.
 _RECOMPUTE_SQL: Final = """
 INSERT INTO usage_hour (bucket, series, account, tenant, quantity, points)
-SELECT k.bucket, p.series, p.account, p.tenant, sum(p.quantity), count(*)
+SELECT k.bucket, p.series, k.account, k.tenant, sum(p.quantity), count(*)
 FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
-JOIN usage_point p
-  ON p.account = k.account AND p.tenant = k.tenant
- AND p.time >= k.bucket AND p.time < k.bucket + interval '1 hour'
-GROUP BY k.bucket, p.series, p.account, p.tenant"""
+CROSS JOIN LATERAL (
+    SELECT series, quantity FROM usage_point
+    WHERE account = k.account AND tenant = k.tenant AND time >= k.bucket AND time < k.bucket + interval '1 hour'
+    OFFSET 0
+) p
+GROUP BY k.bucket, p.series, k.account, k.tenant"""
 
 
 async def mark(connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:
@@ -74,7 +71,7 @@ async def refresh(connection: Connection, limit: int = BATCH) -> int:
         if not keys:
             return 0
         columns = [list(column) for column in zip(*keys, strict=True)]
-        await connection.execute(_LOCK_SQL, [_LOCK_SPACE, *columns])
+        await lock_keys(connection, _LOCK_SPACE, columns)
         await connection.execute(_CLEAN_SQL, columns)
         await connection.execute(_FORGET_SQL, columns)
         await connection.execute(_RECOMPUTE_SQL, columns)

@@ -1,10 +1,10 @@
-"""Who keeps the hours: the collector in a table, or the database in a continuous aggregate."""
+"""Who keeps hours and days: the collector in tables, or the database in continuous aggregates."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from tallymark_collector.store import hours
+from tallymark_collector.store import days, hours
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines import native_hours
 from tallymark_collector.store.locks import REFRESHING, shared_if_free
@@ -14,13 +14,25 @@ _NATIVE_SQL: Final = "SELECT relkind = 'v' FROM pg_class WHERE oid = 'usage_hour
 
 
 async def refresh(connection: Connection, limit: int | None = None) -> int:
-    """Brings hours with new points up to date, `limit` at most; returns how many account-hours that were."""
+    """Brings hours with new points up to date, and the days over them, `limit` of each at most; returns how many
+    account-hours that were, or where none was left, how many account-days."""
     async with connection.transaction():
         if not await shared_if_free(connection, REFRESHING):
             return 0
-        if not await is_native(connection):
-            return await hours.refresh(connection, limit or hours.BATCH)
+        native = await is_native(connection)
+        made = 0 if native else await hours.refresh(connection, limit or hours.BATCH)
+    if not native:
+        also = await _refresh_days(connection, limit or days.BATCH)
+        return made or also
     return await native_hours.refresh(connection, min(limit or native_hours.BATCH, native_hours.BATCH))
+
+
+async def _refresh_days(connection: Connection, limit: int) -> int:
+    """In a transaction of their own: the hours are free meanwhile. A migration may have come between."""
+    async with connection.transaction():
+        if not await shared_if_free(connection, REFRESHING) or await is_native(connection):
+            return 0
+        return await days.refresh(connection, limit)
 
 
 async def is_native(connection: Connection) -> bool:

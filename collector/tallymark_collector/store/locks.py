@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -10,7 +10,7 @@ from tallymark_collector.store.database import Connection
 
 REFRESHING: Final = "tallymark.refreshing"
 """Alone: whoever refreshes a continuous aggregate, moves hours into one, or drops points. Shared: whoever recomputes
-hours in a table. So a mark is never deleted by one of them while another counts on it."""
+hours or days in a table. So a mark is never deleted by one of them while another counts on it."""
 
 KEPT: Final = "tallymark.usage_kept"
 """Shared by every writer (the trigger of sql/0006_upkeep.sql takes it), alone by whoever drops points."""
@@ -18,6 +18,21 @@ KEPT: Final = "tallymark.usage_kept"
 QUARANTINE: Final = "tallymark.quarantine"
 """With an item's id behind it: whoever settles that item. With a stream's: whoever bills something of that stream, so
 that what one of them bills the next one sees."""
+
+
+# In one order, so that two refreshers never wait for each other. A hash collision only locks more than needed.
+_KEYS_SQL: Final = """
+SELECT pg_advisory_xact_lock(key) FROM (
+    SELECT DISTINCT hashtextextended(concat_ws(chr(31), %s::text, tenant, account, bucket), 0) AS key
+    FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS k (account, tenant, bucket)
+    ORDER BY key
+) keys"""
+
+
+async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequence[object]]) -> None:
+    """The transaction has these buckets alone until its end, against others of the same `space`; waits for them.
+    `columns`: accounts, tenants, buckets."""
+    await connection.execute(_KEYS_SQL, [space, *columns])
 
 
 async def taken(connection: Connection, name: str) -> None:

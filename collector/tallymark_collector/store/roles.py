@@ -38,29 +38,42 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_stream": (*_ADD, "UPDATE (recorded_at)"),
     # The cache is forgotten and made again; periods that have not ended follow the time zone data.
     "usage_hour": _REPLACE,
+    "usage_day": _REPLACE,
     "usage_dirty": _REPLACE,
+    "usage_day_dirty": _REPLACE,
     "billing_period": _REPLACE,
     # What was made again waits for its audit; taking such a row (FOR UPDATE) takes the right to update some column.
     "usage_unaudited": (*_REPLACE, "UPDATE (bucket)"),
+    "usage_day_unaudited": (*_REPLACE, "UPDATE (bucket)"),
     "audit_finding": _ADD,
+    # How far a file was read goes on with it, and a renamed file is called by its new name.
+    "usage_import_source": _ADD,
+    "usage_import_file": (*_ADD, "UPDATE (path, bytes, lines, digest, updated_at)"),
+    "usage_import_line": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
     "subscription": _READ,
     "plan_version": _READ,
+    # Who serves knows a token when it sees one, and can make none.
+    "tenant": _READ,
+    "credential": _READ,
     "migration": _READ,
     "usage_hour_current": _READ,
+    "usage_day_marked": _READ,
+    "usage_day_current": _READ,
     "usage_hourly": _READ,
     "usage_daily": _READ,
     "usage_by_period": _READ,
     "usage_by_period_aggregated": _READ,
     "usage_calls": _READ,
+    "usage_lines": _READ,
 }
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
 
 NATIVE: Final[Mapping[str, tuple[str, ...]]] = {"usage_hour": _READ, "usage_day": _READ}
-"""The same for what is another relation, or exists at all, where the database keeps hours and days itself: continuous
-aggregates, which nobody but their owner can make again."""
+"""The same for what is another relation where the database keeps hours and days itself: continuous aggregates, which
+nobody but their owner can make again."""
 
 READER: Final = (
     "usage_hourly",
@@ -68,6 +81,7 @@ READER: Final = (
     "usage_by_period",
     "usage_by_period_aggregated",
     "usage_calls",
+    "usage_lines",
     "usage_quarantine_open",
     "usage_quarantine_history",
 )

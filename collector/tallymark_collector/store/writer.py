@@ -11,10 +11,10 @@ batch goes through a staging table, where the database tells new from old.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Final
+from typing import Final, TypeAlias
 
 import psycopg
 from psycopg.errors import UniqueViolation
@@ -85,8 +85,14 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
 
 
-async def write(connection: Connection, batch: Batch, known: dictionaries.Dictionaries) -> WriteResult:
-    """Writes the batch in one transaction and returns after its commit. Idempotent."""
+Beside: TypeAlias = Callable[[Connection], Awaitable[None]]
+"""What else the same transaction does; may run again where the transaction has to."""
+
+
+async def write(
+    connection: Connection, batch: Batch, known: dictionaries.Dictionaries, beside: Beside | None = None
+) -> WriteResult:
+    """Writes the batch in one transaction and returns after its commit. Idempotent where `beside` is."""
     new = known.unknown(point.stream for point in batch.points)
     async with connection.transaction():
         if new:
@@ -101,6 +107,8 @@ async def write(connection: Connection, batch: Batch, known: dictionaries.Dictio
         duplicates = applied.duplicates + len(points) - inserted - len(conflicts)
         conflicts = [*applied.conflicts, *conflicts, *contradicting, *refused]
         await _quarantine(connection, [*batch.quarantined, *conflicts])
+        if beside is not None:
+            await beside(connection)
     known.remember(new)
     return WriteResult(inserted, duplicates, evidence, conflicts)
 

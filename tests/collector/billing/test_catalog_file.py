@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tallymark_collector.billing import Catalog, CatalogError, read_catalog
-from tallymark_collector.billing.catalog_file import MAX_FILE_BYTES, parse_catalog
+from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.billing.plans import FlatFee, Graduated, PerUnit, Plan, Volume
+from tallymark_collector.documents.reading import MAX_FILE_BYTES
 
 GOOD = """\
 currency: EUR

@@ -18,43 +18,14 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from tallymark_collector.errors import StoreUnavailable, UserError
-from tallymark_collector.model import Batch, WriteResult
 from tallymark_collector.pipeline import Pipeline, Writing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import Limits, Settings
 from tallymark_collector.store import Store
-from tests.support.usage import BASE, SECOND, key_values, number, request, sum_metric
+from tests.support.receiving import ACME, GOOD, NOW, Failing, Stuck
+from tests.support.usage import BASE, key_values, number, request, sum_metric
 
-ACME = {"tallymark.account.id": "acme"}
-NOW = BASE + 60 * SECOND
-GOOD = request(sum_metric([number(BASE, NOW, 5, ACME)]))
 METRICS = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
-
-
-class Failing:
-    """A store that raises, a number of times or always."""
-
-    def __init__(self, error: Exception, behind: Writing | None = None, times: int = 1_000_000) -> None:
-        self.error, self.behind, self.times = error, behind, times
-
-    async def write(self, batch: Batch) -> WriteResult:
-        self.times -= 1
-        if self.times < 0 and self.behind is not None:
-            return await self.behind.write(batch)
-        raise self.error
-
-
-class Stuck:
-    """A store whose writes wait to be let go."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.entered = asyncio.Event()
-
-    async def write(self, batch: Batch) -> WriteResult:
-        self.entered.set()
-        await self.go.wait()
-        return WriteResult(inserted=len(batch.points))
 
 
 Connect = Callable[..., AbstractAsyncContextManager[tuple[grpc.aio.Channel, Server]]]

@@ -93,7 +93,8 @@ async def views(connection: Connection) -> None:
     """Makes the views over continuous aggregates again, where there are such."""
     if (await state(connection)).continuous_aggregates:
         async with connection.transaction():
-            await connection.execute(sql("timescale_views"))
+            for step in ("views_alone", "timescale_views"):
+                await connection.execute(sql(step))
 
 
 async def check_columns(connection: Connection) -> None:
@@ -147,12 +148,18 @@ async def _aggregate(connection: Connection, note: Callable[[str], None]) -> Non
             await connection.execute(sql("timescale_columnstore"))
             await connection.execute(sql(AGGREGATES))
         first, last = await (await connection.execute(_SPAN_SQL)).fetchone() or (None, None)
-        for aggregate in ("usage_hour_native", "usage_day"):
+        for aggregate in ("usage_hour_native", "usage_day_native"):
             for start, end in _windows(first, last):
                 note(f"filling {aggregate} from {start:%Y-%m-%d}")
                 await refresh_window(connection, aggregate, start, end)
         async with connection.transaction():
-            for step in ("timescale_switch", "timescale_views", "timescale_emptying"):
+            for step in (
+                "timescale_dropped",
+                "views_alone",
+                "timescale_switch",
+                "timescale_views",
+                "timescale_emptying",
+            ):
                 await connection.execute(sql(step))
 
 

@@ -8,7 +8,7 @@ FROM usage_point
 GROUP BY 1, 2, 3, 4
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS usage_day
+CREATE MATERIALIZED VIEW IF NOT EXISTS usage_day_native
 WITH (timescaledb.continuous, timescaledb.materialized_only = true, timescaledb.create_group_indexes = false) AS
 SELECT time_bucket('1 day', bucket) AS bucket, series, account, tenant, sum(quantity) AS quantity, sum(points) AS points
 FROM usage_hour_native
@@ -16,4 +16,4 @@ GROUP BY 1, 2, 3, 4
 WITH NO DATA;
 
 CREATE INDEX IF NOT EXISTS usage_hour_native_account ON usage_hour_native (account, bucket);
-CREATE INDEX IF NOT EXISTS usage_day_account ON usage_day (account, bucket);
+CREATE INDEX IF NOT EXISTS usage_day_account ON usage_day_native (account, bucket);

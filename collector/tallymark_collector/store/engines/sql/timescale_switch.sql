@@ -1,14 +1,7 @@
--- From the collector's hours to the continuous aggregate, in one transaction, while no refresher works. Every point that
--- the aggregate lacks has a mark, so the views say the same before and after.
-
--- Hours whose points have been dropped exist here alone.
-INSERT INTO usage_hour_native (bucket, series, account, tenant, quantity, points)
-SELECT bucket, series, account, tenant, quantity, points
-FROM usage_hour WHERE bucket < (SELECT points_from FROM usage_kept);
-INSERT INTO usage_day (bucket, series, account, tenant, quantity, points)
-SELECT date_bin('1 day', bucket, 'epoch'), series, account, tenant, sum(quantity), sum(points)
-FROM usage_hour WHERE bucket < (SELECT date_bin('1 day', points_from, 'epoch') FROM usage_kept)
-GROUP BY 1, 2, 3, 4;
+-- From the collector's hours and days to the continuous aggregates, in one transaction, while no refresher works. Every
+-- point that the aggregates lack has a mark, so the views say the same before and after.
 
 ALTER TABLE usage_hour RENAME TO usage_hour_replaced;
 ALTER MATERIALIZED VIEW usage_hour_native RENAME TO usage_hour;
+ALTER TABLE usage_day RENAME TO usage_day_replaced;
+ALTER MATERIALIZED VIEW usage_day_native RENAME TO usage_day;

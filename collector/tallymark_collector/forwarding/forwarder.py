@@ -1,0 +1,196 @@
+"""From acknowledged requests to the next hop: a queue, the spool, and the task that sends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from tallymark_collector.forwarding.hops import Fate, Hop, Verdict, hop
+from tallymark_collector.forwarding.spool import Entry, Spool
+from tallymark_collector.settings import Forwarding
+
+logger = logging.getLogger(__name__)
+
+QUEUE_BYTES: Final = 64 * 1024 * 1024
+"""What may wait in memory for the disk. Past it a request is dropped, counted: acknowledgements do not wait."""
+FIRST_PAUSE: Final = 1.0
+MAX_PAUSE: Final = 60.0
+"""Seconds between tries: doubled from the first to this, less up to a half by chance."""
+MAX_ASKED_PAUSE: Final = 600.0
+"""The longest pause that the next hop can ask for."""
+MAX_UNCLEAR: Final = 5
+"""Tries of a request that the next hop answers with a fault of its own; without an end one request would stop all."""
+END_SECONDS: Final = 10.0
+"""What the disk gets at the end to take what is queued; the end of the collector waits for nothing else here."""
+TELL_INTERVAL: Final = 30.0
+"""Seconds between lines in the log about the same kind of trouble."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Requests since the process started."""
+
+    sent: int = 0
+    """Acknowledged by the next hop."""
+    rejected: int = 0
+    """Points, spans and records of those that it refused."""
+    refused: int = 0
+    """Refused by it for good, or unreadable on the disk: not there."""
+    dropped: int = 0
+    """For want of room or a working disk: not there."""
+
+
+class Forwarder:
+    """Takes what is acknowledged and sends it on."""
+
+    def __init__(self, spool: Spool, hop: Hop, *, first_pause: float = FIRST_PAUSE) -> None:
+        self.totals = Totals()
+        self._spool = spool
+        self._hop = hop
+        self._first_pause = first_pause
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queued = 0
+        self._more = asyncio.Event()
+        self._there = asyncio.Event()
+        self._ending = False
+        # One thread, so that requests are written in the order of their commits.
+        self._disk = ThreadPoolExecutor(1, "tallymark-forward")
+        self._told: dict[str, float] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not acknowledged there yet."""
+        return len(self._queue) + self._spool.waiting
+
+    def accepted(self, signal: str, body: bytes) -> None:
+        """Takes a committed request; neither blocks nor raises."""
+        if self._queue and self._queued + len(body) > QUEUE_BYTES:
+            self._drop(1, "the disk is too slow for what arrives")
+            return
+        self._queue.append((signal, body))
+        self._queued += len(body)
+        self._more.set()
+
+    async def run(self) -> None:
+        """Sends until cancelled."""
+        sending = asyncio.create_task(self._send_all())
+        try:
+            while not (self._ending and not self._queue):
+                await self._more.wait()
+                self._more.clear()
+                await self._write_out()
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def end(self, running: asyncio.Task[None]) -> None:
+        """Writes out what is queued and stops sending; what is on the disk waits for the next start."""
+        self._ending = True
+        self._more.set()
+        _, unfinished = await asyncio.wait({running}, timeout=END_SECONDS)
+        if unfinished:
+            running.cancel()
+            logger.error("%d requests are NOT forwarded: the disk does not take them", len(self._queue))
+        self._disk.shutdown(wait=not unfinished, cancel_futures=True)
+        if self._spool.waiting:
+            logger.info("%d requests wait on the disk to be forwarded at the next start", self._spool.waiting)
+
+    async def _write_out(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            signal, body = self._queue[0]
+            try:
+                dropped = await loop.run_in_executor(self._disk, self._spool.append, signal, body)
+            except Exception as error:  # the disk above all; whatever it is, the next one is tried
+                self._drop(1, f"one cannot be written: {error}")
+            else:
+                if dropped:
+                    self._drop(dropped, "the folder is full, the oldest go first")
+            self._queue.popleft()
+            self._queued -= len(body)
+            self._there.set()
+
+    async def _send_all(self) -> None:
+        while not self._ending:
+            entry = self._spool.oldest()
+            if entry is None:
+                self._there.clear()
+                await self._there.wait()
+                continue
+            try:
+                await self._send(entry)
+            except Exception:
+                # The disk, or a mistake of ours: to forward must not end unnoticed.
+                logger.exception("request %s is not forwarded, the next try is in %s s", entry.name, MAX_PAUSE)
+                await asyncio.sleep(MAX_PAUSE)
+
+    async def _send(self, entry: Entry) -> None:
+        loop = asyncio.get_running_loop()
+        body = await loop.run_in_executor(self._disk, self._spool.read, entry)
+        if body is None:
+            if await loop.run_in_executor(self._disk, self._spool.remove, entry):
+                self.totals.refused += 1
+                logger.error("request %s to be forwarded is damaged and is left out", entry.name)
+            return
+        pause, unclear = self._first_pause, 0
+        while not self._ending:
+            verdict = await self._hop.send(entry.signal, body)
+            unclear += verdict.fate is Fate.UNCLEAR
+            if verdict.fate in (Fate.TAKEN, Fate.NEVER) or unclear >= MAX_UNCLEAR:
+                self._count(entry, verdict)
+                await loop.run_in_executor(self._disk, self._spool.remove, entry)
+                return
+            waiting = max(pause * random.uniform(0.5, 1), min(verdict.delay or 0.0, MAX_ASKED_PAUSE))  # noqa: S311
+            self._tell("later", "the next hop takes nothing (%s); %d requests wait", verdict.words, self.waiting)
+            await asyncio.sleep(waiting)
+            pause = min(pause * 2, MAX_PAUSE)
+            if self._spool.oldest() != entry:
+                return  # dropped meanwhile, for want of room
+
+    def _count(self, entry: Entry, verdict: Verdict) -> None:
+        if verdict.fate is not Fate.TAKEN:
+            self.totals.refused += 1
+            logger.error(
+                "the next hop refuses request %s for good (%s): it is left out, %d until now",
+                entry.name,
+                verdict.words,
+                self.totals.refused,
+            )
+            return
+        self.totals.sent += 1
+        if verdict.rejected:
+            self.totals.rejected += verdict.rejected
+            self._tell("rejected", "the next hop refuses %d parts of a request: %s", verdict.rejected, verdict.words)
+
+    def _drop(self, count: int, why: str) -> None:
+        self.totals.dropped += count
+        self._tell("dropped", "requests are NOT forwarded, %d dropped until now: %s", self.totals.dropped, why)
+
+    def _tell(self, kind: str, line: str, *values: object) -> None:
+        """An error in the log, of each kind one in a while: counters have them all."""
+        now = time.monotonic()
+        if now - self._told.get(kind, float("-inf")) >= TELL_INTERVAL:
+            self._told[kind] = now
+            logger.error(line, *values)
+
+
+@asynccontextmanager
+async def forwarding(settings: Forwarding) -> AsyncIterator[Forwarder]:
+    """Forwards while the context lasts; at its end everything accepted is on the disk or sent. Raises UserError."""
+    async with hop(settings.endpoint, settings.headers) as next_hop:
+        spool = Spool(settings.folder, settings.max_bytes, settings.max_files)
+        forwarder = Forwarder(spool, next_hop)
+        running = asyncio.create_task(forwarder.run())
+        try:
+            yield forwarder
+        finally:
+            await forwarder.end(running)
+            spool.close()

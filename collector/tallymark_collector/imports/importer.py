@@ -1,0 +1,306 @@
+"""Files to committed points, a piece at a time. A process that is killed anywhere goes on where it was.
+
+A piece's points, its lines and how far the file is read then are committed together, after its rejects are on the disk.
+So a line is billed once, whatever is read again: the same file is known by its beginning and read on from where it was;
+in any other file of the source its lines are known one by one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+from tallymark_collector import wire
+from tallymark_collector.errors import UserError
+from tallymark_collector.imports import identity, reading
+from tallymark_collector.imports.extraction import Extraction, Line
+from tallymark_collector.imports.faults import TooOld
+from tallymark_collector.imports.lines import STDIN, Input, Record, opened
+from tallymark_collector.imports.mapping import Mapping
+from tallymark_collector.imports.reading import Found, Reading
+from tallymark_collector.imports.rejects import Rejects
+from tallymark_collector.imports.summary import Summary
+from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal
+from tallymark_collector.processors.validation import TimeLimits
+from tallymark_collector.settings import DEFAULT_TENANT
+from tallymark_collector.store import Store, imports, quiet
+from tallymark_collector.store.imports import KnownFile, NewLine, Progress
+from tallymark_collector.store.rows import HOUR_NS, timestamp
+
+PIECE_LINES: Final = 5_000
+PIECE_BYTES: Final = 4 * 1024 * 1024
+"""What one transaction takes: a piece ends with the record that passes either."""
+
+MAX_SOURCE: Final = 128
+"""Characters of a source's name."""
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be imported."""
+
+    source: str
+    mapping: Mapping
+    final: bool = False
+    """A last line without its end is whole."""
+    oldest: datetime | None = None
+    """Takes lines from this time on; None: as old as a collector takes them."""
+    of_rejects: bool = False
+    """The files are reject files, mended."""
+    rejects_file: Path | None = None
+    """None: beside each input."""
+    tenant: str = DEFAULT_TENANT
+    piece_lines: int = PIECE_LINES
+    now_ns: Callable[[], int] = time.time_ns
+
+    @property
+    def rejected(self) -> str | None:
+        """The source whose rejects the files hold; None where they are what was logged."""
+        return self.source if self.of_rejects else None
+
+
+@dataclass
+class Watching:
+    """Is told how it goes."""
+
+    note: Callable[[str], None] = quiet
+    opened: Callable[[Input], None] = lambda _: None
+    went_on: Callable[[Input, int], None] = lambda _, __: None
+    """The input, and how many of its lines are committed."""
+
+
+def window(request: Request, kept_from: datetime | None) -> tuple[int, int]:
+    """The earliest and latest time that is taken, in nanoseconds. Raises UserError where `oldest` lies too far back."""
+    earliest, latest = TimeLimits().window(request.now_ns())
+    if request.oldest is not None:
+        earliest = max(1, (request.oldest - _EPOCH) // timedelta(microseconds=1) * 1000)
+    if kept_from is not None:
+        # An hour that is not kept as a whole takes no points.
+        kept = -(-((kept_from - _EPOCH) // timedelta(microseconds=1) * 1000) // HOUR_NS) * HOUR_NS
+        if request.oldest is not None and earliest < kept:
+            raise UserError(
+                f"points before {timestamp(kept)} have been dropped from this database: an older line cannot be told"
+                " from one that was counted. Give --oldest that time or a later one"
+            )
+        earliest = max(earliest, kept)
+    return earliest, latest
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+async def run(store: Store, request: Request, paths: Sequence[str], watching: Watching) -> Summary:
+    """Imports the inputs, in this order. Raises UserError, where everything before was kept, or StoreUnavailable."""
+    check(request, paths)
+    bounds = window(request, await imports.kept_from(store))
+    source = imports.source_id(request.tenant, request.source)
+    whole = Summary()
+    async with imports.alone(store, source, watching.note):
+        before = await imports.mapping_of(store, request.tenant, request.source)
+        _check_mapping(request, before)
+        for path in paths:
+            with ExitStack() as stack:
+                file = stack.enter_context(opened(path))
+                watching.opened(file)
+                task = _File(store, request, source, file, bounds, watching)
+                whole.add(await task.run(is_new=before is None))
+            before = before or request.mapping.told()
+    return whole
+
+
+def check(request: Request, paths: Sequence[str]) -> None:
+    """Raises UserError where the request cannot be meant."""
+    if not 0 < len(request.source) <= MAX_SOURCE or not request.source.isprintable():
+        raise UserError(f"--source needs a name of 1 to {MAX_SOURCE} characters that can be seen")
+    if list(paths).count(STDIN) > 1:
+        raise UserError("- (standard input) can be named once")
+    if STDIN in paths and request.rejects_file is None:
+        raise UserError("standard input has no name to call its rejects by: give --rejects-file")
+    if request.rejects_file is not None and len(paths) > 1:
+        raise UserError("--rejects-file goes with one input: of several, each has its own beside it")
+
+
+def _check_mapping(request: Request, before: object) -> None:
+    now = request.mapping.told()
+    if before is None or before == now or not isinstance(before, dict):
+        return
+    names = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
+    raise UserError(
+        f"the source {request.source!r} was imported with another mapping: {', '.join(names)} differ. Lines are known"
+        " by what they billed; read otherwise, some would be billed twice. Import with the mapping of then"
+        " (usage_import_source.mapping has it), or give what is new another --source"
+    )
+
+
+@dataclass
+class _File:
+    store: Store
+    request: Request
+    source: UUID
+    input: Input
+    bounds: tuple[int, int]
+    watching: Watching
+    summary: Summary = field(default_factory=lambda: Summary(files=1))
+
+    async def run(self, *, is_new: bool) -> Summary:
+        request = self.request
+        known = await self._known()
+        file, start = (uuid4(), Progress(0, 0, b"")) if known is None else known
+        extraction = Extraction(request.mapping, request.tenant, request.source, self.bounds)
+        if known is None:
+            self._check_age(extraction)
+        if is_new:
+            await imports.register(self.store, request.tenant, request.source, request.mapping.told())
+        under_way = Reading(self.input, request.mapping, final=request.final, of_rejects=request.rejected)
+        with self._rejects() as rejects:
+            await self._import(under_way, extraction, rejects, file, start)
+        return self.summary
+
+    def _rejects(self) -> Rejects:
+        path = self.request.rejects_file or Path(f"{self.input.name}.rejects")
+        return Rejects(path, self.request.source, self.input.name)
+
+    async def _known(self) -> KnownFile | None:
+        """This file, if it was read before: the one of which it has the longest beginning."""
+        if not self.input.repeatable:
+            return None
+        files = {each.progress[::2]: each for each in await imports.files(self.store, self.source)}
+        with opened(self.input.name) as again:
+            found = reading.begins_with(
+                again, self.request.mapping, of_rejects=self.request.of_rejects, known=list(files)
+            )
+        return None if found is None else files[found]
+
+    def _check_age(self, extraction: Extraction) -> None:
+        """Raises UserError where the first line that has a time is older than what is taken: all would be rejected."""
+        if not self.input.repeatable or self.request.of_rejects or self.request.oldest is not None:
+            return
+        with opened(self.input.name) as again:
+            first = Reading(again, self.request.mapping)
+            for number, (record, key) in enumerate(first.records()):
+                found = first.read(record, key, extraction)
+                if found.line is not None or number >= _LOOK_AHEAD:
+                    return
+                if isinstance(found.fault, TooOld):
+                    raise UserError(
+                        f"line {record.number} of {self.input.name}: {str(found.fault).partition(';')[0]}. Where these"
+                        " lines are to be billed, say from when on, e.g. --oldest 2015-01-01"
+                    )
+
+    async def _import(
+        self, under_way: Reading, extraction: Extraction, rejects: Rejects, file: UUID, start: Progress
+    ) -> None:
+        piece = _Piece(start)
+        for record, key in under_way.records():
+            if under_way.bytes <= start.size or (start.size and under_way.lines <= start.lines):
+                continue
+            if under_way.bytes - record.size < start.size:
+                raise reading.went_on(record, self.input)
+            found = under_way.read(record, key, extraction)
+            if found.fault is not None:
+                rejects.add(record, found.key, str(found.fault), under_way.columns)
+                self.summary.reject(str(found.fault))
+            piece.take(found, record)
+            if piece.lines >= self.request.piece_lines or piece.bytes >= PIECE_BYTES:
+                await self._write(piece, under_way, rejects, file)
+                piece = _Piece(_progress(under_way))
+        if under_way.bytes > start.size:
+            await self._write(piece, under_way, rejects, file)
+        self.summary.before = start.lines
+        # What an import with --final took of the file is not left, whatever this one says of its end.
+        self.summary.left = under_way.left if under_way.bytes >= start.size else 0
+
+    async def _write(self, piece: _Piece, under_way: Reading, rejects: Rejects, file: UUID) -> None:
+        after = _progress(under_way)
+        if after.size == piece.start.size:
+            return
+        there = await imports.known(self.store, self.source, [found.key for found, _ in piece.found])
+        points, lines, conflicts = self._sorted_out(piece, there)
+        self.summary.skipped += piece.skipped
+        self.summary.lines += after.lines - piece.start.lines
+        self.summary.blank += after.lines - piece.start.lines - piece.lines
+        rejects.save()
+        advance = partial(
+            imports.advance,
+            source=self.source,
+            file=file,
+            path=self.input.name,
+            before=piece.start,
+            after=after,
+            lines=lines,
+            repeatable=self.input.repeatable,
+        )
+        result = await self.store.write(Batch(points=points, quarantined=conflicts), advance)
+        self.summary.quarantined += len(result.conflicts)
+        self.watching.went_on(self.input, after.lines)
+
+    def _sorted_out(
+        self, piece: _Piece, there: dict[UUID, imports.Stored]
+    ) -> tuple[list[Point], list[NewLine], list[Quarantined]]:
+        points: list[Point] = []
+        lines: list[NewLine] = []
+        conflicts: list[Quarantined] = []
+        for found, number in piece.found:
+            line = found.line
+            assert line is not None, "only lines that bill are kept in a piece"
+            digest = identity.digest(line)
+            before = there.get(found.key)
+            if before is None:
+                there[found.key] = imports.Stored(digest, self.input.name, number)
+                points += line.points(identity.cause(found.key))
+                lines.append(NewLine(found.key, number, digest, line.account, line.time_ns))
+                self.summary.accept(line)
+            elif before.digest == digest:
+                self.summary.duplicates += 1
+            else:
+                self.summary.conflicts += 1
+                conflicts += _contradicting(line, before)
+        return points, lines, conflicts
+
+
+_LOOK_AHEAD: Final = 1000
+"""Lines that are looked at for the first one with a time."""
+
+
+def _progress(under_way: Reading) -> Progress:
+    return Progress(under_way.bytes, under_way.lines, under_way.digest())
+
+
+def _contradicting(line: Line, before: imports.Stored) -> list[Quarantined]:
+    detail = f"line {before.line} of {before.path} had the same id and other values"
+    refusal = Refusal(Reason.VALUE_CONFLICT, detail)
+    found = []
+    for point in line.points(0):
+        series, payload = point.stream.series, wire.encode_point(point)
+        found.append(
+            Quarantined(series.tenant, series.account, series.meter, point.time_ns, refusal, "metrics", payload)
+        )
+    return found
+
+
+class _Piece:
+    """Records that one transaction takes."""
+
+    def __init__(self, start: Progress) -> None:
+        self.start = start
+        self.found: list[tuple[Found, int]] = []
+        self.lines = 0
+        self.bytes = 0
+        self.skipped = 0
+
+    def take(self, found: Found, record: Record) -> None:
+        """Adds a record."""
+        self.lines += record.lines
+        self.bytes += record.size
+        self.skipped += found.skipped
+        if found.line is not None:
+            self.found.append((found, record.number))

@@ -1,0 +1,227 @@
+"""`tallymark import`: options, the rehearsal, what is told, and exit statuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.collector.cli.conftest import Run, cells, program
+from tests.support.logs import EVENT_MAPPING
+
+NOW = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=1)
+BY_HAND = [
+    "--format",
+    "combined",
+    "--account",
+    "user",
+    "--meter",
+    "api.requests:{request}",
+    "--meter",
+    "egress:By=bytes",
+]
+
+
+def line(second: int = 0, user: str = "acme", size: int | str = 10) -> str:
+    at = (NOW + timedelta(seconds=second)).strftime("%d/%b/%Y:%H:%M:%S +0000")
+    return f'10.0.0.1 - {user} [{at}] "GET /a HTTP/1.1" 200 {size} "-" "curl"\n'
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    file = tmp_path / "access.log"
+    file.write_text(line() + line() + line(1, "globex", "-"))
+    return file
+
+
+def test_an_import_by_options(run: Run, log: Path) -> None:
+    result = run("import", str(log), "--source", "web-1", *BY_HAND)
+    assert result.exit_code == 0, result.stderr
+    table = cells(result.stdout)
+    assert table[:4] == [
+        ["account", "meter", "unit", "quantity"],
+        ["acme", "api.requests", "{request}", "2"],
+        ["acme", "egress", "By", "20"],
+        ["globex", "api.requests", "{request}", "1"],
+    ]
+    assert result.stderr == "", "nothing in a pipe"
+    [usage] = [each for each in json.loads(run("usage", "--json").stdout) if each["meter"] == "egress"]
+    assert usage["quantity"] == "20"
+    again = json.loads(run("import", str(log), "--source", "web-1", *BY_HAND, "--json").stdout)
+    assert (again["before"], again["accepted"], again["totals"]) == (3, 0, [])
+
+
+def test_json_says_all(run: Run, log: Path) -> None:
+    log.write_text(log.read_text() + "bad\n\n" + line(2)[:-1])
+    result = run("import", str(log), "--source", "web-1", *BY_HAND, "--json")
+    assert result.exit_code == 1, "a line was rejected"
+    assert json.loads(result.stdout) == {
+        "source": "web-1",
+        "files": 1,
+        "before": 0,
+        "lines": 5,
+        "accepted": 3,
+        "duplicates": 0,
+        "conflicts": 0,
+        "rejected": 1,
+        "skipped": 0,
+        "blank": 1,
+        "left": 1,
+        "points": 5,
+        "quarantined": 0,
+        "reasons": {"expected the identity (-)": 1},
+        "totals": [
+            {"account": "acme", "meter": "api.requests", "unit": "{request}", "quantity": "2"},
+            {"account": "acme", "meter": "egress", "unit": "By", "quantity": "20"},
+            {"account": "globex", "meter": "api.requests", "unit": "{request}", "quantity": "1"},
+        ],
+    }
+    assert "the last line has no line end" in result.stderr
+
+
+def test_a_rehearsal_needs_no_database_and_leaves_nothing(offline: Run, log: Path) -> None:
+    log.write_text("bad\n" + log.read_text())
+    result = offline("import", str(log), "--source", "web-1", *BY_HAND, "--dry-run", "--lines", "3", "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert (told["lines"], told["accepted"], told["rejected"]) == (3, 2, 1)
+    assert [(each["line"], each["meter"], each["quantity"]) for each in told["first"]] == [
+        (2, "api.requests", "1"),
+        (2, "egress", "10"),
+        (3, "api.requests", "1"),
+        (3, "egress", "10"),
+    ]
+    assert told["faults"] == [{"file": str(log), "line": 1, "reason": "expected the identity (-) at character 4"}]
+    assert [each.name for each in log.parent.iterdir()] == ["access.log"]
+    text = offline("import", str(log), "--source", "web-1", *BY_HAND, "--dry-run").stdout
+    assert f"{log}:1: expected the identity" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say what a line bills: --mapping FILE, or --format and --account"),
+        (["--format", "combined"], "options:1: account: is required"),
+        (["--format", "combined", "--account", "usr"], "an access log has no field 'usr'; did you mean user"),
+        (["--mapping", "m.yaml", "--account", "a"], "--mapping says all that a line bills: leave out --account"),
+        (["--mapping", "missing.yaml"], "the mapping missing.yaml cannot be read: No such file"),
+        (["--format", "csv", "--account", "a", "--meter", "="], "--meter '=' is not like"),
+        ([*BY_HAND, "--oldest", "soon"], "--oldest 'soon' is no time"),
+        ([*BY_HAND, "--source", ""], "--source needs a name of 1 to 128 characters"),
+    ],
+)
+def test_what_cannot_be_meant(offline: Run, log: Path, arguments: list[str], said: str) -> None:
+    result = offline("import", str(log), "--source", "web-1", *arguments, "--dry-run")
+    assert result.exit_code in (1, 2)
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,b\n1,2\n", "the header of {} has no 'at', 'customer', 'n', which the mapping names: it has 'a', 'b'"),
+        (b"at,at\n", "the header of {} names 'at' twice"),
+        (b'at,"x\n' + b"y\n" * 2000, "the header of {} cannot be read: a quote is opened and never closed"),
+        (b"caf\xe9\n", "the header of {} cannot be read: byte 4 is not UTF-8"),
+    ],
+)
+def test_a_header_that_does_not_fit(run: Run, tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "events.csv"
+    file.write_bytes(content)
+    options = ["--format", "csv", "--account", "customer", "--time", "at", "--meter", "tokens=n"]
+    result = run("import", str(file), "--source", "x", *options)
+    assert result.exit_code == 2
+    assert said.format(file) in result.stderr
+
+
+def test_rejects_of_csv_are_mended_with_their_columns(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text(f'at,customer,n\n{NOW.isoformat()},acme,1\n{NOW.isoformat()},"ac\nme",many\n')
+    options = ["--source", "x", "--format", "csv", "--account", "customer", "--time", "at", "--meter", "tokens=n"]
+    assert run("import", str(file), *options).exit_code == 1
+    rejects = Path(f"{file}.rejects")
+    record = json.loads(rejects.read_text())
+    assert (record["line"], record["columns"]) == (3, ["at", "customer", "n"])
+    rejects.write_text(json.dumps(record | {"text": record["text"].replace("many", "41")}) + "\n")
+    assert run("import", str(rejects), *options, "--rejects").exit_code == 0
+    usage = json.loads(run("usage", "--json").stdout)
+    assert [(each["account"], each["quantity"]) for each in usage] == [("ac\nme", "41"), ("acme", "1")]
+
+
+def test_events_by_a_mapping_through_a_pipe(dsn: str, tmp_path: Path) -> None:
+    mapping = tmp_path / "events.yaml"
+    mapping.write_text(EVENT_MAPPING)
+    events = "".join(
+        json.dumps({"id": n % 3, "at": NOW.isoformat(), "customer": "acme", "tokens": 5}) + "\n" for n in range(4)
+    )
+    arguments = ["import", "-", "--source", "api", "--mapping", str(mapping), "--json", "--database", dsn]
+    missing = program(*arguments, input=events)
+    assert missing.returncode == 2
+    assert "standard input has no name to call its rejects by: give --rejects-file" in missing.stderr
+    arguments += ["--rejects-file", str(tmp_path / "rejects")]
+    counted = [json.loads(program(*arguments, input=events).stdout) for _ in range(2)]
+    assert [(each["accepted"], each["duplicates"]) for each in counted] == [(3, 1), (0, 4)]
+    with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
+        assert connection.execute("SELECT sum(quantity) FROM usage_hourly").fetchone() == (15,)
+
+
+def test_what_was_read_of_a_damaged_file_is_kept(run: Run, log: Path) -> None:
+    whole = gzip.compress("".join(line(n // 100) for n in range(20_000)).encode())
+    packed = log.with_name("access.log.gz")
+    packed.write_bytes(whole[: len(whole) // 2])
+    result = run("import", str(packed), "--source", "web-1", *BY_HAND)
+    assert result.exit_code == 2
+    assert "is damaged, or not whole yet, after line" in result.stderr
+    packed.write_bytes(whole)
+    told = json.loads(run("import", str(packed), "--source", "web-1", *BY_HAND, "--json").stdout)
+    assert told["before"] > 0
+    assert told["before"] + told["accepted"] == 20_000
+
+
+def test_missing_files_and_databases(run: Run, tmp_path: Path, log: Path) -> None:
+    result = run("import", str(tmp_path / "none"), "--source", "web-1", *BY_HAND)
+    assert result.exit_code == 2
+    assert "cannot be read: No such file or directory" in result.stderr
+    result = run("import", str(log), "--source", "web-1", *BY_HAND, "--database", "host=127.0.0.1 port=1 dbname=x")
+    assert result.exit_code == 2
+    assert "cannot connect to the database" in result.stderr
+
+
+def test_a_terminal_shows_a_bar(dsn: str, log: Path) -> None:
+    ours, theirs = pty.openpty()
+    seen: list[bytes] = []
+
+    def drain() -> None:
+        try:
+            while piece := os.read(ours, 4096):
+                seen.append(piece)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    arguments = ["import", str(log), "--source", "web-1", *BY_HAND, "--database", dsn]
+    done = subprocess.run(
+        [sys.executable, "-m", "tallymark_collector", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        timeout=60,
+        check=True,
+    )
+    os.close(theirs)
+    thread.join(10)
+    os.close(ours)
+    shown = b"".join(seen).decode()
+    assert "100%" in shown
+    assert "3 lines" in shown
+    assert b"api.requests" in done.stdout

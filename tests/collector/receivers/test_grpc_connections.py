@@ -1,0 +1,147 @@
+"""gRPC below OTLP: how long connections live, what is counted after decompression, reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import threading
+from contextlib import suppress
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
+
+from tallymark_collector.receivers.server import grpc_options
+from tallymark_collector.settings import Connections, Limits
+from tests.support.receiving import ACME, GOOD, NOW, Counting, Failing, Stuck, receiving
+from tests.support.usage import BASE, number, request, sum_metric
+
+SERVICES = {
+    "opentelemetry.proto.collector.metrics.v1.MetricsService",
+    "opentelemetry.proto.collector.trace.v1.TraceService",
+    "opentelemetry.proto.collector.logs.v1.LogsService",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1alpha.ServerReflection",
+}
+
+
+class Relay:
+    """A TCP relay that counts connections, as a balancer in front of the collector."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.connections = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        back, forth = await asyncio.open_connection("127.0.0.1", self.target)
+        await asyncio.gather(self.pump(reader, forth), self.pump(back, writer), return_exceptions=True)
+
+    async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+async def test_an_old_connection_is_left_for_another_and_no_call_is_lost() -> None:
+    counting, calls = Counting(), 0
+    async with receiving(counting, connections=Connections(max_age=0.3, max_age_grace=5)) as server:
+        relay = Relay(server.port)
+        listener = await asyncio.start_server(relay.handle, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            while relay.connections < 4:
+                await MetricsServiceStub(channel).Export(GOOD, timeout=30)
+                calls += 1
+        listener.close()
+    assert counting.points == calls > 0
+
+
+async def test_a_call_under_way_outlives_the_age_of_its_connection() -> None:
+    stuck = Stuck()
+    async with (
+        receiving(stuck, connections=Connections(max_age=0.1, max_age_grace=60)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        waiting = asyncio.ensure_future(MetricsServiceStub(channel).Export(GOOD))
+        await stuck.entered.wait()
+        await asyncio.sleep(0.5)  # longer than the age; only a wrong server notices
+        stuck.go.set()
+        await waiting
+
+
+def test_options_are_in_milliseconds() -> None:
+    options = dict(grpc_options(Connections(max_age=600, keepalive=1.5), Limits(request_bytes=7)))
+    assert options["grpc.so_reuseport"] == 0
+    assert options["grpc.max_connection_age_ms"] == 600_000
+    assert options["grpc.max_connection_age_grace_ms"] == 30_000
+    assert options["grpc.keepalive_time_ms"] == 1500
+    assert options["grpc.max_receive_message_length"] == 7
+
+
+async def test_a_bomb_in_gzip_is_refused_after_decompression_however_small_it_is() -> None:
+    big = request(sum_metric([number(BASE, NOW, 5, {**ACME, "pad": "x" * 2_000_000})]))
+    assert len(gzip.compress(big.SerializeToString())) < 100_000
+    async with (
+        receiving(Failing(AssertionError("nothing to write")), request_bytes=100_000) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await MetricsServiceStub(channel).Export(big, compression=grpc.Compression.Gzip)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "google.rpc.retryinfo-bin" not in dict(caught.value.trailing_metadata()), "final: it is not retried"
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_reflection_is_offered_where_asked_for_and_tells_our_services(offered: bool) -> None:
+    async with (
+        receiving(Counting(), reflection=offered) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        if not offered:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.ServerReflectionInfo(iter([])).read()
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            return
+        call = stub.ServerReflectionInfo(
+            iter(
+                [
+                    reflection_pb2.ServerReflectionRequest(list_services=""),
+                    reflection_pb2.ServerReflectionRequest(file_containing_symbol=min(SERVICES, key=len)),
+                    reflection_pb2.ServerReflectionRequest(
+                        file_containing_symbol="opentelemetry.proto.collector.metrics.v1.MetricsService"
+                    ),
+                ]
+            )
+        )
+        listed = await call.read()
+        assert {service.name for service in listed.list_services_response.service} == SERVICES
+        for _ in range(2):
+            assert (await call.read()).file_descriptor_response.file_descriptor_proto
+
+
+def test_of_many_binds_at_the_same_moment_one_succeeds() -> None:
+    """As many servers as threads, all at one barrier, again and again: never two on a port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    barrier, bound = threading.Barrier(4), []
+
+    def bind() -> None:
+        server = grpc.server(None, options=grpc_options(Connections(), Limits()))  # type: ignore[arg-type]
+        barrier.wait()
+        with suppress(RuntimeError):
+            bound.append((server.add_insecure_port(f"127.0.0.1:{port}"), server))
+
+    threads = [threading.Thread(target=bind) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(bound) == 1
