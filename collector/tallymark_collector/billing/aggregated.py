@@ -13,8 +13,9 @@ from typing import NamedTuple
 from psycopg.types.json import Jsonb
 
 from tallymark_collector.billing.errors import BillingError
+from tallymark_collector.billing.fields import OF_LEVELS
 from tallymark_collector.billing.money import grouped
-from tallymark_collector.billing.plans import Aggregation
+from tallymark_collector.billing.plans import Aggregation, Plan
 from tallymark_collector.store.database import Connection
 
 
@@ -102,3 +103,31 @@ def remark(found: Aggregated) -> str | None:
         f"{grouped(found.unnamed)} of meter {found.meter!r} (unit {found.unit!r}) have no attribute {found.how.of!r}"
         " and are in no value that was counted"
     )
+
+
+async def levels_beside(
+    connection: Connection, tenant: str, account: str, start: datetime, end: datetime, plan: Plan
+) -> tuple[str, ...]:
+    """A sentence for each meter whose levels in `[start, end)` are on no line of the plan: they are no amounts, so they
+    are not among what is unpriced."""
+    rows = await (
+        await connection.execute(
+            """SELECT s.meter, s.unit, count(*)
+               FROM usage_level l JOIN usage_series s ON s.account = l.account AND s.series = l.series
+               WHERE l.account = %s AND l.tenant = %s AND l.time >= %s AND l.time < %s
+               GROUP BY s.meter, s.unit ORDER BY s.meter, s.unit""",
+            [account, tenant, start, end],
+        )
+    ).fetchall()
+    found = []
+    for meter, unit, samples in rows:
+        how, priced_in = plan.aggregations.get(meter), plan.units.get(meter)
+        if priced_in == unit and how is not None and how.aggregation in OF_LEVELS:
+            continue
+        why = "the plan has no charge for it"
+        if priced_in is not None and priced_in != unit:
+            why = f"the plan's price is per {priced_in or 'unit'}"
+        elif priced_in is not None:
+            why = f"levels have no {how or 'sum'}; declare `aggregation: integral`, `average`, `max` or `latest`"
+        found.append(f"{samples:,} levels of meter {meter!r} (unit {unit!r}) are on no line: {why}")
+    return tuple(found)

@@ -20,6 +20,8 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from tallymark import conventions
 from tallymark_collector.billing.fields import (
+    OF_LEVELS,
+    Across,
     AggregationName,
     AnchorDay,
     AnchorMonth,
@@ -31,6 +33,7 @@ from tallymark_collector.billing.fields import (
     MeterName,
     Number,
     PlanId,
+    Seconds,
     ZoneName,
     check_decimals,
     maybe_number,
@@ -40,6 +43,9 @@ from tallymark_collector.billing.money import canonical, minor_digits
 from tallymark_collector.documents.fields import Text, Unit, Value, Where, listed, near, part, wrong
 
 ZERO: Final = Decimal(0)
+DEFAULT_STALE: Final = 300
+"""Seconds for which a level holds without another sample: five times OpenTelemetry's usual interval. Documents leave it
+out, so it can never change (store/sql has it, too)."""
 _A_LEAP_YEAR: Final = 2000
 
 
@@ -158,16 +164,20 @@ def _one_charge_per_meter(charges: Sequence[object]) -> Iterable[tuple[Where, st
 class Aggregation(Value):
     """What of a meter's usage is a period's quantity, where that is not the sum (see store/sql, usage_aggregated).
 
-    `count`: how many points. `max`, `latest`: the quantity of the largest and of the last one. `unique`: how many
-    different values the attribute `of` had.
+    `count`: how many points. `max`, `latest`: the quantity of the largest and of the last one, or the level. `unique`:
+    how many different values the attribute `of` had. `average`, `integral`: of levels, over the period and times hours.
+    `across` and `stale_after` (seconds) say what levels come to.
     """
 
     aggregation: AggregationName
     of: Text | None = None
+    across: Across = "sum"
+    stale_after: Seconds = DEFAULT_STALE
 
     def unit(self, metered: str) -> str:
         """What the quantity counts, in UCUM, of a meter with that unit."""
-        return {"count": "{event}", "unique": f"{{{self.of}}}"}.get(self.aggregation, metered)
+        hours = f"{metered}.h" if metered else "h"
+        return {"count": "{event}", "unique": f"{{{self.of}}}", "integral": hours}.get(self.aggregation, metered)
 
     def __str__(self) -> str:
         """For people: `max`, `unique user.id`."""
@@ -326,12 +336,15 @@ class Subscription(SubscriptionTerms):
 class Meter(Value):
     """What is metered. `unit` is UCUM, as on the wire: "{request}", "By", "s"; "" where there is none.
 
-    `aggregation` says what of it a period is billed by; `of` is the attribute whose values `unique` counts.
+    `aggregation` says what of it a period is billed by; `of` is the attribute whose values `unique` counts; of levels,
+    `across` says what several producers of one series come to, and `stale_after` how long one holds.
     """
 
     unit: Unit
     aggregation: AggregationName = "sum"
     of: Text | None = Field(default=None, validate_default=True)
+    across: Across | None = None
+    stale_after: Seconds | None = None
 
     @field_validator("of")
     @classmethod
@@ -345,9 +358,25 @@ class Meter(Value):
             raise wrong("names the account itself, which has one value for an account; name another attribute")
         return attribute
 
+    @field_validator("across", "stale_after")
+    @classmethod
+    def _is_of_levels(cls, value: object, info: ValidationInfo) -> object:
+        aggregation = info.data.get("aggregation")
+        if value is not None and aggregation is not None and aggregation not in OF_LEVELS:
+            known = ", ".join(sorted(OF_LEVELS))
+            raise wrong(f"is for levels ({known}); a {aggregation} has none. Remove it")
+        return value
+
     def aggregated(self) -> Aggregation | None:
         """How it is aggregated; None where it is summed."""
-        return None if self.aggregation == "sum" else Aggregation(aggregation=self.aggregation, of=self.of)
+        if self.aggregation == "sum":
+            return None
+        return Aggregation(
+            aggregation=self.aggregation,
+            of=self.of,
+            across=self.across or "sum",
+            stale_after=self.stale_after or DEFAULT_STALE,
+        )
 
 
 class Catalog(Value):

@@ -15,7 +15,7 @@ from typing import Final
 
 from psycopg.types.json import Jsonb
 
-from tallymark_collector.billing.aggregated import aggregated, quantity_of, remark
+from tallymark_collector.billing.aggregated import aggregated, levels_beside, quantity_of, remark
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.fields import WEEKDAYS
 from tallymark_collector.billing.invoice import Invoice, build_invoice
@@ -153,6 +153,7 @@ async def invoice(connection: Connection, tenant: str, account: str, at: datetim
             billed = [each for each in found if plan.units[each.meter] == each.unit]
             usage.update(((each.meter, each.unit), quantity_of(each)) for each in billed)
             remarks = tuple(filter(None, map(remark, billed)))
+            remarks += await levels_beside(connection, tenant, account, period.start, period.end, plan)
             return build_invoice(subscription, plan, period, usage, remarks)
     first = terms[0].since
     raise BillingError(f"account {account!r} has no period at {at.isoformat()}: it is subscribed since {first}")

@@ -264,8 +264,8 @@ _AnySource = Annotated[
 
 
 def _sum_alone(value: object) -> object:
-    if value in ("max", "latest", "unique"):
-        raise wrong(f"{value} is not there yet, and neither are gauges; only sum is")
+    if value in ("count", "max", "latest", "unique", "average", "integral"):
+        raise wrong(f"what comes of the points by period is said in the plans file, {value} too; here they are a sum")
     return one_of(("sum",)).func(value)  # type: ignore[call-arg]
 
 

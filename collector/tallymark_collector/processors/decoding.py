@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -20,6 +22,7 @@ from tallymark_collector.model import (
     Origin,
     Point,
     Quarantined,
+    Reading,
     Reason,
     Refusal,
     Series,
@@ -28,7 +31,7 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import control, meters, validation
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
 
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
@@ -43,6 +46,8 @@ _TYPES: Final = {
     "exponential_histogram": "exponential histogram",
     "summary": "summary",
 }
+
+_GAUGE: Final = Reading("gauge", "value", Decimal(1))
 
 Resolved: TypeAlias = "Stream | Refusal"
 
@@ -96,7 +101,7 @@ class StreamCache:
         return name
 
     def streams(self, tenant: str, resource: bytes, scope: bytes, metric: Metric) -> MetricStreams:
-        """The streams of one metric."""
+        """The streams of one metric, a sum or a gauge."""
         header = metric.sum
         origin = Origin(
             resource,
@@ -106,6 +111,7 @@ class StreamCache:
             header.aggregation_temporality,
             header.is_monotonic,
             attributes=(),
+            reading=_GAUGE if metric.WhichOneof("data") == "gauge" else None,
         )
         known = self._metrics.get((tenant, origin))
         if known is None:
@@ -132,6 +138,8 @@ class MetricStreams:
         self._tenant = tenant
         self._origin = origin
         self._known = known
+        self.adds_up = origin.monotonic
+        """True for amounts, False for levels."""
 
     def resolve(self, attributes: tuple[bytes, ...]) -> Resolved:
         """The stream of a point with these attributes, or why it has none."""
@@ -149,9 +157,12 @@ class MetricStreams:
         """The point as it came, with the reason why it is not billed."""
         origin = self._origin
         header = Metric(name=origin.name, unit=origin.unit)
-        header.sum.aggregation_temporality = origin.temporality
-        header.sum.is_monotonic = origin.monotonic
-        header.sum.data_points.append(number)
+        if origin.reading is _GAUGE:
+            header.gauge = Sum(data_points=[number]).SerializeToString()
+        else:
+            header.sum.aggregation_temporality = origin.temporality
+            header.sum.is_monotonic = origin.monotonic
+            header.sum.data_points.append(number)
         return Quarantined(
             tenant=self._tenant,
             account=stream.series.account if isinstance(stream, Stream) else "",
@@ -163,7 +174,8 @@ class MetricStreams:
         )
 
     def _decode(self, origin: Origin) -> Resolved:
-        refusal = validation.check_metric(origin.name, origin.unit, origin.temporality, origin.monotonic)
+        gauge = origin.reading is _GAUGE
+        refusal = validation.check_metric(origin.name, origin.unit, origin.temporality, origin.monotonic, gauge=gauge)
         attributes = wire.decode_point_attributes(origin.attributes)
         refusal = refusal or validation.check_attributes(attributes)
         if refusal is not None:
@@ -182,12 +194,13 @@ class MetricStreams:
             wire.decode_attributes(scope.attributes),
             origin.name,
             origin.unit,
-            "sum",
+            "gauge" if gauge else "sum",
             origin.temporality,
             origin.monotonic,
             attributes,
         )
-        return Stream(identity, series, Temporality(origin.temporality), resource, scope.name, origin)
+        temporality = Temporality(origin.temporality) if origin.monotonic else Temporality.LEVEL
+        return Stream(identity, series, temporality, resource, scope.name, origin)
 
 
 def identifying(resource: Attributes) -> Attributes:
@@ -237,21 +250,35 @@ def decode_metrics(
                     decoded.pass_over(metric.name)
                 elif metric.WhichOneof("data") == "sum":
                     streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)
-                    _decode_sum(metric, streams, window, decoded)
+                    _decode_numbers(metric.sum.data_points, streams, window, decoded)
+                elif metric.WhichOneof("data") == "gauge" and (gauge := _gauge(metric)) is not None:
+                    streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)
+                    _decode_numbers(gauge.data_points, streams, window, decoded)
                 else:
                     payload = wire.encode_metric(resource_metrics.resource, scope_metrics.scope, metric)
                     _keep_aside(tenant, metric, payload, decoded)
     return decoded
 
 
-def _decode_sum(metric: Metric, streams: MetricStreams, window: tuple[int, int], decoded: Decoded) -> None:
+def _gauge(metric: Metric) -> Sum | None:
+    """A gauge's points, which lie in it as in a sum; None where they cannot be read or are none."""
+    try:
+        gauge = Sum.FromString(metric.gauge)
+    except DecodeError:
+        return None
+    return gauge if gauge.data_points else None
+
+
+def _decode_numbers(
+    numbers: Iterable[NumberDataPoint], streams: MetricStreams, window: tuple[int, int], decoded: Decoded
+) -> None:
     oldest, latest = window
-    for number in metric.sum.data_points:
+    for number in numbers:
         stream = streams.resolve(tuple(number.attributes))
         if number.flags & NO_RECORDED_VALUE:
             continue
         start_ns, time_ns = number.start_time_unix_nano, number.time_unix_nano
-        value = validation.read_value(number)
+        value = validation.read_value(number) if streams.adds_up else validation.read_level(number)
         if isinstance(stream, Refusal):
             refusal: Refusal | None = stream
         elif isinstance(value, Refusal):
@@ -281,7 +308,7 @@ def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -
     if not points:
         decoded.pass_over(metric.name)
         return
-    detail = f"a {_TYPES[kind]} is not billed: send a monotonic sum (Counter)"
+    detail = f"a {_TYPES[kind]} is not billed: send a sum (Counter), or name its count or sum in a file of meters"
     refusal = Refusal(Reason.TYPE_UNSUPPORTED, detail)
     time_ns = max(point.time_unix_nano for point in points)
     decoded.rejected += len(points)

@@ -23,6 +23,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     # What was used is only ever added to: whoever takes over a collector cannot change or remove what it recorded.
     "usage_point": _ADD,
     "usage_sample": _ADD,
+    "usage_level": _ADD,
     "usage_evidence": _ADD,
     "usage_producer": _ADD,
     "usage_control": _ADD,
@@ -66,6 +67,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_daily": _READ,
     "usage_by_period": _READ,
     "usage_by_period_aggregated": _READ,
+    "usage_levels": _READ,
     "usage_calls": _READ,
     "usage_lines": _READ,
 }
@@ -80,6 +82,7 @@ READER: Final = (
     "usage_daily",
     "usage_by_period",
     "usage_by_period_aggregated",
+    "usage_levels",
     "usage_calls",
     "usage_lines",
     "usage_quarantine_open",

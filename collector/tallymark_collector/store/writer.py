@@ -32,7 +32,7 @@ from tallymark_collector.model import (
     attributes_json,
     without_nul,
 )
-from tallymark_collector.store import control, dictionaries, hours, rows, samples
+from tallymark_collector.store import control, dictionaries, hours, levels, rows, samples
 from tallymark_collector.store.database import Connection
 
 _STAGE_SQL: Final = """
@@ -102,10 +102,12 @@ async def write(
         applied = await samples.apply(connection, cumulative) if cumulative else samples.Applied([], 0, [])
         points.extend(applied.points)
         inserted, conflicts = await _insert(connection, points)
+        told = await levels.insert(connection, [p for p in batch.points if p.stream.temporality is Temporality.LEVEL])
         evidence, contradicting = await _insert_evidence(connection, batch.evidence)
         refused = await control.write(connection, batch)
         duplicates = applied.duplicates + len(points) - inserted - len(conflicts)
-        conflicts = [*applied.conflicts, *conflicts, *contradicting, *refused]
+        inserted, duplicates = inserted + told.inserted, duplicates + told.duplicates
+        conflicts = [*applied.conflicts, *conflicts, *told.conflicts, *contradicting, *refused]
         await _quarantine(connection, [*batch.quarantined, *conflicts])
         if beside is not None:
             await beside(connection)
