@@ -28,7 +28,7 @@ from tallymark_collector.billing.plans import Aggregation
 from tallymark_collector.model import Batch, Point, Reason, Temporality
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.quarantine.reading import read
-from tallymark_collector.quarantine.rules import Kind
+from tallymark_collector.quarantine.rules import Kind, rule
 from tallymark_collector.store import Store
 from tests.support import calendar
 from tests.support.usage import SECOND, number, request, stream, sum_metric

@@ -265,7 +265,7 @@ _AnySource = Annotated[
 
 def _sum_alone(value: object) -> object:
     if value in ("count", "max", "latest", "unique", "average", "integral"):
-        raise wrong(f"what comes of the points by period is said in the plans file, {value} too; here they are a sum")
+        raise wrong(f"what a period is billed by ({value}) is said in the plans file; here it is sum")
     return one_of(("sum",)).func(value)  # type: ignore[call-arg]
 
 
