@@ -39,8 +39,10 @@ class Attributes(tuple[tuple[str, AttributeValue], ...]):
 
 
 class Temporality(enum.IntEnum):
-    """OTLP's AggregationTemporality: what a sum's value counts since."""
+    """OTLP's AggregationTemporality: what a sum's value counts since; LEVEL where it is no amount but what the stream
+    stands at: a gauge, or a cumulative sum that may fall."""
 
+    LEVEL = 0
     DELTA = 1
     CUMULATIVE = 2
 
@@ -133,7 +135,8 @@ class Stream:
 
 
 class Point(NamedTuple):
-    """One quantity of one stream for (start_time, time]; of a cumulative stream, the total since start_time.
+    """One quantity of one stream for (start_time, time]; of a cumulative stream, the total since start_time; of a
+    stream of levels, the level at time.
 
     `start_ns` is 0 where a cumulative producer did not say when it began.
     """

@@ -19,7 +19,7 @@ from tallymark_collector.metering.rules import KINDS, STATUSES
 from tallymark_collector.model import Attributes, Refusal, Temporality, attributes_json
 from tallymark_collector.processors import validation
 from tallymark_collector.quarantine.rules import Kind
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import NumberDataPoint
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import NumberDataPoint, Sum
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNREADABLE: Final = "(not readable)"
@@ -63,10 +63,13 @@ def _metric(payload: bytes, metered: bool) -> Content:
         "metric": metric.name,
         "unit": metric.unit,
     }
-    if kind_of_data != "sum":
+    if kind_of_data not in ("sum", "gauge"):
         return _other(facts, metrics_pb2.Metric.FromString(metric.SerializeToString()), metered)
-    header = metric.sum
-    facts["type"] = _sum_type(header.aggregation_temporality, header.is_monotonic)
+    # A gauge's points lie in it as in a sum.
+    header = metric.sum if kind_of_data == "sum" else Sum.FromString(metric.gauge)
+    facts["type"] = (
+        "gauge" if kind_of_data == "gauge" else _sum_type(header.aggregation_temporality, header.is_monotonic)
+    )
     for number in header.data_points:
         facts["attributes"] = _point_attributes(number)
         facts["start time"] = time_text(number.start_time_unix_nano)
@@ -74,6 +77,8 @@ def _metric(payload: bytes, metered: bool) -> Content:
         facts["value"] = _value(number)
     if name == conventions.CONTROL_SCOPE:
         return Content(Kind.CONTROL, facts)
+    if kind_of_data == "gauge" or not header.is_monotonic:
+        return Content(Kind.LEVEL, facts)
     return Content(_kind(header.aggregation_temporality), facts)
 
 

@@ -15,6 +15,7 @@ class Kind(str, enum.Enum):
 
     DELTA = "increase"
     CUMULATIVE = "running total"
+    LEVEL = "level"
     SPAN = "span"
     USAGE_SPAN = "span that is usage"
     CONTROL = "control total"
@@ -50,7 +51,7 @@ class Rule:
 
     def refusal(self, kind: Kind) -> str | None:
         """Why an item of this kind cannot be released, if so."""
-        return self.never.get(kind)
+        return _NO_LEVEL if kind is Kind.LEVEL else self.never.get(kind)
 
     def allows(self, option: Option) -> bool:
         """True if the option makes sense for this Reason."""
@@ -71,6 +72,9 @@ _NO_TIME: Final = "two points without a time cannot be told from one that was se
 _NO_TEMPORALITY: Final = "nobody knows whether the value is an increase or a running total"
 _FALLING: Final = (
     "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
+)
+_NO_LEVEL: Final = (
+    "what a stream stood at then is told by its samples before and after; mend the producer, and discard this"
 )
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
@@ -114,8 +118,9 @@ RULES: Final[Mapping[Reason, Rule]] = {
         never={Kind.SPAN: "the meter's name is part of the span; it is evidence and bills nothing"},
     ),
     Reason.TYPE_UNSUPPORTED: Rule(
-        "It is no monotonic sum: a gauge, a histogram, a summary, or a sum that may fall (UpDownCounter).",
-        "count with a Counter",
+        "It is a histogram or a summary, or a sum that may fall (UpDownCounter) of which only changes came.",
+        "count with a Counter; send an UpDownCounter with cumulative temporality; name a histogram's count or sum in a"
+        " file of meters",
         _NO_SUM,
         never=_not_at_all(_NO_SUM),
     ),

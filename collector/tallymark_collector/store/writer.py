@@ -31,7 +31,7 @@ from tallymark_collector.model import (
     WriteResult,
     without_nul,
 )
-from tallymark_collector.store import control, dictionaries, evidence, points, rows, samples
+from tallymark_collector.store import control, dictionaries, evidence, levels, points, rows, samples
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Guess, Latest
 
@@ -70,6 +70,8 @@ class Encoded:
     """Their rows."""
     totals: Sequence[Point]
     """Points of cumulative streams: what they add is found out in the transaction."""
+    levels: Sequence[Point]
+    """What streams stand at: no amounts, and in no sum."""
     streams: Iterable[Stream]
     marks: set[tuple[int, str, str]]
     """Hours of the deltas since the Unix epoch, with account and tenant."""
@@ -105,6 +107,7 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
     """The same in pieces (see `resting`)."""
     deltas: list[Point] = []
     totals: list[Point] = []
+    stands: list[Point] = []
     lines: list[bytes] = []
     streams: dict[Stream, None] = {}
     marks: set[tuple[int, str, str]] = set()
@@ -114,13 +117,14 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
         piece = batch.points[start : start + PIECE]
         found = dict.fromkeys(point.stream for point in piece)
         streams |= found
-        if any(stream.temporality is Temporality.CUMULATIVE for stream in found):
+        if any(stream.temporality is not Temporality.DELTA for stream in found):
             totals += [point for point in piece if point.stream.temporality is Temporality.CUMULATIVE]
+            stands += [point for point in piece if point.stream.temporality is Temporality.LEVEL]
             piece = [point for point in piece if point.stream.temporality is Temporality.DELTA]
         deltas += piece
         lines += rows.point_rows(piece)
         marks |= _marks(piece)
-    return Encoded(batch, deltas, lines, totals, streams, marks)
+    return Encoded(batch, deltas, lines, totals, stands, streams, marks)
 
 
 def _marks(found: Iterable[Point]) -> set[tuple[int, str, str]]:
@@ -170,6 +174,7 @@ async def _write(
         if new:
             await dictionaries.register(connection, new)
         tallies, guess = await _write_points(connection, group, latest, doubt)
+        await _write_levels(connection, group, tallies)
         await _write_evidence(connection, group, tallies)
         for tally, refused in zip(
             tallies, await control.write(connection, [encoded.batch for encoded in group]), strict=True
@@ -221,6 +226,15 @@ async def _write_points(
         else:
             tally.conflicts.append(_conflict(found[position], quantity))
     return tallies, guess
+
+
+async def _write_levels(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
+    # One batch after the other: of two with the same level the second has the duplicate. Levels are few.
+    for encoded, tally in zip(group, tallies, strict=True):
+        told = await levels.insert(connection, encoded.levels)
+        tally.inserted += told.inserted
+        tally.duplicates += told.duplicates
+        tally.conflicts += told.conflicts
 
 
 async def _write_evidence(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
