@@ -187,14 +187,16 @@ class BreakableServer:
 
     def _start(self) -> None:
         # A server that cannot start yet (its sessions' last breath, a disk still full) is told again by `repair`.
+        # `runuser` instead of `user=`: with that Python forks, and gRPC's handlers of forks end the child at times.
+        user = self._server.system_user
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 [
+                    *(() if user is None else ("runuser", "-u", user, "--")),
                     self._server.bin_path / "pg_ctl",
                     *("start", "-w", "-D", self._data, "-l", self._data / "contract.log"),
                     *("-o", f'-h "" -k {self._data}'),
                 ],
-                user=self._server.system_user,
                 cwd="/",
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
