@@ -90,7 +90,7 @@ class Served:
             self.counts[f"{wire.how}: hung up"] += 1
             return
         # Of several answers to what became several requests, each counts.
-        codes = [int(line[9:12]) for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.")]
+        codes = [int(line[9:12]) for line in answer.split(b"\r\n") if line.startswith(b"HTTP/")]
         hold(codes, "no HTTP", answer[:200])
         for code in codes:
             self.counts[f"{wire.how}: {code}"] += 1
