@@ -325,6 +325,28 @@ async def test_overflow_and_names_that_are_none_need_a_person(store: Store) -> N
     assert await billed(store) == {("acme", "requests"): 12}
 
 
+async def test_the_name_of_an_account_is_not_left_out_to_give_its_usage_to_another(store: Store) -> None:
+    """What else is wrong hides whose it is from the list, not from the one who looks."""
+    attributes = {"consumer": "acme", "route": "\0"}
+    await send(store, one(0, 1, 3, 1.5, attributes), spans(1, attributes={"consumer": "acme"}, trace_id=b"short"))
+    found = await queue(store, meter="requests")
+    assert [(item.reason, item.account) for item in found] == [("attributes_invalid", "")] * 2
+    for item in found:
+        with pytest.raises(NotSettled, match="it names account 'acme' itself"):
+            await bill(store, item, account="globex", drop=("consumer", "route"))
+        if item.signal == "traces":
+            with pytest.raises(NotSettled, match="attributes_invalid: meter requests: trace_id has 16 bytes"):
+                await bill(store, item, drop=("route",))
+        else:
+            settled = await bill(store, item, drop=("route",))
+            assert (settled.action.billed_to, settled.action.changed) == (
+                "acme",
+                {"route": ["\N{REPLACEMENT CHARACTER}", None]},
+            )
+    # The other meter, which keeps no route, had nothing to refuse.
+    assert await billed(store) == {("acme", "requests"): 3, ("acme", "milliseconds"): 1500}
+
+
 async def test_times_that_were_refused(store: Store) -> None:
     ahead = one(90_000, 90_001, 3, 1.5, {"consumer": "acme"})
     reversed_ = [one(5, 1, 4, 1.5, {"consumer": "acme"}), one(6, 1, 4, 1.5, {"consumer": "acme"})]

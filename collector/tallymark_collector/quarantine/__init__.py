@@ -4,6 +4,7 @@ account, or discarded with a reason.
     rules           for every Reason: what it means, and what a release does or why there is none
     reading         an item's payload, for people
     mending         what a person decides about an item, as a change of its payload; who it was before
+    metered         what a file of meters made usage, read again with such a file
     items           the queue and the trail of what was done: read
     settling        one item in one transaction: its points and the note of who did it, or neither
     contradictions  what is stored that an item contradicts, and which billing period it would change

@@ -18,11 +18,16 @@ from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering.captured import Captured
+from tallymark_collector.metering.conditions import failing
+from tallymark_collector.metering.engine import why_not_group
 from tallymark_collector.metering.explain import Item as Explained
 from tallymark_collector.metering.explain import explain
 from tallymark_collector.metering.kept import decode_kept
 from tallymark_collector.metering.metrics import kind_of
-from tallymark_collector.metering.rules import Rules
+from tallymark_collector.metering.naming import account_of
+from tallymark_collector.metering.origin import Group
+from tallymark_collector.metering.rules import Rules, SpanSource
+from tallymark_collector.metering.spans import why_not_span
 from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal, fingerprint
 from tallymark_collector.processors.decoding import identifying
 from tallymark_collector.processors.validation import TimeLimits
@@ -49,13 +54,10 @@ def read_metered(item: Item, decision: Decision, rules: Rules | None, limits: Ti
         return (
             f"a file of meters made it usage of meter {item.meter!r}: give that file, --meters FILE (TALLYMARK_METERS)"
         )
+    if decision.account is not None and (named := item.account or _named_account(item, rules)):
+        return f"it names account {named!r} itself: its usage cannot become another's"
     mended = mend(item, decision)
-    batch = decode(item, mended.payload, rules, None, limits, now_ns)
-    if decision.account is not None:
-        if item.account or batch.points:
-            named = item.account or batch.points[0].stream.series.account
-            return f"it names account {named!r} itself: its usage cannot become another's"
-        batch = decode(item, mended.payload, rules, decision.account, limits, now_ns)
+    batch = decode(item, mended.payload, rules, decision.account, limits, now_ns)
     if batch.quarantined:
         return _still(item, batch.quarantined[0].refusal)
     if not batch.points:
@@ -123,7 +125,7 @@ def origin(item: Item) -> Origin:
     """Who the item was when it came, for its meter: a span by its identifiers, a point by the stream that it came from
     and its times. Raises MalformedRequest."""
     request = _request(item.signal, item.payload)
-    [one] = _items(request)
+    one = _only(request)
     if isinstance(request, ExportTraceServiceRequest):
         span = fingerprint("metered span", item.tenant, item.meter, one.trace_id, one.span_id)
         return Origin(span, span)
@@ -165,11 +167,44 @@ def _items(request: Any) -> list[Any]:
     return [point for m in metrics if (kind := m.WhichOneof("data")) for point in getattr(m, kind).data_points]
 
 
+def _only(request: Any) -> Any:
+    found = _items(request)
+    if len(found) != 1:
+        raise MalformedRequest(f"there are {len(found)} points or spans in it, and each is a decision of its own")
+    return found[0]
+
+
 def _attributes(items: Any) -> Attributes | bytes:
     try:
         return wire.decode_attributes(items)
     except MalformedRequest:
         return b"".join(sorted(item.SerializeToString() for item in items))
+
+
+def _named_account(item: Item, rules: Rules) -> str | None:
+    """The account that the item as it came names for its meter, whatever else is wrong with it: by the first source
+    that fits it. None where that is nobody, or its attributes cannot be read. Raises MalformedRequest."""
+    request = _request(item.signal, item.payload)
+    one = _only(request)
+    if isinstance(request, ExportTraceServiceRequest):
+        outer: Any = request.resource_spans[0]
+        scope, name = outer.scope_spans[0].scope, one.name
+    else:
+        outer = request.resource_metrics[0]
+        scope, name = outer.scope_metrics[0].scope, outer.scope_metrics[0].metrics[0].name
+    resource, own, more = map(_attributes, (outer.resource.attributes, one.attributes, scope.attributes))
+    if isinstance(resource, bytes) or isinstance(own, bytes) or isinstance(more, bytes):
+        return None
+    group = Group(item.tenant, b"", b"", resource, scope.name, scope.version, more, None)
+    for source in rules.meters[item.meter].sources if item.meter in rules.meters else ():
+        if isinstance(source, SpanSource) is not (item.signal == "traces") or why_not_group(source, group) is not None:
+            continue
+        asked = source.span if isinstance(source, SpanSource) else source.metric
+        other = isinstance(source, SpanSource) and why_not_span(source, one) is not None
+        if asked.matches(name) and not other and failing(source.where, own) is None:
+            account = account_of(source.account, own, resource)
+            return account if isinstance(account, str) else None
+    return None
 
 
 def _still(item: Item, refusal: Refusal) -> str:
