@@ -29,6 +29,7 @@ from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
+from tallymark_collector.store.committing import committing
 from tallymark_collector.store.engines import connect_string, wants_timescale
 
 logger = logging.getLogger(__name__)
@@ -85,35 +86,35 @@ async def serve(settings: Settings, ready: Ready | None = None) -> None:
         metering = None if settings.meters is None else Metering(settings.meters)
         authenticator = await _authenticator(settings, store)
         quotas = Quotas(InDatabase(store), settings.limits)
-        pipeline = Pipeline(store, settings.limits, quotas=quotas, metering=metering)
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
-            asyncio.create_task(_keep_told(pipeline)),
         }
         if certificate is not None:
             loops.add(asyncio.create_task(keep_certificate(certificate)))
         try:
-            async with (
-                store.presence() as presence,
-                _forwarding(settings) as accepted,
-                serving(
-                    pipeline,
-                    settings,
-                    ask=presence.ask,
-                    accepted=accepted,
-                    tenant_of=tenant_of(authenticator),
-                    certificate=certificate,
-                ) as server,
-            ):
-                if ready is not None:
-                    await ready(server, pipeline, authenticator)
-                await _first(stop.wait(), loops)
+            async with committing(store, settings.limits) as writing:
+                pipeline = Pipeline(writing, settings.limits, quotas=quotas, metering=metering)
+                loops.add(asyncio.create_task(_keep_told(pipeline)))
+                async with (
+                    store.presence() as presence,
+                    _forwarding(settings) as accepted,
+                    serving(
+                        pipeline,
+                        settings,
+                        ask=presence.ask,
+                        accepted=accepted,
+                        tenant_of=tenant_of(authenticator),
+                        certificate=certificate,
+                    ) as server,
+                ):
+                    if ready is not None:
+                        await ready(server, pipeline, authenticator)
+                    await _first(stop.wait(), {*loops, writing.running})
         finally:
             await ended(loops)
-            pipeline.unmatched.tell()
 
 
 @asynccontextmanager
@@ -168,8 +169,11 @@ async def _extend_periods(store: Store, tenant: str, interval: float) -> None:
 
 
 async def _keep_told(pipeline: Pipeline, interval: float = UNMATCHED_INTERVAL) -> None:
-    while True:
-        await asyncio.sleep(interval)
+    try:
+        while True:
+            await asyncio.sleep(interval)
+            pipeline.unmatched.tell()
+    finally:
         pipeline.unmatched.tell()
 
 

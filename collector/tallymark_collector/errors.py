@@ -59,6 +59,9 @@ class TransientError(CollectorError):
 class StoreUnavailable(TransientError):  # noqa: N818
     """The database did not take the write; nothing of it was kept."""
 
+    away = False
+    """No server answered at all: another request would fare no better now."""
+
 
 class Overloaded(TransientError):  # noqa: N818
     """Accepting the request would pass a limit on memory or concurrency."""

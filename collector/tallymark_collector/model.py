@@ -130,6 +130,8 @@ class Stream:
     resource: Attributes
     scope_name: str
     origin: Origin
+    row: tuple[bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
+    """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
 
 
 class Point(NamedTuple):
@@ -241,6 +243,19 @@ class Batch:
     def __bool__(self) -> bool:
         """True if there is anything to write."""
         return bool(self.points or self.evidence or self.quarantined or self.controls or self.closings or self.counts)
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is: of its first item. A request, and so its batch, is one tenant's; "" for an empty one."""
+        if self.points:
+            return self.points[0].stream.series.tenant
+        for kept in (self.evidence, self.quarantined):
+            if kept:
+                return kept[0].tenant
+        for said in (self.controls, self.closings, self.counts):
+            if said:
+                return said[0].producer.tenant
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, Quarantined, WriteResult
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, StreamCache, decoding_metrics
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 
 MAX_REASONS: Final = 5
@@ -76,7 +77,9 @@ class Pipeline:
 
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns(), self.metering)
+        decoded = Decoded()
+        times = self.limits.times
+        await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
         self.unmatched.add("metrics", decoded.foreign)

@@ -59,6 +59,15 @@ class Limits:
     in_flight_bytes: int = 256 * 1024 * 1024
     """All requests between arrival and answer. Past it a request is refused, retryable; decoded points take about
     ten times their bytes."""
+    queued_points: int = 250_000
+    """Points of decoded requests that wait for the transaction under way to end, all tenants together. Past it the
+    tenant that holds the most is refused, retryable."""
+    queued_bytes: int = 64 * 1024 * 1024
+    """The same in bytes of their rows."""
+    group_points: int = 40_000
+    """Points that one transaction writes together; a larger request has one to itself."""
+    group_bytes: int = 16 * 1024 * 1024
+    """The same in bytes of their rows."""
     retry_after: float = 1.0
     """Seconds that a refused client is told to wait."""
     json_values: int = 4_000_000

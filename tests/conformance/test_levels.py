@@ -265,6 +265,21 @@ async def test_two_values_of_one_instant_in_one_batch(store: Store) -> None:
     assert (result.inserted, result.duplicates, len(result.conflicts)) == (1, 1, 1)
 
 
+async def test_writers_at_once_are_answered_each_for_its_own_levels(store: Store) -> None:
+    """They may share a transaction: of the same level one is new, all others are duplicates."""
+    same = levels([Sample(NOON + n * MICRO, Decimal(n), "eu", "one") for n in range(20)], ["latest.sum"])
+    other = same[0]._replace(value=Decimal(77))
+    results = await asyncio.gather(*(store.write(Batch(points=same)) for _ in range(8)))
+    assert (sum(r.inserted for r in results), sum(r.duplicates for r in results)) == (20, 140)
+    results = await asyncio.gather(*(store.write(Batch(points=[other])) for _ in range(3)))
+    assert [(r.inserted, r.duplicates, len(r.conflicts)) for r in results] == [(0, 0, 1)] * 3
+    async with store.reading() as connection:
+        row = await (await connection.execute("SELECT count(*), sum(value) FROM usage_levels")).fetchone()
+        assert row == (20, 190)
+        row = await (await connection.execute("SELECT count(*) FROM usage_point")).fetchone()
+        assert row == (0,)
+
+
 async def test_increases_and_levels_of_one_name_are_refused(store: Store) -> None:
     await apply(store, TERMS, NOON)
     increase = Point(stream("acme", "max.sum"), nanoseconds(NOON), nanoseconds(NOON) + 1000, Decimal(1))

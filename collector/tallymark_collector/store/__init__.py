@@ -2,11 +2,13 @@
 
     store.write(batch)    all of a batch or nothing; returns after the commit; the same batch again changes nothing
     store.settle(work)    one transaction that reads, decides and writes; tried again where the server rolled it back
+    store.write_together  the same for encoded batches of several requests, in one transaction
     store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
+    store.ask(work)       short questions about anything but the views
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
     store.presence()      answers whether the database takes writes now
     store.open()/close()
@@ -16,7 +18,7 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -145,7 +147,7 @@ class Store:
         then committed with the last part.
         """
         try:
-            return await _tried_again(lambda: self._write(batch, beside))
+            [result] = await self.write_together([writer.encode(batch)], beside)
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             halves = writer.halved(batch, error)
             apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
@@ -153,18 +155,29 @@ class Store:
             for half in halves[:-1]:
                 done += await self.write(half)
             return done + await self.write(halves[-1], beside)
+        return result
 
-    async def _write(self, batch: Batch, beside: writer.Beside | None) -> WriteResult:
+    async def write_together(
+        self, group: Sequence[writer.Encoded], beside: writer.Beside | None = None
+    ) -> list[WriteResult]:
+        """Writes batches in one transaction, as if one after the other; returns their results after its commit.
+
+        Raises StoreUnavailable, or psycopg.Error where the group holds what the database does not take: nothing was
+        kept.
+        """
+        return await _tried_again(lambda: self._write(group, beside))
+
+    async def _write(self, group: Sequence[writer.Encoded], beside: writer.Beside | None) -> list[WriteResult]:
         async with self._database.prompt() as connection:
-            return await writer.write(connection, batch, self._dictionaries, beside)
+            return await writer.write(connection, group, self._dictionaries, beside)
 
     async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
         """The streams that have never been written, each once, in their order."""
         wanted = {stream.id: stream for stream in streams}
         new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
         if new:
-            async with self.reading() as connection:
-                new -= await dictionaries.there(connection, [wanted[identity] for identity in new])
+            asked = [wanted[identity] for identity in new]
+            new -= await self.ask(lambda connection: dictionaries.there(connection, asked))
         return [stream for identity, stream in wanted.items() if identity in new]
 
     async def refresh(self, limit: int | None = None) -> int:
@@ -180,6 +193,15 @@ class Store:
     async def mark_in(self, connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:
         """The same in a transaction that is under way."""
         await hours.mark(connection, keys)
+
+    async def ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """The result of statements that write nothing and see a moment each: unlike a reader of the views they wait for
+        nobody who changes the tables behind those. Raises StoreUnavailable."""
+        return await _tried_again(lambda: self._ask(work))
+
+    async def _ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self._database.prompt() as connection:
+            return await work(connection)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Connection]:

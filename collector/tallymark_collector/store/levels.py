@@ -7,7 +7,8 @@ points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from decimal import Decimal
+from typing import Final
 
 from tallymark_collector.model import Point, Quarantined, Reason, Refusal
 from tallymark_collector.store import rows
@@ -19,46 +20,45 @@ _INSERT_SQL: Final = """
 INSERT INTO usage_level (account, time, stream, part, series, tenant, value)
 SELECT * FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::uuid[], %s::text[], %s::numeric[])
 ORDER BY 1, 2, 3, 4
-ON CONFLICT DO NOTHING"""
+ON CONFLICT DO NOTHING
+RETURNING stream, (extract(epoch FROM time) * 1000000)::bigint * 1000 + part"""
 
-# After the insertion each of them is in the table: with its own value, or with another's.
-_DIFFERENT_SQL: Final = """
+_THERE_SQL: Final = """
 SELECT n.position, l.value
-FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::numeric[])
-     WITH ORDINALITY AS n (account, time, stream, part, value, position)
-JOIN usage_level l USING (account, time, stream, part)
-WHERE l.value <> n.value
-ORDER BY n.position"""
+FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[])
+     WITH ORDINALITY AS n (account, time, stream, part, position)
+JOIN usage_level l USING (account, time, stream, part)"""
 
 
-class Told(NamedTuple):
-    """What became of levels."""
-
-    inserted: int
-    duplicates: int
-    conflicts: list[Quarantined]
-
-
-async def insert(connection: Connection, levels: Sequence[Point]) -> Told:
-    """Adds levels. Their streams must be registered."""
+async def insert_new(connection: Connection, levels: Sequence[Point]) -> dict[int, Decimal]:
+    """Adds those that are new. Of the others: by their position, the value that is stored. Their streams must be
+    registered."""
     if not levels:
-        return Told(0, 0, [])
-    keys = [
+        return {}
+    # Of several of one stream and time, the first that came is the one that may be new.
+    firsts = {(level.stream.id, level.time_ns): position for position, level in reversed([*enumerate(levels)])}
+    some = [levels[position] for position in firsts.values()]
+    series = [level.stream.series for level in some]
+    more = [[each.id for each in series], [each.tenant for each in series], [level.value for level in some]]
+    added = await (await connection.execute(_INSERT_SQL, [*_keys(some), *more])).fetchall()
+    new = {firsts[stream, time_ns] for stream, time_ns in added}
+    others = [position for position in range(len(levels)) if position not in new]
+    if not others:
+        return {}
+    there = await (await connection.execute(_THERE_SQL, _keys([levels[position] for position in others]))).fetchall()
+    return {others[number - 1]: value for number, value in there}
+
+
+def _keys(levels: Sequence[Point]) -> list[list[object]]:
+    return [
         [level.stream.series.account for level in levels],
         [rows.timestamp(level.time_ns) for level in levels],
         [level.stream.id for level in levels],
         [level.time_ns % 1000 for level in levels],
     ]
-    values = [level.value for level in levels]
-    series = [level.stream.series for level in levels]
-    more = [[each.id for each in series], [each.tenant for each in series], values]
-    inserted = (await connection.execute(_INSERT_SQL, [*keys, *more])).rowcount
-    different = []
-    if inserted < len(levels):
-        different = await (await connection.execute(_DIFFERENT_SQL, [*keys, values])).fetchall()
-    conflicts = []
-    for position, there in different:
-        level = levels[position - 1]
-        detail = f"the level at this time was {there} before and is {level.value} now"
-        conflicts.append(conflict(level, Refusal(Reason.VALUE_CONFLICT, detail)))
-    return Told(inserted, len(levels) - inserted - len(conflicts), conflicts)
+
+
+def conflicting(level: Point, there: Decimal) -> Quarantined:
+    """A level that is another than what is stored."""
+    detail = f"the level at this time was {there} before and is {level.value} now"
+    return conflict(level, Refusal(Reason.VALUE_CONFLICT, detail))
