@@ -154,7 +154,8 @@ class Point(NamedTuple):
     @property
     def metered(self) -> bool:
         """True if a file of meters made it of what somebody else's software sent."""
-        return bool(self.span) or self.stream.origin.reading is not None
+        reading = self.stream.origin.reading
+        return bool(self.span) or (reading is not None and self.stream.temporality is not Temporality.LEVEL)
 
 
 class Evidence(NamedTuple):
