@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+from tallymark_collector.aggregates.backlog import Backlog, keep_looking
 from tallymark_collector.aggregates.keeper import check_keeper
 from tallymark_collector.aggregates.refresher import keep_refreshed
 from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
@@ -17,12 +18,17 @@ from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods
 from tallymark_collector.errors import TransientError
 from tallymark_collector.forwarding import forwarding
+from tallymark_collector.forwarding.forwarder import Forwarder
+from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
-from tallymark_collector.receivers.otlp import Accepted, nothing
+from tallymark_collector.receivers.admin import Admin, administering
+from tallymark_collector.receivers.otlp import nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_TENANT, Settings
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines import connect_string, wants_timescale
+from tallymark_collector.telemetry.exporting import Exporting
+from tallymark_collector.telemetry.instruments import one
 
 logger = logging.getLogger(__name__)
 
@@ -56,46 +62,100 @@ async def _keeper(settings: Settings, store: Store) -> AsyncIterator[Store]:
             yield owner
 
 
-async def serve(settings: Settings, ready: Callable[[Server, Pipeline], Awaitable[None]] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    ready: Callable[[Server, Pipeline], Awaitable[None]] | None = None,
+    *,
+    keeps: bool = True,
+) -> None:
     """Migrates where its user may, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
 
-    `ready` is called once requests are taken.
+    `ready` is called once requests are taken. Without `keeps` somebody else looks after what is stored.
     """
+    stop = stopping()
+    async with (
+        watched(settings) as (admin, exporting),
+        opened(settings.database, settings.database_timeout) as store,
+        kept(settings, store, exporting, keeps=keeps) as loops,
+        store.presence() as presence,
+        _forwarding(settings) as forwarder,
+    ):
+        seen = Seen(exporting.instruments, store, settings.limits)
+        pipeline = Pipeline(seen.written, settings.limits)
+        seen.observe(pipeline, store, forwarder)
+        async with serving(
+            pipeline,
+            settings,
+            ask=presence.ask,
+            accepted=nothing if forwarder is None else forwarder.accepted,
+            requests=seen.requests,
+            admission=seen.admission,
+        ) as server:
+            admin.state = lambda: server.readiness.reason
+            server.admin_port = admin.port or None
+            if ready is not None:
+                await ready(server, pipeline)
+            await first(stop.wait(), loops)
+
+
+def stopping() -> asyncio.Event:
+    """Is set when the process is told to end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with opened(settings.database, settings.database_timeout) as store, _keeper(settings, store) as keeper:
+    return stop
+
+
+@asynccontextmanager
+async def watched(settings: Settings) -> AsyncIterator[tuple[Admin, Exporting]]:
+    """Health and metrics while the context lasts; the collector is starting until somebody says otherwise. Raises
+    UserError."""
+    exporting = Exporting(settings.telemetry)
+    try:
+        admin = Admin(exporting.page)
+        exporting.instruments.observe("ready", one(lambda: not admin.state()))
+        async with administering(settings.admin_host, settings.admin_port, admin):
+            yield admin, exporting
+    finally:
+        await exporting.close()
+
+
+@asynccontextmanager
+async def kept(
+    settings: Settings, store: Store, exporting: Exporting, *, keeps: bool = True
+) -> AsyncIterator[set[asyncio.Task[None]]]:
+    """The loops that look after what is stored, ended with the context; none without `keeps`. Raises UserError."""
+    if not keeps:
+        await store.prepare(logger.info)
+        yield set()
+        return
+    async with _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
-        pipeline = Pipeline(store, settings.limits)
+        backlog = Backlog()
+        observe_backlog(exporting.instruments, backlog)
         loops = {
             asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
+            asyncio.create_task(keep_looking(store, backlog)),
         }
         try:
-            async with (
-                store.presence() as presence,
-                _forwarding(settings) as accepted,
-                serving(pipeline, settings, ask=presence.ask, accepted=accepted) as server,
-            ):
-                if ready is not None:
-                    await ready(server, pipeline)
-                await _first(stop.wait(), loops)
+            yield loops
         finally:
             await ended(loops)
 
 
 @asynccontextmanager
-async def _forwarding(settings: Settings) -> AsyncIterator[Accepted]:
-    """What is told of committed requests: the way to the next hop where there is one."""
+async def _forwarding(settings: Settings) -> AsyncIterator[Forwarder | None]:
+    """The way to the next hop, where there is one."""
     if settings.forwarding is None:
-        yield nothing
+        yield None
     else:
         async with forwarding(settings.forwarding) as forwarder:
-            yield forwarder.accepted
+            yield forwarder
 
 
 async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: float = PERIODS_RETRY) -> None:
@@ -129,7 +189,7 @@ async def ended(tasks: Collection[asyncio.Task[None]], patience: float = CANCEL_
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:
+async def first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:
     """Returns when the collector is told to stop; a loop that died takes the collector with it, in plain sight."""
     waiting = asyncio.ensure_future(stopped)
     done, _ = await asyncio.wait({waiting, *loops}, return_when=asyncio.FIRST_COMPLETED)

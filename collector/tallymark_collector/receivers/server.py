@@ -23,6 +23,7 @@ from tallymark_collector.receivers.otlp import Accepted, nothing, services
 from tallymark_collector.receivers.otlp_http import Receiver, TenantOf, default_tenant
 from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
 from tallymark_collector.settings import DEFAULT_TENANT, Connections, Limits, Settings
+from tallymark_collector.telemetry.requests import Requests
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Server:
         """The port that is listened on; of interest where 0 was asked for."""
         self.http_port: int | None = None
         """The same of HTTP; None without it."""
+        self.admin_port: int | None = None
+        """The same of health and metrics, which are no part of this."""
         self.readiness = Readiness()
         """Whether usage is taken, as health checks are told."""
         self._server = server
@@ -80,22 +83,30 @@ async def serving(
     accepted: Accepted = nothing,
     tenant_of: TenantOf = default_tenant,
     tls: ssl.SSLContext | None = None,
+    requests: Requests | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[Server]:
     """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
 
     `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
-    `tenant_of` and `tls` are of HTTP.
+    `tenant_of` and `tls` are of HTTP. `requests` counts how they end, `admission` bounds those under way; both of
+    these are made where they are left out.
     """
     limits = settings.limits
-    admission = Admission(limits.in_flight_bytes, limits.retry_after)
+    admission = admission or Admission(limits.in_flight_bytes, limits.retry_after)
+    requests = requests or Requests()
     offered = services(pipeline, accepted)
     # First: a gRPC server that was never started would keep its port.
-    sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port)
-    server = grpc.aio.server(options=grpc_options(settings.connections, limits))
-    server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission) for service in offered))
+    shared = settings.shares_ports
+    sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port, shared=shared)
+    server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
+    server.add_generic_rpc_handlers(
+        tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission, requests) for service in offered)
+    )
     address = f"{settings.host}:{settings.port}"
     try:
-        check_free(settings.host, settings.port)
+        if not shared:
+            check_free(settings.host, settings.port)
         port = server.add_insecure_port(address)
     except (RuntimeError, UserError) as error:
         for one in sockets:
@@ -109,7 +120,7 @@ async def serving(
     try:
         await running.start()
         if sockets:
-            http = HttpServer(Receiver(offered, limits, admission, tenant_of), limits, settings.drain_seconds)
+            http = HttpServer(Receiver(offered, limits, admission, tenant_of, requests), limits, settings.drain_seconds)
             await running.start_http(http, sockets, tls)
         if ask is not None:
             asking = asyncio.create_task(keep_asking(running.readiness, ask, running.tell))
@@ -123,11 +134,11 @@ async def serving(
             asking.cancel()
 
 
-def grpc_options(connections: Connections, limits: Limits) -> list[tuple[str, int]]:
+def grpc_options(connections: Connections, limits: Limits, *, shares_port: bool = False) -> list[tuple[str, int]]:
     """What gRPC is told of a server."""
     return [
         # gRPC's default would let a second collector take half of the connections without a word.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_concurrent_streams", connections.max_streams),
         ("grpc.max_connection_age_ms", round(connections.max_age * 1000)),
