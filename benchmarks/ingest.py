@@ -1,191 +1,192 @@
-"""OTLP over gRPC to committed rows, over bare COPY of the same rows into the same table with its index.
+"""OTLP over gRPC to committed rows, over bare COPY of the same rows into the same table with its unique index.
 
-The database is the embedded PostgreSQL; the collector is a process of its own and the client another, on the same
-cores as the database.
+The collector is a process of its own and the client another, on the same cores as the database. All ways take turns,
+several times, and the medians are shown: what else the machine does then falls on all of them. With
+TALLYMARK_BENCH_DSN a second server, say TimescaleDB, stands beside the embedded PostgreSQL; a database is made in it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
+import os
+import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
 
-import grpc
 import psycopg
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from psycopg.conninfo import make_conninfo
 from rich.table import Table
 
-from tallymark import conventions
-from tallymark_collector.model import Batch, Point
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
-from tallymark_collector.processors.validation import TimeLimits
-from tallymark_collector.store import Store, rows
+from benchmarks import ingest_load as load
+from benchmarks import ingest_stages
+from tallymark_collector.errors import UserError
+from tallymark_collector.model import Batch
+from tallymark_collector.store import Store
 from tallymark_collector.store.engines import connect_string
 
-POINTS: Final = 160_000
-ACCOUNTS: Final = 1000
 SIZES: Final = (200, 8000)
 """Points per request."""
-SECOND: Final = 1_000_000_000
-METHOD: Final = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+ROUNDS: Final = int(os.environ.get("TALLYMARK_BENCH_ROUNDS", "5"))
+NAME: Final = "tallymark_bench_ingest"
+TEXT, BINARY = "COPY, text, as it comes", "COPY, binary, in the index's order"
+GRPC_ONE, GRPC = "OTLP/gRPC to commit, 1 client", "OTLP/gRPC to commit, 4 clients"
 
 
-@dataclass(frozen=True)
-class Run:
-    """One measured way."""
+@dataclass
+class Way:
+    """One way, measured several times."""
 
-    way: str
-    size: int
-    clients: int
-    seconds: float
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """Microseconds of the collector's CPU for a point."""
+    sent: int = load.POINTS
 
     @property
     def rate(self) -> float:
         """Points per second."""
-        return POINTS / self.seconds
+        return self.sent / statistics.median(self.seconds)
+
+
+@dataclass
+class Measured:
+    """Everything of one server and size of request."""
+
+    ways: dict[str, Way] = field(default_factory=lambda: defaultdict(Way))
+    acknowledged: list[float] = field(default_factory=list)
+    """Seconds, at half of the rate of 4 clients."""
 
 
 def tables() -> Iterator[Table]:
-    """One table of rates and ratios to bare COPY."""
+    """A table for each server: rates, ratios to bare COPY, CPU, acknowledgements."""
+    with _servers() as servers:
+        for name, dsn in servers.items():
+            for size, measured in asyncio.run(_measure(dsn)).items():
+                yield _table(f"{name}: {load.POINTS:,} points, {size:,} a request, median of {ROUNDS}", measured)
+    yield ingest_stages.table()
+
+
+@contextmanager
+def _servers() -> Iterator[dict[str, str]]:
     with (
         tempfile.TemporaryDirectory(prefix="tallymark-bench-") as folder,
         connect_string(f"embedded:{Path(folder) / 'pg'}") as dsn,
     ):
-        runs = asyncio.run(_measure(dsn))
-    base = {run.size: run.rate for run in runs if run.way.startswith("bare COPY")}
-    table = Table(title=f"{POINTS:,} points of {ACCOUNTS} accounts, 5 attributes, embedded PostgreSQL")
-    for column in ("way", "points/request", "clients", "points/s", "over COPY"):
+        servers = {"embedded": dsn}
+        if given := os.environ.get("TALLYMARK_BENCH_DSN"):
+            with psycopg.connect(given, autocommit=True) as connection:
+                connection.execute(f"DROP DATABASE IF EXISTS {NAME} WITH (FORCE)")
+                connection.execute(f"CREATE DATABASE {NAME}")
+            servers["TALLYMARK_BENCH_DSN"] = make_conninfo(given, dbname=NAME)
+        yield servers
+
+
+def _table(title: str, measured: Measured) -> Table:
+    table = Table(title=title)
+    for column in ("way", "points/s", "over binary", "over text", "collector's CPU"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    for run in runs:
-        ratio = f"{run.rate / base[run.size]:.2f}"
-        table.add_row(run.way, f"{run.size:,}", str(run.clients), f"{run.rate:,.0f}", ratio)
-    yield table
+    for name, way in measured.ways.items():
+        ratios = [f"{way.rate / measured.ways[base].rate:.2f}" for base in (BINARY, TEXT)]
+        cpu = f"{statistics.median(way.cpu):.1f} us/point" if way.cpu else ""
+        table.add_row(name, f"{way.rate:,.0f}", *ratios, cpu)
+    cuts = statistics.quantiles(measured.acknowledged, n=100)
+    table.caption = f"acknowledged at half of that load: p50 {cuts[49] * 1e3:.0f} ms, p99 {cuts[98] * 1e3:.0f} ms"
+    return table
 
 
-async def _measure(dsn: str) -> list[Run]:
-    runs = []
-    store = Store(dsn)
+async def _measure(dsn: str) -> dict[int, Measured]:
+    with psycopg.connect(dsn) as connection:
+        statement = "SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'"
+        [available] = connection.execute(statement).fetchone() or (0,)
+    store = Store(dsn, wants_timescale=available > 0)
     await store.open()
     await store.migrate()
-    for size in SIZES:
-        requests = list(_requests(size))
-        batches = _batches(requests)
-        runs.append(Run("bare COPY, one commit per request", size, 1, await _copied(dsn, batches)))
-        runs.append(Run("store.write alone", size, 1, await _timed(dsn, lambda b=batches: _written(store, b))))
-        async with _collector(dsn) as port:
-            for way, clients in (("OTLP/gRPC to commit", 1), ("OTLP/gRPC to commit", 4), ("the same again", 4)):
-                work = lambda r=requests, c=clients, p=port: _sent(p, r, c)  # noqa: E731 - bound in the loop
-                seconds = await (_clocked(work) if way == "the same again" else _timed(dsn, work))
-                runs.append(Run(way, size, clients, seconds))
-        with psycopg.connect(dsn) as connection:
-            row = connection.execute("SELECT count(*), sum(quantity) FROM tallymark.usage_point").fetchone()
-            assert row == (POINTS, POINTS), "a fast collector that loses points is not fast"
+    try:
+        await store.check_columns()
+        columns = True
+    except UserError:
+        columns = False
+    found = {size: Measured() for size in SIZES}
+    async with load.collector(dsn) as collector:
+        for _ in range(ROUNDS):
+            for size, measured in found.items():
+                await _round(dsn, store, collector, size, measured)
+                if columns:
+                    await _into_columns(dsn, store, collector, size, measured)
+        for size, measured in found.items():
+            _empty(dsn)
+            rate = measured.ways[GRPC].rate / 2 / size
+            measured.acknowledged = await load.sent(collector.port, load.requests(size), 16, rate=rate)
     await store.close()
-    return runs
+    return found
 
 
-def _requests(size: int) -> Iterator[bytes]:
-    """Whole intervals of all accounts' streams, cut into requests of `size` points."""
-    now = time.time_ns() // SECOND * SECOND
-    request, metric = _empty()
-    for i in range(POINTS):
-        interval, account = divmod(i, ACCOUNTS)
-        end = now - (POINTS // ACCOUNTS - interval) * 10 * SECOND
-        point = metric.sum.data_points.add(start_time_unix_nano=end - 10 * SECOND, time_unix_nano=end, as_int=1)
-        texts = {
-            conventions.ACCOUNT: f"account-{account}",
-            conventions.PLAN: "pro",
-            conventions.HTTP_ROUTE: "/items/{id}",
-            conventions.HTTP_METHOD: "GET",
-        }
-        for key, text in texts.items():
-            point.attributes.add(key=key).value.string_value = text
-        point.attributes.add(key=conventions.HTTP_STATUS).value.int_value = 200
-        if len(metric.sum.data_points) == size:
-            yield request.SerializeToString()
-            request, metric = _empty()
+async def _round(dsn: str, store: Store, collector: load.Collector, size: int, measured: Measured) -> None:
+    bodies = load.requests(size)
+    batches = load.batches(bodies)
+    ways = measured.ways
+    for name, form, blobs in ((TEXT, "text", load.text_blobs), (BINARY, "binary", load.binary_blobs)):
+        _empty(dsn)
+        made = list(blobs(batches))
+        ways[name].seconds.append(await asyncio.to_thread(load.copied, dsn, made, form))
+    _empty(dsn)
+    ways["store.write alone"].seconds.append(
+        await _clocked(lambda: _written(store, [Batch(points=b) for b in batches]))
+    )
+    for name, clients in ((GRPC_ONE, 1), (GRPC, 4)):
+        _empty(dsn)
+        await _timed(ways[name], collector, bodies, clients)
+        _check(dsn, load.POINTS)
+    repeating = load.requests(size, repeated=0.1)
+    ways["the same with 10 % duplicates"].sent = sum(map(len, load.batches(repeating)))
+    _empty(dsn)
+    await _timed(ways["the same with 10 % duplicates"], collector, repeating, 4)
+    _check(dsn, load.POINTS)
 
 
-def _empty() -> tuple[ExportMetricsServiceRequest, Metric]:
-    request = ExportMetricsServiceRequest()
-    resource = request.resource_metrics.add()
-    for key, text in ((conventions.SERVICE_NAME, "shop"), (conventions.SERVICE_INSTANCE, "bench")):
-        resource.resource.attributes.add(key=key).value.string_value = text
-    scope = resource.scope_metrics.add()
-    scope.scope.name = conventions.SCOPE_NAME
-    metric = scope.metrics.add(name="api.requests", unit="{request}")
-    metric.sum.aggregation_temporality = 1
-    metric.sum.is_monotonic = True
-    return request, metric
+async def _into_columns(dsn: str, store: Store, collector: load.Collector, size: int, measured: Measured) -> None:
+    """Late points into pieces of the table that are laid out as columns and hold the same streams already."""
+    _empty(dsn)
+    days = 30 * 86_400 * load.SECOND
+    # Made at one moment: 5 s apart, where intervals are 10 s, no point of theirs is the other's.
+    earlier, bodies = load.requests(8000, offset=days), load.requests(size, offset=days + 5 * load.SECOND)
+    await _written(store, [Batch(points=points) for points in load.batches(earlier)])
+    assert await store.lay_out(datetime.now(timezone.utc) - timedelta(days=20)) > 0
+    await _timed(measured.ways["the same, late, into columns"], collector, bodies, 4)
+    _check(dsn, 2 * load.POINTS)
 
 
-def _batches(requests: Sequence[bytes]) -> list[list[Point]]:
-    cache = StreamCache()
-    return [decode_metrics("default", body, cache, TimeLimits(), time.time_ns()).points for body in requests]
+async def _timed(way: Way, collector: load.Collector, bodies: Sequence[bytes], clients: int) -> None:
+    cpu = collector.cpu()
+    way.seconds.append(await _clocked(lambda: load.sent(collector.port, bodies, clients)))
+    way.cpu.append((collector.cpu() - cpu) / way.sent * 1e6)
 
 
-async def _copied(dsn: str, batches: list[list[Point]]) -> float:
-    blobs = ["".join(map(rows.point_line, batch)).encode() for batch in batches]
-    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
-        connection.execute("DROP TABLE IF EXISTS bare; CREATE TABLE bare (LIKE usage_point INCLUDING ALL)")
-        start = time.perf_counter()
-        for blob in blobs:
-            with connection.cursor().copy(f"COPY bare ({rows.POINT_COLUMNS}) FROM STDIN") as copy:
-                copy.write(blob)
-        seconds = time.perf_counter() - start
-        connection.execute("DROP TABLE bare")
-    return seconds
-
-
-async def _timed(dsn: str, work: Callable[[], Awaitable[None]]) -> float:
-    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
-        # In the order in which the refresher of a running collector locks them.
-        connection.execute("TRUNCATE usage_dirty, usage_hour, usage_point")
-        connection.execute("CHECKPOINT")
-    return await _clocked(work)
-
-
-async def _clocked(work: Callable[[], Awaitable[None]]) -> float:
+async def _clocked(work: Callable[[], Awaitable[object]]) -> float:
     start = time.perf_counter()
     await work()
     return time.perf_counter() - start
 
 
-async def _written(store: Store, batches: list[list[Point]]) -> None:
+async def _written(store: Store, batches: Sequence[Batch]) -> None:
     for batch in batches:
-        await store.write(Batch(points=batch))
+        await store.write(batch)
 
 
-async def _sent(port: int, requests: Sequence[bytes], clients: int) -> None:
-    left = iter(requests)
-
-    async def client() -> None:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary(METHOD)
-            for body in left:
-                answer = await call(body)
-                assert answer == b"", "a refusal"
-
-    await asyncio.gather(*(client() for _ in range(clients)))
+def _empty(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        # In the order in which the refresher of a running collector locks them.
+        connection.execute("TRUNCATE usage_dirty, usage_hour, usage_point")
+        connection.execute("CHECKPOINT")
 
 
-@asynccontextmanager
-async def _collector(dsn: str) -> AsyncIterator[int]:
-    arguments = ["serve", "--database", dsn, "--port", "0", "--json"]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tallymark_collector", *arguments, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        yield json.loads(await process.stdout.readline())["port"]
-    finally:
-        process.terminate()
-        await process.wait()
+def _check(dsn: str, points: int) -> None:
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT count(*), sum(quantity) FROM tallymark.usage_point").fetchone()
+    assert row == (points, points), "a fast collector that loses points is not fast"

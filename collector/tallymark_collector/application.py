@@ -10,22 +10,30 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+from tallymark_collector.access import Authenticator
+from tallymark_collector.access.listening import check_host
+from tallymark_collector.access.quotas import Quotas
+from tallymark_collector.access.records import InDatabase
+from tallymark_collector.access.requests import tenant_of
+from tallymark_collector.access.tls import ServerCertificate, keep_certificate
 from tallymark_collector.aggregates.backlog import Backlog, keep_looking
 from tallymark_collector.aggregates.keeper import check_keeper
 from tallymark_collector.aggregates.refresher import keep_refreshed
 from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
 from tallymark_collector.billing.errors import BillingError
-from tallymark_collector.billing.records import extend_periods
+from tallymark_collector.billing.records import extend_periods, subscribed_tenants
 from tallymark_collector.errors import TransientError
 from tallymark_collector.forwarding import forwarding
 from tallymark_collector.forwarding.forwarder import Forwarder
+from tallymark_collector.metering import Metering
 from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.admin import Admin, administering
 from tallymark_collector.receivers.otlp import nothing
 from tallymark_collector.receivers.server import Server, serving
-from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_TENANT, Settings
+from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
+from tallymark_collector.store.committing import committing
 from tallymark_collector.store.engines import connect_string, wants_timescale
 from tallymark_collector.telemetry.exporting import Exporting
 from tallymark_collector.telemetry.instruments import one
@@ -35,6 +43,9 @@ logger = logging.getLogger(__name__)
 PERIODS_INTERVAL: Final = 3600.0
 """Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
 PERIODS_RETRY: Final = 10.0
+UNMATCHED_INTERVAL: Final = 600.0
+"""Seconds between lines of the log that tell which telemetry was no usage."""
+
 
 CANCEL_AGAIN: Final = 1.0
 """Seconds after which a task that was cancelled and goes on is cancelled again; its statement's end takes less."""
@@ -62,40 +73,56 @@ async def _keeper(settings: Settings, store: Store) -> AsyncIterator[Store]:
             yield owner
 
 
-async def serve(
-    settings: Settings,
-    ready: Callable[[Server, Pipeline], Awaitable[None]] | None = None,
-    *,
-    keeps: bool = True,
-) -> None:
+Ready = Callable[[Server, Pipeline, Authenticator], Awaitable[None]]
+
+
+async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool = True) -> None:
     """Migrates where its user may, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
 
     `ready` is called once requests are taken. Without `keeps` somebody else looks after what is stored.
     """
+    certificate = None if settings.tls is None else ServerCertificate(settings.tls)
     stop = stopping()
     async with (
         watched(settings) as (admin, exporting),
         opened(settings.database, settings.database_timeout) as store,
         kept(settings, store, exporting, keeps=keeps) as loops,
-        store.presence() as presence,
-        _forwarding(settings) as forwarder,
     ):
-        seen = Seen(exporting.instruments, store, settings.limits)
-        pipeline = Pipeline(seen.written, settings.limits)
-        seen.observe(pipeline, store, forwarder)
-        async with serving(
-            pipeline,
-            settings,
-            ask=presence.ask,
-            accepted=nothing if forwarder is None else forwarder.accepted,
-            requests=seen.requests,
-            admission=seen.admission,
-        ) as server:
-            admin.state = lambda: server.readiness.reason
-            server.admin_port = admin.port or None
-            if ready is not None:
-                await ready(server, pipeline)
-            await first(stop.wait(), loops)
+        authenticator = await authenticating(settings, store)
+        seen = Seen(exporting.instruments, settings.limits)
+        async with (
+            committing(seen.timed(store), settings.limits) as writing,
+            store.presence() as presence,
+            _forwarding(settings) as forwarder,
+        ):
+            pipeline = Pipeline(
+                seen.counted(writing),
+                settings.limits,
+                quotas=Quotas(InDatabase(store), settings.limits),
+                metering=None if settings.meters is None else Metering(settings.meters),
+            )
+            seen.observe(pipeline, writing, store, forwarder)
+            beside = {asyncio.create_task(_keep_told(pipeline))}
+            if certificate is not None:
+                beside.add(asyncio.create_task(keep_certificate(certificate)))
+            try:
+                async with serving(
+                    pipeline,
+                    settings,
+                    ask=presence.ask,
+                    accepted=nothing if forwarder is None else forwarder.accepted,
+                    tenant_of=tenant_of(authenticator),
+                    certificate=certificate,
+                    requests=seen.requests,
+                    admission=seen.admission,
+                ) as server:
+                    admin.state = lambda: server.readiness.reason
+                    server.admin_port = admin.port or None
+                    if ready is not None:
+                        await ready(server, pipeline, authenticator)
+                    await first(stop.wait(), {*loops, *beside, writing.running})
+            finally:
+                await ended(beside)
 
 
 def stopping() -> asyncio.Event:
@@ -158,21 +185,54 @@ async def _forwarding(settings: Settings) -> AsyncIterator[Forwarder | None]:
             yield forwarder
 
 
+async def authenticating(settings: Settings, store: Store) -> Authenticator:
+    """Raises UserError where strangers could write and nobody has said that they may."""
+    authenticator = Authenticator(
+        InDatabase(store),
+        allow_anonymous=settings.allow_anonymous,
+        # Who asks clients for certificates has said that not everybody may write.
+        closed=settings.tls is not None and settings.tls.client_authority is not None,
+    )
+    check_host(
+        settings.host,
+        needs_credentials=await authenticator.needs_credentials(),
+        allow_anonymous=settings.allow_anonymous,
+    )
+    return authenticator
+
+
 async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: float = PERIODS_RETRY) -> None:
     """Writes down billing periods as they come near, until cancelled."""
     while True:
         try:
             async with store.transaction() as connection:
-                await extend_periods(connection, DEFAULT_TENANT, datetime.now(timezone.utc))
+                tenants = await subscribed_tenants(connection)
+            for tenant in tenants:
+                await _extend_periods(store, tenant, interval)
         except TransientError as error:
             logger.warning("billing periods are not extended, the next try is in %s s: %s", retry, error)
             await asyncio.sleep(retry)
-        except (BillingError, ValueError):
-            # A subscription that this machine cannot read (its time zone is unknown here) must not stop ingestion.
-            logger.exception("billing periods are not extended, the next try is in %s s", interval)
-            await asyncio.sleep(interval)
         else:
             await asyncio.sleep(interval)
+
+
+async def _extend_periods(store: Store, tenant: str, interval: float) -> None:
+    try:
+        async with store.transaction() as connection:
+            await extend_periods(connection, tenant, datetime.now(timezone.utc))
+    except (BillingError, ValueError):
+        # A subscription that this machine cannot read (its time zone is unknown here) must not stop ingestion, nor the
+        # other tenants' periods.
+        logger.exception("billing periods of tenant %r are not extended, the next try is in %s s", tenant, interval)
+
+
+async def _keep_told(pipeline: Pipeline, interval: float = UNMATCHED_INTERVAL) -> None:
+    try:
+        while True:
+            await asyncio.sleep(interval)
+            pipeline.unmatched.tell()
+    finally:
+        pipeline.unmatched.tell()
 
 
 async def ended(tasks: Collection[asyncio.Task[None]], patience: float = CANCEL_AGAIN) -> None:

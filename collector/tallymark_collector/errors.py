@@ -5,8 +5,8 @@
     │   ├── MalformedRequest    bytes that are not the OTLP message they claim to be
     │   ├── TooLarge            more bytes or values than one request may have
     │   ├── UnsupportedMedia    a content type or encoding that nobody here reads
-    │   ├── Unauthenticated     no credential, or none that is known
-    │   ├── Forbidden           a known credential that may not do this
+    │   ├── Unauthenticated     no credential, or one that is unknown, expired or revoked
+    │   ├── Forbidden           a good credential that is not for this
     │   └── UserError           a setting, argument or file that a person has to mend
     └── TransientError          the same input may succeed later: retry after a delay
         ├── StoreUnavailable    the database is away, read-only, full or out of connections
@@ -36,12 +36,13 @@ class UnsupportedMedia(PermanentError):  # noqa: N818
     """The request's content type or encoding is not one that is read here."""
 
 
-class Unauthenticated(PermanentError):  # noqa: N818
-    """The request carries no credential, or none that is known."""
+class Unauthenticated(PermanentError):  # noqa: N818 - named like the status it becomes
+    """Nobody knows who asks. The text never repeats what was sent. Where a credential cannot be looked up now, that is
+    a TransientError instead: clients throw away what is answered with this."""
 
 
 class Forbidden(PermanentError):  # noqa: N818
-    """The request's credential is known and does not allow this."""
+    """It is known who asks, and that they may not."""
 
 
 class UserError(PermanentError):
@@ -57,6 +58,9 @@ class TransientError(CollectorError):
 
 class StoreUnavailable(TransientError):  # noqa: N818
     """The database did not take the write; nothing of it was kept."""
+
+    away = False
+    """No server answered at all: another request would fare no better now."""
 
 
 class Overloaded(TransientError):  # noqa: N818

@@ -62,6 +62,8 @@ class Reason(str, enum.Enum):
     VALUE_DECREASED = "value_decreased"
     VALUE_OUT_OF_RANGE = "value_out_of_range"
     NOT_STORABLE = "not_storable"
+    SPAN_SAMPLED = "span_sampled"
+    STREAMS_LIMITED = "streams_limited"
     TIME_MISSING = "time_missing"
     TIME_REVERSED = "time_reversed"
     TIME_AHEAD = "time_ahead"
@@ -75,6 +77,17 @@ class Refusal(NamedTuple):
     detail: str
 
 
+class Reading(NamedTuple):
+    """What a file of meters takes of a point, where that is not a sum's value as it is."""
+
+    kind: str
+    """The type of the metric, as OTLP's Metric calls it."""
+    quantity: str
+    """value, count or sum."""
+    factor: Decimal
+    """What it was multiplied by."""
+
+
 class Origin(NamedTuple):
     """A stream as it stood on the wire: enough to write one of its points as OTLP again."""
 
@@ -85,6 +98,7 @@ class Origin(NamedTuple):
     temporality: int
     monotonic: bool
     attributes: tuple[bytes, ...]
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +128,8 @@ class Stream:
     resource: Attributes
     scope_name: str
     origin: Origin
+    row: tuple[bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
+    """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
 
 
 class Point(NamedTuple):
@@ -224,6 +240,19 @@ class Batch:
     def __bool__(self) -> bool:
         """True if there is anything to write."""
         return bool(self.points or self.evidence or self.quarantined or self.controls or self.closings or self.counts)
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is: of its first item. A request, and so its batch, is one tenant's; "" for an empty one."""
+        if self.points:
+            return self.points[0].stream.series.tenant
+        for kept in (self.evidence, self.quarantined):
+            if kept:
+                return kept[0].tenant
+        for said in (self.controls, self.closings, self.counts):
+            if said:
+                return said[0].producer.tenant
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

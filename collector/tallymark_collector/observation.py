@@ -8,23 +8,32 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.settings import Limits
 from tallymark_collector.store import Store
+from tallymark_collector.store.committing import Committing
+from tallymark_collector.store.writer import Encoded
 from tallymark_collector.telemetry import readings
 from tallymark_collector.telemetry.instruments import STATE, Instruments, Readings, one
 from tallymark_collector.telemetry.requests import Requests
-from tallymark_collector.telemetry.written import Timed, Written
+from tallymark_collector.telemetry.written import Counted, Timed, Writing, Written
 
 
 class Seen:
     """What is counted on the way of a request."""
 
-    def __init__(self, instruments: Instruments, store: Store, limits: Limits) -> None:
+    def __init__(self, instruments: Instruments, limits: Limits) -> None:
         self.requests = Requests()
         self.admission = Admission(limits.in_flight_bytes, limits.retry_after)
-        self.written = Written(Timed(store, readings.transactions(instruments)), self.requests.tenants)
-        """What the pipeline writes to."""
+        self._written = Written(self.requests.tenants)
         self._instruments = instruments
 
-    def observe(self, pipeline: Pipeline, store: Store, forwarder: Forwarder | None) -> None:
+    def timed(self, store: Store) -> Timed[Encoded]:
+        """The same store, whose transactions are measured."""
+        return Timed(store, readings.transactions(self._instruments))
+
+    def counted(self, behind: Writing) -> Counted:
+        """The same way to the store, of which is counted what was committed."""
+        return Counted(behind, self._written)
+
+    def observe(self, pipeline: Pipeline, writing: Committing, store: Store, forwarder: Forwarder | None) -> None:
         """Has the instruments read it all from now on."""
 
         def connections() -> Readings:
@@ -33,7 +42,8 @@ class Seen:
 
         instruments = self._instruments
         readings.observe_requests(instruments, self.requests)
-        readings.observe_written(instruments, self.written)
+        readings.observe_written(instruments, self._written)
+        readings.observe_queue(instruments, writing)
         instruments.observe("in_flight", one(lambda: self.admission.under_way))
         instruments.observe("unmatched", one(lambda: pipeline.totals.unmatched))
         instruments.observe("database.connections", connections)

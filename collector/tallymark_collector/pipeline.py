@@ -16,10 +16,14 @@ from typing import Final, Protocol
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering import Metering
+from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, Quarantined, WriteResult
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, StreamCache, decoding_metrics
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 
 MAX_REASONS: Final = 5
@@ -63,14 +67,22 @@ class Pipeline:
     store: Writing
     limits: Limits = field(default_factory=Limits)
     now_ns: Callable[[], int] = time.time_ns
+    quotas: Limiting = field(default_factory=Unlimited)
+    """What a tenant may send; more is refused, or set aside."""
     totals: Totals = field(default_factory=Totals)
+    metering: Metering | None = None
+    """What a file says is usage of other people's telemetry."""
+    unmatched: Unmatched = field(default_factory=Unmatched)
     _streams: StreamCache = field(default_factory=StreamCache)
 
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_metrics(tenant, body, self._streams, self.limits.times, self.now_ns())
+        decoded = Decoded()
+        times = self.limits.times
+        await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
+        self.unmatched.add("metrics", decoded.foreign)
         batch = Batch(
             points=decoded.points,
             quarantined=decoded.quarantined,
@@ -78,14 +90,20 @@ class Pipeline:
             closings=decoded.closings,
             counts=decoded.counts,
         )
-        return _outcome(decoded.rejected, decoded.quarantined, await self._write(batch))
+        async with self.quotas.admitting(tenant, batch) as admitted:
+            result = await self._write(admitted)
+        set_aside = len(admitted.quarantined) - len(batch.quarantined)
+        return _outcome(decoded.rejected + set_aside, admitted.quarantined, result)
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns())
+        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns(), self.metering)
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
-        result = await self._write(Batch(evidence=decoded.evidence, quarantined=decoded.quarantined))
+        self.unmatched.add("traces", decoded.foreign)
+        batch = Batch(decoded.points, decoded.evidence, decoded.quarantined)
+        async with self.quotas.admitting(tenant, batch) as admitted:
+            result = await self._write(admitted)
         return _outcome(decoded.rejected, decoded.quarantined, result)
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:

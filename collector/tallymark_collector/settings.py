@@ -7,10 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from tallymark_collector.metering import Rules
 from tallymark_collector.processors.validation import TimeLimits
 
 DEFAULT_TENANT: Final = "default"
-"""Whose usage it is while no credentials are configured."""
+"""Whose usage it is while no credential has been made."""
 
 DEFAULT_PORT: Final = 4317
 """OTLP over gRPC."""
@@ -61,6 +62,15 @@ class Limits:
     in_flight_bytes: int = 256 * 1024 * 1024
     """All requests between arrival and answer. Past it a request is refused, retryable; decoded points take about
     ten times their bytes."""
+    queued_points: int = 250_000
+    """Points of decoded requests that wait for the transaction under way to end, all tenants together. Past it the
+    tenant that holds the most is refused, retryable."""
+    queued_bytes: int = 64 * 1024 * 1024
+    """The same in bytes of their rows."""
+    group_points: int = 40_000
+    """Points that one transaction writes together; a larger request has one to itself."""
+    group_bytes: int = 16 * 1024 * 1024
+    """The same in bytes of their rows."""
     retry_after: float = 1.0
     """Seconds that a refused client is told to wait."""
     json_values: int = 4_000_000
@@ -73,6 +83,11 @@ class Limits:
     """How long an HTTP request's body may take to arrive: exporters wait 10 s for the whole exchange."""
     idle_seconds: float = 75.0
     """After so long without a request an HTTP connection is closed: longer than the minute between most exports."""
+    points_per_second: float | None = None
+    """Of each tenant that has no limit of its own, in each collector; None is without limit. More is refused,
+    retryable."""
+    new_streams_per_hour: float | None = None
+    """The same for streams that the database does not know yet. What exceeds it is kept in quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +136,17 @@ class Telemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files that a server shows itself by; they are read again when they change."""
+
+    certificate: Path
+    """The server's certificate, then those between it and its authority."""
+    key: Path
+    client_authority: Path | None = None
+    """Authorities of clients: nobody gets in without a certificate from one of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """One collector."""
 
@@ -142,6 +168,10 @@ class Settings:
     admin_port: int | None = None
     """The port of health and metrics; None takes none."""
     telemetry: Telemetry | None = None
+    tls: TlsFiles | None = None
+    """None is without TLS."""
+    allow_anonymous: bool = False
+    """Requests without a credential are taken as the default tenant's, wherever they come from."""
     refresh_interval: float = 1.0
     """Seconds between looks for hours that have to be recomputed. Views are right in between, only slower."""
     database_timeout: float = DATABASE_TIMEOUT
@@ -151,3 +181,5 @@ class Settings:
     connections: Connections = field(default_factory=Connections)
     retention: Retention = field(default_factory=Retention)
     forwarding: Forwarding | None = None
+    meters: Rules | None = None
+    """What of other people's telemetry is usage."""

@@ -41,6 +41,8 @@ RELATIONS = {
     "usage_control": "table",
     "usage_closed": "table",
     "usage_evidence_count": "table",
+    "tenant": "table",
+    "credential": "table",
     "usage_hour_current": "view",
     "usage_day_marked": "view",
     "usage_day_current": "view",
@@ -122,7 +124,7 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
         ).fetchall()
     keys = {name: set(columns) for name, columns in rows}
     of_producers = {"usage_producer", "usage_control", "usage_closed"}
-    others = {"migration", "plan_version"}
+    others = {"migration", "plan_version", "tenant", "credential"}
     # That a line comes again with another account or time has to be found: see the comments of its migration.
     of_imports = {"usage_import_source", "usage_import_file", "usage_import_line"}
     assert {name for name, columns in keys.items() if "account" not in columns} == others | of_producers | of_imports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tallymark_collector.access import Authenticator
+from tallymark_collector.access.records import InDatabase
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.application import opened
@@ -153,6 +156,13 @@ FORBIDDEN = [
     "INSERT INTO plan_version (tenant, plan, version, content, document) VALUES ('default', 'basic', 9, '', '{}')",
     "UPDATE plan_version SET document = '{}'",
     "DELETE FROM subscription",
+    "INSERT INTO tenant (tenant) VALUES ('mine')",
+    "UPDATE tenant SET points_per_second = NULL",
+    "INSERT INTO credential (credential, kind, tenant, scopes, verifier)"
+    " VALUES ('mine', 'token', 'default', '{write}', decode(repeat('00', 32), 'hex'))",
+    "UPDATE credential SET revoked_at = NULL",
+    "UPDATE credential SET verifier = decode(repeat('00', 32), 'hex')",
+    "DELETE FROM credential",
     "INSERT INTO migration VALUES (9999, 'x', 'x')",
     "ALTER TABLE usage_point DROP COLUMN quantity",
     "DROP TABLE usage_dirty",
@@ -206,6 +216,17 @@ async def test_settling_the_quarantine_takes_one_right_more_than_the_writer_has(
         assert reader.execute("SELECT count(*) FROM usage_quarantine_open").fetchone() == (0,)
     refused(granted.stranger, "DELETE FROM quarantine_action")
     refused(granted.stranger, "DELETE FROM usage_quarantine")
+
+
+async def test_a_writer_knows_tokens_and_makes_none(granted: Roles) -> None:
+    create = ("tokens", "create", "--tenant", "default", "--scope", "write", "--database")
+    refused = await asyncio.to_thread(program, *create, granted.writer)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "the database user may not do this" in refused.stderr
+    made = await asyncio.to_thread(program, *create, granted.owner)
+    async with opened(granted.writer) as store:
+        principal = await Authenticator(InDatabase(store)).authenticate(f"Bearer {made.stdout.strip()}")
+    assert principal.may_write()
 
 
 async def test_the_reader_reads_the_public_views_and_nothing_else(granted: Roles) -> None:

@@ -136,6 +136,13 @@ def test_the_services_in_the_order_of_the_compose_file(deployed: Server) -> None
     for _ in range(2):
         done = run(migrate)
         assert done.returncode == 0, done.stderr
+    closed = run(collector, "--port", "0")
+    assert (closed.returncode, closed.stdout) == (2, ""), "it listens for other containers, and there is no token yet"
+    assert "tallymark tokens create" in closed.stderr
+    create = ["tokens", "create", "--tenant", "default", "--scope", "write"]
+    made = run({**migrate, "args": [*PROGRAM, *create]})
+    assert (made.returncode, made.stdout[:4]) == (0, "tmk_"), made.stderr
+
     with serving(collector) as (process, port):
         asked = run({**collector, "args": [*PROGRAM, "health", "--port", str(port)]})
         assert (asked.returncode, asked.stdout) == (0, f"127.0.0.1:{port} serving\n")
@@ -201,6 +208,7 @@ def test_an_account_reads_its_own_usage_through_the_view_of_the_documentation(de
         await store.open()
         await store.prepare()
         await store.write(Batch(points=[point(stream("acme"), 0, 10, 5), point(stream("globex"), 0, 10, 7)]))
+        await store.write(Batch(points=[point(stream("acme", tenant="other-tenant"), 0, 10, 11)]))
         await store.close()
 
     asyncio.run(write())

@@ -73,14 +73,16 @@ WITH raw AS (
     SELECT tenant, account, series, date_trunc('hour', time, 'UTC') AS bucket,
            sum(quantity) AS quantity, count(*) AS points
     FROM usage_point
-    WHERE (%(account)s::text IS NULL OR account = %(account)s)
+    WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR account = %(account)s)
       AND time >= greatest(%(start)s, (SELECT points_from FROM usage_kept)) AND time < %(end)s
     GROUP BY 1, 2, 3, 4
 ), cached AS (
     SELECT h.tenant, h.account, h.series, h.bucket, h.quantity, h.points, s.meter
     FROM usage_hour_current h
     JOIN usage_series s ON s.account = h.account AND s.series = h.series AND s.tenant = h.tenant
-    WHERE (%(account)s::text IS NULL OR h.account = %(account)s)
+    WHERE (%(tenant)s::text IS NULL OR h.tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR h.account = %(account)s)
       AND h.bucket >= greatest(%(start)s, (SELECT points_from FROM usage_kept)) AND h.bucket < %(end)s
 ), compared AS (
     SELECT tenant, account, bucket, cached.meter, raw.quantity AS raw, cached.quantity AS aggregated,
@@ -121,6 +123,7 @@ SELECT s.tenant, s.account, s.stream::text, coalesce(billed.quantity, 0), coales
 FROM (sampled FULL JOIN billed USING (account, stream))
 JOIN usage_stream s USING (account, stream)
 WHERE coalesce(billed.quantity, 0) <> coalesce(sampled.quantity, 0)
+  AND (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s)
 ORDER BY 1, 2, 3"""
 
 _OVERLAP_SQL: Final = f"""
@@ -133,7 +136,8 @@ FROM (
            ) AS previous
     FROM usage_point p
     JOIN usage_stream s ON s.account = p.account AND s.stream = p.stream AND s.temporality = 1
-    WHERE (%(account)s::text IS NULL OR p.account = %(account)s)
+    WHERE (%(tenant)s::text IS NULL OR p.tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR p.account = %(account)s)
       AND p.time >= %(start)s AND p.time < %(end)s
 ) ordered
 WHERE start_time < previous
@@ -144,17 +148,19 @@ LIMIT {MAX_OVERLAPS}"""  # noqa: S608 - a constant of ours
 async def audit(
     connection: Connection,
     *,
+    tenant: str | None = None,
     account: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Report:
-    """Compares the views with the points, cumulative increases with their totals, and looks for overlaps.
+    """Compares the views with the points, cumulative increases with their totals, and looks for overlaps; of all
+    tenants, or of one.
 
     `start` and `end` bound the hours (by whole hours, `[start, end)`); totals of cumulative streams are compared over
     all time. What is older than the points that are kept is left out. The connection must be a `store.reading()`: all
     queries have to see the same moment.
     """
-    bounds = {"account": account, "start": start or "-infinity", "end": end or "infinity"}
+    bounds = {"tenant": tenant, "account": account, "start": start or "-infinity", "end": end or "infinity"}
     rows = await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()
     differences = [Difference(*row[:6]) for row in rows if row[0] is not None]
     drifts = [Drift(*row) for row in await (await connection.execute(_DRIFT_SQL, bounds)).fetchall()]

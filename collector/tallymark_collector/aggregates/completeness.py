@@ -114,6 +114,7 @@ WITH settled AS (
     SELECT tenant, producer, meter, unit, time, start_time, part, total, recorded_at
     FROM usage_control
     WHERE time >= %(start)s::timestamptz AND time < %(end)s::timestamptz
+      AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 ), named AS MATERIALIZED (
     SELECT s.account, s.stream, p.tenant, p.producer, d.meter, d.unit
     FROM usage_stream s
@@ -232,7 +233,7 @@ SELECT count(*) FROM (
     SELECT DISTINCT s.tenant, s.resource->>'{conventions.SERVICE_NAMESPACE}', s.resource->>'{conventions.SERVICE_NAME}',
            {_INSTANCE}
     FROM usage_stream s
-    WHERE s.scope = '{conventions.SCOPE_NAME}'
+    WHERE s.scope = '{conventions.SCOPE_NAME}' AND (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s)
       AND NOT EXISTS (SELECT FROM usage_producer p WHERE {_SAME_PRODUCER})
 ) without"""  # noqa: S608 - constants of ours
 
@@ -253,6 +254,7 @@ LIMIT %(limit)s"""
 async def prove(
     connection: Connection,
     *,
+    tenant: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
     tolerance: timedelta = TOLERANCE,
@@ -260,13 +262,13 @@ async def prove(
     """Compares what producers say with their points. `start` and `end` bound the control totals, `[start, end)`: what
     went missing before is then not told again. The connection must be a `store.reading()`."""
     kept, since = await (await connection.execute(_KEPT_SQL, [start])).fetchone() or (None, None)
-    bounds = {"start": since, "end": end or "infinity", "tolerance": tolerance, "kept": kept}
+    bounds = {"tenant": tenant, "start": since, "end": end or "infinity", "tolerance": tolerance, "kept": kept}
     # What is computed on the way has no statistics: taken for a handful of rows, it would be joined row by row.
     # Up to PostgreSQL 17 that makes costs so high that compiling the query would seem worth its seconds.
     await connection.execute("SET LOCAL enable_nestloop = off; SET LOCAL jit = off")
     found = [_judge(*row) for row in await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()]
     await connection.execute("SET LOCAL enable_nestloop = on")
-    [unproved] = await (await connection.execute(_UNPROVED_SQL)).fetchone() or [0]
+    [unproved] = await (await connection.execute(_UNPROVED_SQL, {"tenant": tenant})).fetchone() or [0]
     return Proof(await _explained(connection, found), unproved)
 
 

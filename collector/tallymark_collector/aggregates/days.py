@@ -22,13 +22,15 @@ WITH bounds AS (
            sum(p.quantity) AS quantity, count(*) AS points
     FROM usage_point p
     LEFT JOIN usage_series s ON s.account = p.account AND s.series = p.series
-    WHERE (%(account)s::text IS NULL OR p.account = %(account)s)
+    WHERE (%(tenant)s::text IS NULL OR p.tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR p.account = %(account)s)
       AND p.time >= (SELECT first FROM bounds) AND p.time < (SELECT until FROM bounds)
     GROUP BY 1, 2, 3, 4
 ), days AS (
     SELECT tenant, account, meter, bucket, sum(quantity) AS quantity, sum(points) AS points
     FROM usage_daily
-    WHERE (%(account)s::text IS NULL OR account = %(account)s)
+    WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR account = %(account)s)
       AND bucket >= (SELECT first FROM bounds) AND bucket < (SELECT until FROM bounds)
     GROUP BY 1, 2, 3, 4
 )
@@ -42,13 +44,14 @@ async def with_days(
     connection: Connection,
     report: Report,
     *,
+    tenant: str | None = None,
     account: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Report:
     """The report with the days that differ from their points, less those of which an hour differs already. The
     connection is the report's."""
-    bounds = {"account": account, "start": start or "epoch", "end": end or "9999-12-31"}
+    bounds = {"tenant": tenant, "account": account, "start": start or "epoch", "end": end or "9999-12-31"}
     rows = await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()
     known = {(found.tenant, found.account, found.bucket.date()) for found in report.differences}
     days = [Difference(*row)._replace(width="day") for row in rows if (row[0], row[1], row[2].date()) not in known]

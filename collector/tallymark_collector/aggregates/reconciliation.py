@@ -43,13 +43,15 @@ WITH bounds AS (
     SELECT tenant, account, meter, sum(quantity) AS around,
            coalesce(sum(quantity) FILTER (WHERE time >= first AND time < last), 0) AS inside
     FROM usage_evidence_count, bounds
-    WHERE (%(account)s::text IS NULL OR account = %(account)s) AND time >= earliest AND time < latest
+    WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR account = %(account)s) AND time >= earliest AND time < latest
     GROUP BY 1, 2, 3
 ), shown AS (
     SELECT tenant, account, meter, sum(quantity) AS around,
            coalesce(sum(quantity) FILTER (WHERE time >= first AND time < last), 0) AS inside
     FROM usage_evidence, bounds
-    WHERE (%(account)s::text IS NULL OR account = %(account)s) AND time >= earliest AND time < latest
+    WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+      AND (%(account)s::text IS NULL OR account = %(account)s) AND time >= earliest AND time < latest
     GROUP BY 1, 2, 3
 )
 SELECT c.tenant, c.account, c.meter, c.around, coalesce(s.around, 0),
@@ -61,6 +63,7 @@ ORDER BY 1, 2, 3"""
 async def reconcile(
     connection: Connection,
     *,
+    tenant: str | None = None,
     account: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
@@ -69,6 +72,7 @@ async def reconcile(
     """Every account and meter of which the SDK has written usage on spans, `[start, end)`. The connection must be a
     `store.reading()`."""
     bounds = {
+        "tenant": tenant,
         "account": account,
         "start": start or "-infinity",
         "end": end or "infinity",

@@ -12,18 +12,8 @@ from typing import Annotated, TypeVar
 from pydantic import BeforeValidator, Field
 from pydantic_core import ErrorDetails
 
-from tallymark_collector.billing import yaml_model
-from tallymark_collector.billing.errors import CurrencyError
-from tallymark_collector.billing.fields import (
-    CurrencyCode,
-    Declared,
-    Text,
-    Value,
-    Where,
-    listed,
-    maybe_day,
-    part,
-)
+from tallymark_collector.billing.errors import CatalogError, CurrencyError
+from tallymark_collector.billing.fields import CurrencyCode, Declared, maybe_day
 from tallymark_collector.billing.money import minor_digits
 from tallymark_collector.billing.plans import (
     KINDS,
@@ -36,7 +26,9 @@ from tallymark_collector.billing.plans import (
     SubscriptionTerms,
     Tier,
 )
-from tallymark_collector.billing.yaml_text import Document, Path
+from tallymark_collector.documents.fields import Text, Value, Where, listed, part
+from tallymark_collector.documents.reading import Shape, named, parse, read_text
+from tallymark_collector.documents.yaml_text import Document, Path
 
 _Item = TypeVar("_Item")
 
@@ -74,17 +66,13 @@ class _File(Value):
 
 def read_catalog(path: str | FilePath) -> Catalog:
     """The catalogue in a file (UTF-8). Raises `CatalogError` with every problem, `OSError` if it can't be read."""
-    return parse_catalog(yaml_model.read_text(path), str(path))
+    return parse_catalog(read_text(path, CatalogError), str(path))
 
 
 def parse_catalog(text: str, file: str = "plans.yaml") -> Catalog:
     """The catalogue in a text; `file` is the name in messages. Raises `CatalogError` with every problem."""
-    return _catalog(yaml_model.parse(text, file, _shape()))
-
-
-def _shape() -> yaml_model.Shape[_File]:
-    empty = "is empty; a catalogue needs `currency` and `plans`"
-    return yaml_model.Shape(_File, empty, _declared, _fields, _in_file, _message)
+    content, _ = parse(text, file, _SHAPE)
+    return _catalog(content)
 
 
 def _catalog(content: _File) -> Catalog:
@@ -132,7 +120,7 @@ def _in_file(loc: Path, document: Document) -> Path:
 
 def _message(error: ErrorDetails) -> str | None:
     if error["type"] == "tuple_type" and error["loc"][0] == "accounts":
-        got = yaml_model.named(error.get("input"))
+        got = named(error.get("input"))
         return f"expected a mapping, e.g. {{plan: pro, since: 2026-01-01}}, or a list of such, got {got}"
     return None
 
@@ -154,3 +142,14 @@ def _fields(loc: Path) -> list[str]:
         case _:
             model = SubscriptionTerms
     return list(model.model_fields)
+
+
+_SHAPE = Shape(
+    _File,
+    CatalogError,
+    empty="is empty; a catalogue needs `currency` and `plans`",
+    fields_at=_fields,
+    in_file=_in_file,
+    message=_message,
+    context=_declared,
+)

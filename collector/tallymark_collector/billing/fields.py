@@ -3,49 +3,23 @@
 A check raises `wrong(message)`. The message reads after the field's name and says what to do.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    PlainSerializer,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from tallymark_collector.billing.errors import CurrencyError
 from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY, known_zone
 from tallymark_collector.billing.money import minor_digits, plain, read_number
-
-MAX_TEXT = 255
-"""Characters of an id or a name. OpenTelemetry's limit for a metric name too."""
-
-MAX_UNIT = 63
-"""Characters of a unit: OpenTelemetry's limit for an instrument's unit."""
+from tallymark_collector.documents.fields import Text, near, one_of, wrong
 
 CYCLES: Final = ("monthly", "yearly", "weekly")
 WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 """In the order of ISO 8601, which counts them from 1."""
-
-Where = tuple[int | str, ...]
-"""Path from a value to the part of it that is wrong, e.g. `(1, "up_to")`."""
-
-
-class Value(BaseModel):
-    """A frozen value without fields that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -58,48 +32,6 @@ class Declared:
     meters: frozenset[str] | None = None
     plans: frozenset[str] | None = None
     digits: int | None = None
-
-
-def wrong(message: str) -> PydanticCustomError:
-    """The error that a check raises."""
-    return PydanticCustomError("catalog", message)
-
-
-def listed(check: Callable[[Sequence[object]], Iterable[tuple[Where, str]]]) -> WrapValidator:
-    """A check across the entries of a list, which reports beside the errors of the entries themselves.
-
-    `check` gets the entries as they came, valid or not, and gives places and messages.
-    """
-
-    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        found = check(value) if isinstance(value, list | tuple) else ()
-        details = [InitErrorDetails(type=wrong(text), loc=where, input=None) for where, text in found]
-        try:
-            result = handler(value)
-        except ValidationError as error:
-            details = [*_details(error), *details]
-        if details:
-            # Pydantic takes these errors over one by one and puts the list's own place before theirs.
-            raise ValidationError.from_exception_data("list", details)
-        return result
-
-    return WrapValidator(validate)
-
-
-def _details(error: ValidationError) -> list[InitErrorDetails]:
-    return [
-        InitErrorDetails(
-            type=PydanticCustomError(each["type"], each["msg"]),
-            loc=each["loc"],
-            input=each["input"],
-        )
-        for each in error.errors(include_url=False)
-    ]
-
-
-def part(entry: object, name: str) -> object:
-    """A field of an entry that may be a mapping from a file or a value already; None where it is not there."""
-    return entry.get(name) if isinstance(entry, dict) else getattr(entry, name, None)
 
 
 def maybe_number(value: object) -> Decimal | None:
@@ -138,28 +70,6 @@ def check_decimals(fee: Decimal, digits: int) -> None:
         raise wrong(f"{plain(fee)} has {decimals} decimals, the currency has {digits}; round the fee yourself")
 
 
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise wrong("must not contain the character NUL")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise wrong("must not contain half of a surrogate pair")
-    return text
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise wrong("must not be empty")
-    if len(text) > MAX_TEXT:
-        raise wrong(f"at most {MAX_TEXT} characters, got {len(text)}")
-    return _storable(text)
-
-
-def _unit(text: str) -> str:
-    if len(text) > MAX_UNIT:
-        raise wrong(f"at most {MAX_UNIT} characters, got {len(text)}")
-    return _storable(text)
-
-
 def _declared_meter(name: str, info: ValidationInfo) -> str:
     meters = info.context.meters if isinstance(info.context, Declared) else None
     if meters is not None and name not in meters:
@@ -172,12 +82,6 @@ def _declared_plan(name: str, info: ValidationInfo) -> str:
     if plans is not None and name not in plans:
         raise wrong(f"there is no plan {name!r}; add it under `plans`{near(name, plans, ' or use ')}")
     return name
-
-
-def near(name: str, known: Iterable[str], prefix: str) -> str:
-    """`prefix` and the known name that looks most like `name`, or "" where none does."""
-    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"{prefix}{found[0]}" if found else ""
 
 
 def _currency(code: str) -> str:
@@ -205,18 +109,6 @@ def _up_to(last: int, what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def one_of(known: tuple[str, ...]) -> BeforeValidator:
-    """Text that is one of these; what looks like one is suggested."""
-
-    def check(value: object) -> str:
-        if not isinstance(value, str) or value not in known:
-            hint = near(str(value).lower(), known, "; did you mean ")
-            raise wrong(f"expected one of {', '.join(known)}, got {value!r}{hint and hint + '?'}")
-        return value
-
-    return BeforeValidator(check)
-
-
 def _day(value: object) -> date:
     if isinstance(value, str) and re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
         try:
@@ -238,8 +130,6 @@ Number = Annotated[Decimal, BeforeValidator(_number), _as_text]
 Fee = Annotated[Decimal, BeforeValidator(_number), AfterValidator(_fits_currency), _as_text]
 """An amount of money that a person pays as it is."""
 
-Text = Annotated[str, AfterValidator(_text)]
-Unit = Annotated[str, AfterValidator(_unit)]
 MeterName = Annotated[Text, AfterValidator(_declared_meter)]
 PlanId = Annotated[Text, AfterValidator(_declared_plan)]
 CurrencyCode = Annotated[str, AfterValidator(_currency)]

@@ -29,20 +29,13 @@ from tallymark_collector.billing.fields import (
     MeterName,
     Number,
     PlanId,
-    Text,
-    Unit,
-    Value,
-    Where,
     ZoneName,
     check_decimals,
-    listed,
     maybe_number,
-    near,
-    part,
-    wrong,
 )
 from tallymark_collector.billing.local_days import exists
 from tallymark_collector.billing.money import canonical, minor_digits
+from tallymark_collector.documents.fields import Text, Unit, Value, Where, listed, near, part, wrong
 
 ZERO: Final = Decimal(0)
 _A_LEAP_YEAR: Final = 2000

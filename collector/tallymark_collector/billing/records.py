@@ -118,6 +118,12 @@ def _to_row(s: Subscription) -> tuple[object, ...]:
     return (s.account, s.plan, s.time_zone, s.cycle, s.anchor_day, s.anchor_month, weekday, s.since, s.until)
 
 
+async def subscribed_tenants(connection: Connection) -> list[str]:
+    """Tenants that bill anybody."""
+    rows = await (await connection.execute("SELECT DISTINCT tenant FROM subscription ORDER BY tenant")).fetchall()
+    return [tenant for (tenant,) in rows]
+
+
 async def extend_periods(connection: Connection, tenant: str, now: datetime) -> int:
     """Writes down the periods that have come within `AHEAD` of now; returns how many were new."""
     await connection.execute(_LOCK)

@@ -11,7 +11,6 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from tallymark_collector.billing import CatalogError
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.cli import (
     audit,
@@ -21,12 +20,16 @@ from tallymark_collector.cli import (
     health,
     imports,
     invoice,
+    meters,
     output,
     plans,
     quarantine,
     serve,
+    tenants,
+    tokens,
     usage,
 )
+from tallymark_collector.documents.problems import DocumentError
 from tallymark_collector.errors import PermanentError, TransientError
 
 STATUSES: Final = """\
@@ -53,7 +56,7 @@ class Commands(TyperGroup):
             raise typer.Exit(_BROKEN_PIPE) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except CatalogError as error:
+        except DocumentError as error:
             for problem in error.problems:
                 output.fail(str(problem))
             raise typer.Exit(1) from None
@@ -112,6 +115,9 @@ app.command(name="import")(imports.import_)
 app.command()(usage.usage)
 app.command()(invoice.invoice)
 app.add_typer(plans.commands, name="plans")
+app.add_typer(meters.commands, name="meters")
+app.add_typer(tokens.commands, name="tokens")
+app.add_typer(tenants.commands, name="tenants")
 app.command()(check.check)
 app.command()(audit.audit)
 app.add_typer(quarantine.commands, name="quarantine")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import date, datetime, timezone
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY
 from tallymark_collector.errors import UserError
+from tallymark_collector.metering import Rules, read_rules
 from tallymark_collector.query.usage import hour_from, hour_until
 
 DatabaseOption = Annotated[
@@ -23,6 +25,13 @@ DatabaseOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+TenantOption = Annotated[
+    str, typer.Option("--tenant", envvar="TALLYMARK_TENANT", metavar="TENANT", help="Whose usage: this tenant's.")
+]
+AnyTenantOption = Annotated[
+    str | None,
+    typer.Option("--tenant", envvar="TALLYMARK_TENANT", metavar="TENANT", show_default="all", help="Only this tenant."),
+]
 AccountOption = Annotated[str | None, typer.Option("--account", metavar="ACCOUNT", help="Only this account.")]
 FromOption = Annotated[
     str | None,
@@ -32,12 +41,30 @@ FromOption = Annotated[
 ]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="TIME", help="First instant that is not included.")]
 
+MetersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--meters",
+        envvar="TALLYMARK_METERS",
+        metavar="FILE",
+        help="The file that says which metrics and spans of other software are usage.",
+    ),
+]
+
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIME: Final = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d)[Tt ](?P<clock>\d\d:\d\d(?::\d\d)?)(?:\.(?P<fraction>\d{1,6}))?"
     r"(?P<zone>[Zz]|[+-]\d\d:?\d\d)?",
     re.ASCII,
 )
+
+
+def read_meters(path: Path) -> Rules:
+    """A file of meters. Raises MetersError with everything that is wrong in it, UserError if it cannot be read."""
+    try:
+        return read_rules(path)
+    except OSError as error:
+        raise UserError(f"the file of meters {path} cannot be read: {error.strerror or error}") from None
 
 
 def day_or_instant(text: str, option: str) -> date | datetime:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.aggregates.audit import MAX_OVERLAPS, Difference, Drift, Overlap, Report
 from tallymark_collector.aggregates.audit import audit as compare
 from tallymark_collector.aggregates.completeness import TOLERANCE, Completeness, Proof, Status, prove
@@ -19,6 +20,7 @@ from tallymark_collector.billing.money import plain
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import (
     AccountOption,
+    AnyTenantOption,
     DatabaseOption,
     FromOption,
     JsonOption,
@@ -58,6 +60,7 @@ class Findings:
 
 def audit(
     database: DatabaseOption = None,
+    tenant: AnyTenantOption = None,
     account: AccountOption = None,
     since: FromOption = None,
     until: ToOption = None,
@@ -87,7 +90,7 @@ def audit(
     if end is not None:
         _, end = hours_touched(end, end)
     with output.progress("comparing hours with points") as now:
-        asked = _Asked(account, start, end, timedelta(seconds=tolerance))
+        asked = _Asked(tenant, account, start, end, timedelta(seconds=tolerance))
         found, repaired = asyncio.run(_audit(opening.named(database), asked, repair, now))
     if as_json:
         document = as_document(found)
@@ -102,6 +105,7 @@ def audit(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
+    tenant: str | None
     account: str | None
     start: datetime | None
     end: datetime | None
@@ -128,13 +132,18 @@ async def _audit(database: str, asked: _Asked, repair: bool, now: output.Saying)
 
 
 async def _look(store: Store, asked: _Asked) -> Findings:
-    bounds = {"start": asked.start, "end": asked.end}
+    bounds: dict[str, Any] = {"start": asked.start, "end": asked.end}
+    whose: dict[str, Any] = {"tenant": asked.tenant, "account": asked.account}
     async with store.reading() as connection:
-        report = await compare(connection, account=asked.account, **bounds)
+        await check_tenant(connection, asked.tenant)
+        report = await compare(connection, **whose, **bounds)
+        proof = None
+        if asked.account is None:
+            proof = await prove(connection, tenant=asked.tenant, tolerance=asked.tolerance, **bounds)
         return Findings(
-            await with_days(connection, report, account=asked.account, **bounds),
-            await prove(connection, tolerance=asked.tolerance, **bounds) if asked.account is None else None,
-            await reconcile(connection, account=asked.account, tolerance=asked.tolerance, **bounds),
+            await with_days(connection, report, **whose, **bounds),
+            proof,
+            await reconcile(connection, tolerance=asked.tolerance, **whose, **bounds),
         )
 
 

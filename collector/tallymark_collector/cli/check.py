@@ -10,11 +10,13 @@ from typing import Annotated, Final
 import typer
 
 from tallymark_collector.billing import CatalogError, read_catalog
-from tallymark_collector.billing.yaml_text import read_yaml
 from tallymark_collector.cli import output
-from tallymark_collector.cli.arguments import JsonOption
+from tallymark_collector.cli.arguments import JsonOption, MetersOption, read_meters
 from tallymark_collector.declarations import Finding, Meter, Severity, compare, meters_of, read_sources, uses_in
 from tallymark_collector.declarations.comparison import PlansFile
+from tallymark_collector.declarations.mapped import uses_of
+from tallymark_collector.documents.problems import DocumentError
+from tallymark_collector.documents.yaml_text import read_yaml
 from tallymark_collector.errors import UserError
 
 _PLACES_SHOWN: Final = 3
@@ -29,34 +31,41 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings count as 
 
 
 def check(
-    paths: PathsArgument = None, plans: PlansOption = None, strict: StrictOption = False, as_json: JsonOption = False
+    paths: PathsArgument = None,
+    plans: PlansOption = None,
+    meters: MetersOption = None,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the meters of a code base and say what does not fit: between declarations, and with the file of plans.
 
     The code is read, not run. Exit status 1 if anything is wrong (with --strict also for a warning).
     """
     try:
-        file = None if plans is None else _read_plans(plans)
-    except CatalogError as error:
+        file = None if plans is None else read_plans(plans)
+        mapped = [] if meters is None else uses_of(read_meters(meters))
+    except DocumentError as error:
         if not as_json:
             raise
-        found = [Finding(p.file, p.line, Severity.ERROR, "plans", f"{p.field}: {p.message}") for p in error.problems]
+        rule = "plans" if isinstance(error, CatalogError) else "meters"
+        found = [Finding(p.file, p.line, Severity.ERROR, rule, f"{p.field}: {p.message}") for p in error.problems]
         _write_json(0, plans, [], found)
         raise typer.Exit(1) from None
     with output.progress("reading"):
         sources = read_sources(paths or [Path()])
-        uses = [use for source in sources.files for use in uses_in(source, sources)]
-    meters, findings = meters_of(uses, file), compare(uses, sources.unreadable, file)
+        uses = [use for source in sources.files for use in uses_in(source, sources)] + mapped
+    recorded, findings = meters_of(uses, file), compare(uses, sources.unreadable, file)
     count = len(sources.files) + len(sources.unreadable)
     if as_json:
-        _write_json(count, plans, meters, findings)
+        _write_json(count, plans, recorded, findings)
     else:
-        _write(count, plans, meters, findings)
+        _write(count, plans, recorded, findings)
     if any(strict or finding.severity is Severity.ERROR for finding in findings):
         raise typer.Exit(1)
 
 
-def _read_plans(path: Path) -> PlansFile:
+def read_plans(path: Path) -> PlansFile:
+    """The plans and where their meters stand. Raises CatalogError, UserError."""
     try:
         catalog = read_catalog(path)
         keys = read_yaml(path.read_text("utf-8-sig")).keys

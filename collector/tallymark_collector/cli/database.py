@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from tallymark_collector import application
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.cli import health, opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption
+from tallymark_collector.cli.arguments import AnyTenantOption, DatabaseOption, JsonOption
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.query.status import Contents, Count, Server, contents, server
 from tallymark_collector.settings import DEFAULT_PORT
@@ -67,9 +68,14 @@ async def _migrate(database: str, now: output.Saying, *, writer: str | None, rea
 
 def status(
     database: DatabaseOption = None,
+    tenant: AnyTenantOption = None,
     endpoint: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="A collector to ask how it is.")
     ] = f"127.0.0.1:{DEFAULT_PORT}",
+    tls_ca: health.AuthorityOption = None,
+    tls_name: health.NameOption = None,
+    client_cert: health.ClientCertificateOption = None,
+    client_key: health.ClientKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the database is, what is in it and waits, and whether a collector answers.
@@ -78,14 +84,15 @@ def status(
     """
     found = opening.existing(opening.named(database))
     with output.progress("looking at the database"):
-        about, pending, held = asyncio.run(_status(found))
-        state = health.state_of(endpoint)
+        about, pending, held = asyncio.run(_status(found, tenant))
+        state = health.state_of(endpoint, tls=health.Tls(tls_ca, tls_name, client_cert, client_key))
     lacking = [migration.name for migration in pending]
     applied = [migration.name for migration in migrations.available() if migration.name not in lacking]
     if as_json:
         output.write_json(
             {
                 "database": shown(found),
+                **({} if tenant is None else {"tenant": tenant}),
                 "server": {"version": about.version, "timescaledb_license": about.timescaledb_license},
                 "migrations": {"applied": applied, "pending": lacking},
                 **_contents_document(held),
@@ -99,6 +106,7 @@ def status(
             "server": f"PostgreSQL {about.version}",
             **({"TimescaleDB": f"license {about.timescaledb_license}"} if about.timescaledb_license else {}),
             "migrations": f"{len(applied)} applied, {len(lacking)} pending",
+            **({} if tenant is None else {"tenant": tenant}),
             **_contents_facts(held),
             "collector": f"{endpoint} {state}",
         }
@@ -107,11 +115,14 @@ def status(
         output.say(f"pending: {', '.join(lacking)}; run `tallymark migrate`")
 
 
-async def _status(database: str) -> tuple[Server, list[migrations.Migration], Contents | None]:
+async def _status(database: str, tenant: str | None) -> tuple[Server, list[migrations.Migration], Contents | None]:
     async with application.opened(database) as store, store.reading() as connection:
         about = await server(connection)
         pending = await migrations.pending(connection)
-        return about, pending, None if pending else await contents(connection)
+        if pending:
+            return about, pending, None
+        await check_tenant(connection, tenant)
+        return about, pending, await contents(connection, tenant)
 
 
 def _contents_document(held: Contents | None) -> dict[str, object]:

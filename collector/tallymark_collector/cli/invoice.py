@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.aggregates.audit import Report
 from tallymark_collector.aggregates.audit import audit as compare
 from tallymark_collector.billing import Invoice, Subscription, period_containing, records
@@ -19,7 +20,7 @@ from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.local_days import start_of_day
 from tallymark_collector.billing.money import grouped
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, day_or_instant, hours_touched
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, TenantOption, day_or_instant, hours_touched
 from tallymark_collector.cli.audit import write_differences, write_drifts
 from tallymark_collector.errors import UserError
 from tallymark_collector.quarantine.items import beside_invoice
@@ -51,6 +52,7 @@ class _Outcome:
 
 def invoice(
     database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
     account: Annotated[
         str | None,
         typer.Option("--account", metavar="ACCOUNT", help="This account; else all that have a period then."),
@@ -75,7 +77,7 @@ def invoice(
     now = datetime.now(timezone.utc)
     moment = now if at is None else day_or_instant(at, "--at")
     with output.progress("pricing") as saying:
-        outcomes = asyncio.run(_outcomes(opening.named(database), account, moment, now, saying))
+        outcomes = asyncio.run(_outcomes(opening.named(database), tenant, account, moment, now, saying))
     if as_json:
         documents = [_as_document(outcome) for outcome in outcomes]
         output.write_json(documents if account is None else documents[0])
@@ -97,15 +99,16 @@ def invoice(
 
 
 async def _outcomes(
-    database: str, account: str | None, at: date | datetime, now: datetime, saying: output.Saying
+    database: str, tenant: str, account: str | None, at: date | datetime, now: datetime, saying: output.Saying
 ) -> list[_Outcome]:
     async with opening.opened(database) as store:
-        await _extend(store, now)
+        await _extend(store, tenant, now)
         async with store.reading() as connection:
-            terms = await records.subscriptions(connection, DEFAULT_TENANT, account)
+            await check_tenant(connection, tenant)
+            terms = await records.subscriptions(connection, tenant, account)
             if account is not None:
                 instant = _instant(terms.get(account, ()), at, now)
-                return [await _priced(connection, account, instant or _utc(at), now, {})]
+                return [await _priced(connection, tenant, account, instant or _utc(at), now, {})]
             found = []
             nameless: _Nameless = {}
             for number, (name, subscriptions) in enumerate(terms.items(), 1):
@@ -114,35 +117,37 @@ async def _outcomes(
                 if instant is None:
                     continue
                 try:
-                    found.append(await _priced(connection, name, instant, now, nameless))
+                    found.append(await _priced(connection, tenant, name, instant, now, nameless))
                 except BillingError as error:
                     found.append(_Outcome(name, error=str(error)))
             return found
 
 
-async def _extend(store: Store, now: datetime) -> None:
+async def _extend(store: Store, tenant: str, now: datetime) -> None:
     async with store.transaction() as connection:
-        await records.extend_periods(connection, DEFAULT_TENANT, now)
+        await records.extend_periods(connection, tenant, now)
 
 
 _Nameless: TypeAlias = "dict[tuple[datetime, datetime], int]"
 """Open items that name no account, by period: many accounts share one."""
 
 
-async def _priced(connection: Connection, account: str, at: datetime, now: datetime, nameless: _Nameless) -> _Outcome:
+async def _priced(
+    connection: Connection, tenant: str, account: str, at: datetime, now: datetime, nameless: _Nameless
+) -> _Outcome:
     """Invoice and audit see the same moment of the database."""
-    priced = await records.invoice(connection, DEFAULT_TENANT, account, at)
+    priced = await records.invoice(connection, tenant, account, at)
     start, end = hours_touched(priced.period.start, priced.period.end)
-    report = await compare(connection, account=account, start=start, end=end)
+    report = await compare(connection, tenant=tenant, account=account, start=start, end=end)
     period = (priced.period.start, priced.period.end)
     if period not in nameless:
-        nameless[period] = await beside_invoice(connection, DEFAULT_TENANT, "", *period)
+        nameless[period] = await beside_invoice(connection, tenant, "", *period)
     return _Outcome(
         account,
         None if report.differences or report.drifts else priced,
         report,
         preliminary=priced.period.end > now,
-        quarantined=await beside_invoice(connection, DEFAULT_TENANT, account, *period),
+        quarantined=await beside_invoice(connection, tenant, account, *period),
         unattributed=nameless[period],
     )
 

@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 
-from tallymark_collector.billing import Catalog, CatalogError, read_catalog, records
+from tallymark_collector.access.records import check_tenant
+from tallymark_collector.billing import Catalog, records
 from tallymark_collector.billing.records import Applied
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption
-from tallymark_collector.errors import UserError
+from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, MetersOption, TenantOption, read_meters
+from tallymark_collector.cli.check import read_plans
+from tallymark_collector.declarations.mapped import mismatches
+from tallymark_collector.documents.problems import DocumentError, Problem
 from tallymark_collector.settings import DEFAULT_TENANT
 
 commands = typer.Typer(no_args_is_help=True, help="Check and apply the file of plans, prices and accounts.")
@@ -23,11 +26,14 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The catalogu
 
 
 @commands.command()
-def check(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Say everything that is wrong with a file, each with its line; needs no database. Exit status 1 if anything is."""
+def check(file: FileArgument, meters: MetersOption = None, as_json: JsonOption = False) -> None:
+    """Say everything that is wrong with a file, each with its line; needs no database. Exit status 1 if anything is.
+
+    With --meters also what does not fit between the two files: meters without a price, other units.
+    """
     try:
-        catalog = _read(file)
-    except CatalogError as error:
+        catalog = _read(file, meters)
+    except DocumentError as error:
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
     accounts = len({subscription.account for subscription in catalog.subscriptions})
@@ -50,22 +56,28 @@ def check(file: FileArgument, as_json: JsonOption = False) -> None:
 
 
 @commands.command()
-def apply(file: FileArgument, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
-    """Write a file's plans and subscriptions to the database: all of it or nothing.
+def apply(
+    file: FileArgument,
+    database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
+    meters: MetersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a file's plans and subscriptions to the database, for one tenant: all of it or nothing.
 
     The same file again changes nothing. A changed plan gets a new version, which prices the periods that end after
     now; what would change a closed period is refused. Accounts that only the database has are named and left alone.
-    Exit status 1 if the file is wrong.
+    Exit status 1 if the file is wrong, or does not fit that of --meters.
     """
     try:
-        catalog = _read(file)
-    except CatalogError as error:
+        catalog = _read(file, meters)
+    except DocumentError as error:
         if not as_json:
             raise
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
     with output.progress(f"applying {file}"):
-        applied = asyncio.run(_apply(opening.named(database), catalog))
+        applied = asyncio.run(_apply(opening.named(database), tenant, catalog))
     if as_json:
         output.write_json(asdict(applied))
         return
@@ -75,19 +87,21 @@ def apply(file: FileArgument, database: DatabaseOption = None, as_json: JsonOpti
         output.say(f"only in the database, left alone: {_listed(applied.only_in_database)}")
 
 
-async def _apply(database: str, catalog: Catalog) -> Applied:
+async def _apply(database: str, tenant: str, catalog: Catalog) -> Applied:
     async with opening.opened(database) as store, store.transaction() as connection:
-        return await records.apply(connection, DEFAULT_TENANT, catalog, datetime.now(timezone.utc))
+        await check_tenant(connection, tenant)
+        return await records.apply(connection, tenant, catalog, datetime.now(timezone.utc))
 
 
-def _read(file: Path) -> Catalog:
-    try:
-        return read_catalog(file)
-    except OSError as error:
-        raise UserError(f"the plans file {file} cannot be read: {error.strerror or error}") from None
+def _read(file: Path, meters: Path | None) -> Catalog:
+    plans = read_plans(file)
+    found = [] if meters is None else mismatches(read_meters(meters), plans)
+    if found:
+        raise DocumentError([Problem(each.file, each.line, 1, "", each.message) for each in found])
+    return plans.catalog
 
 
-def _write_problems(file: Path, error: CatalogError, as_json: bool) -> None:
+def _write_problems(file: Path, error: DocumentError, as_json: bool) -> None:
     if as_json:
         output.write_json({"file": str(file), "problems": [asdict(problem) for problem in error.problems]})
     else:

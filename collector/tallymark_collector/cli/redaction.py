@@ -1,4 +1,4 @@
-"""Passwords stay out of everything that is printed."""
+"""Passwords and tokens stay out of everything that is printed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tallymark_collector.access.tokens import ID_LENGTH, PREFIX
 from tallymark_collector.store.engines import libpq_string
 
 HIDDEN: Final = "***"
@@ -26,11 +27,15 @@ _RULES: Final = (
         re.compile(rf"(?<![?&\w])({_KEY}\s*=\s*)(?:'(?:[^'\\]|\\.)*'|(?:\\.|[^\s\\])+)", re.IGNORECASE | re.DOTALL),
         rf"\1{HIDDEN}",
     ),
+    # a token: its public name stays. Also one that was cut off, or has a slip in it.
+    (re.compile(rf"({PREFIX}_[0-9a-z]{{1,{ID_LENGTH}}}_)\w+", re.ASCII), rf"\1{HIDDEN}"),
+    # whatever else was sent as a credential
+    (re.compile(r"(\b(?:bearer|basic)\s+)[^\s'\",;)]{8,}", re.IGNORECASE), rf"\1{HIDDEN}"),
 )
 
 
 def redact(text: str) -> str:
-    """The text with the passwords of connection strings in it hidden, in both forms that libpq reads."""
+    """The text with the passwords of connection strings in it hidden, in both forms that libpq reads, and tokens."""
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text

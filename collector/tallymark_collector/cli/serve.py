@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from tallymark_collector import application
+from tallymark_collector.access import Authenticator
+from tallymark_collector.access.listening import is_loopback
 from tallymark_collector.cli import logs, observing, opening, output, receiving, worker
-from tallymark_collector.cli.arguments import DatabaseOption
+from tallymark_collector.cli.arguments import DatabaseOption, MetersOption, read_meters
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.processes import parent
 from tallymark_collector.processes.workers import Worker
 from tallymark_collector.receivers.server import Server
-from tallymark_collector.settings import DATABASE_TIMEOUT, DEFAULT_PORT, Limits, Retention, Settings
+from tallymark_collector.settings import (
+    DATABASE_TIMEOUT,
+    DEFAULT_PORT,
+    DEFAULT_TENANT,
+    Limits,
+    Retention,
+    Settings,
+    TlsFiles,
+)
 
 MAX_PROCESSES: Final = 64
 MIN_KEPT_DAYS: Final = 7
@@ -32,7 +42,10 @@ MIN_KEPT_DAYS: Final = 7
 def serve(
     database: DatabaseOption = None,
     host: Annotated[
-        str, typer.Option(envvar="TALLYMARK_HOST", help="Address to listen on. There are no credentials yet.")
+        str,
+        typer.Option(
+            envvar="TALLYMARK_HOST", help="Address to listen on; beyond this machine only once a token has been made."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="TALLYMARK_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
@@ -108,6 +121,55 @@ def serve(
             envvar="TALLYMARK_PROCESSES", min=1, max=MAX_PROCESSES, help="Processes that share the ports. Needs Linux."
         ),
     ] = 1,
+    meters: MetersOption = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TALLYMARK_TLS_CERT",
+            metavar="FILE",
+            show_default="no TLS",
+            help="The server's certificate and its chain, PEM. Read again when it changes.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(envvar="TALLYMARK_TLS_KEY", metavar="FILE", show_default="none", help="Its key, PEM."),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TALLYMARK_TLS_CLIENT_CA",
+            metavar="FILE",
+            show_default="none",
+            help="Clients need a certificate from these authorities, PEM.",
+        ),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--allow-anonymous",
+            envvar="TALLYMARK_ALLOW_ANONYMOUS",
+            help=f"Take requests without a credential, as the tenant {DEFAULT_TENANT!r}'s, from wherever they come.",
+        ),
+    ] = False,
+    points_per_second: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TALLYMARK_POINTS_PER_SECOND",
+            min=0.001,
+            show_default="no limit",
+            help="Of each tenant without a limit of its own; more is refused, to be sent again later.",
+        ),
+    ] = None,
+    new_streams_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TALLYMARK_NEW_STREAMS_PER_HOUR",
+            min=1,
+            show_default="no limit",
+            help="The same for streams that were never seen; the points of more are set aside.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, write one line of JSON to stdout.")] = False,
 ) -> None:
     """Take OTLP over gRPC and HTTP, until SIGTERM or Ctrl-C; requests under way are finished first.
@@ -131,33 +193,52 @@ def serve(
         admin_port=observing.admin_port(admin_port, off=no_admin, port=port, http_port=http),
         telemetry=observing.telemetry(telemetry_endpoint),
         reflection=reflection,
-        limits=Limits(times=retention.times()),
+        tls=tls_files(tls_cert, tls_key, tls_client_ca),
+        allow_anonymous=allow_anonymous,
+        limits=Limits(
+            times=retention.times(),
+            points_per_second=points_per_second,
+            new_streams_per_hour=new_streams_per_hour,
+        ),
         connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
         forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit),
+        meters=None if meters is None else read_meters(meters),
     )
     receiving.check_loop(settings)
     observing.check_own(settings)
     if not is_loopback(host):
-        output.warn(
-            f"listening on {host}: there are no credentials yet, so whoever reaches this port can write usage of any"
-            " account"
-        )
+        if allow_anonymous:
+            output.warn(
+                f"listening on {host} with --allow-anonymous: whoever reaches this port can write usage of any account"
+                f" of the tenant {DEFAULT_TENANT!r}"
+            )
+        if settings.tls is None:
+            output.warn(
+                f"listening on {host} without TLS: tokens travel in clear. Give --tls-cert and --tls-key, or let a"
+                " proxy end TLS before this port"
+            )
 
     starting = ExitStack()
 
-    def tell(ports: Settings, workers: Sequence[Worker] = ()) -> None:
+    def tell(ports: Settings, guarded: bool, workers: Sequence[Worker] = ()) -> None:
         starting.close()
         if as_json:
-            output.write_json_line(_ready_line(ports, workers))
-        else:
-            output.tell(_ready_sentence(ports, workers))
+            output.write_json_line(_ready_line(ports, guarded, workers))
+            return
+        output.tell(_ready_sentence(ports, workers))
+        if not (guarded or allow_anonymous):
+            output.tell(
+                "no credential has been made: whoever is on this machine can write usage, and nobody else reaches it;"
+                " `tallymark tokens create --tenant … --scope write` makes the first token"
+            )
 
-    async def ready(server: Server, _: Pipeline) -> None:
-        tell(replace(settings, port=server.port, http_port=server.http_port, admin_port=server.admin_port))
+    async def ready(server: Server, _: Pipeline, authenticator: Authenticator) -> None:
+        ports = replace(settings, port=server.port, http_port=server.http_port, admin_port=server.admin_port)
+        tell(ports, await authenticator.needs_credentials())
 
-    async def all_ready(ports: Settings, workers: Sequence[Worker]) -> None:
-        tell(ports, workers)
+    async def all_ready(ports: Settings, workers: Sequence[Worker], authenticator: Authenticator) -> None:
+        tell(ports, await authenticator.needs_credentials(), workers)
 
     with starting:
         starting.enter_context(output.progress("starting"))
@@ -169,7 +250,7 @@ def serve(
             )
 
 
-def _ready_line(ports: Settings, workers: Sequence[Worker]) -> dict[str, object]:
+def _ready_line(ports: Settings, guarded: bool, workers: Sequence[Worker]) -> dict[str, object]:
     line: dict[str, object] = {
         "host": ports.host,
         "port": ports.port,
@@ -177,6 +258,8 @@ def _ready_line(ports: Settings, workers: Sequence[Worker]) -> dict[str, object]
         "admin_port": ports.admin_port,
         "pid": os.getpid(),
         "database": shown(ports.database),
+        "tls": ports.tls is not None,
+        "anonymous": not guarded,
     }
     if workers:
         line["processes"] = [{"pid": one.pid, "admin_port": one.admin_port} for one in workers]
@@ -186,8 +269,9 @@ def _ready_line(ports: Settings, workers: Sequence[Worker]) -> dict[str, object]
 def _ready_sentence(ports: Settings, workers: Sequence[Worker]) -> str:
     http = "" if ports.http_port is None else f" and, over HTTP, {ports.host}:{ports.http_port}"
     admin = "" if ports.admin_port is None else f", health and metrics on {ports.admin_host}:{ports.admin_port}"
-    by = f" with {len(workers)} processes" if workers else ""
-    return f"listening on {ports.host}:{ports.port}{http}{by}{admin}, database {shown(ports.database)}"
+    over = " with TLS" if ports.tls is not None else ""
+    by = f" by {len(workers)} processes" if workers else ""
+    return f"listening on {ports.host}:{ports.port}{http}{over}{by}{admin}, database {shown(ports.database)}"
 
 
 def _days(number: int | None) -> timedelta | None:
@@ -201,9 +285,13 @@ def address(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def is_loopback(host: str) -> bool:
-    """True if only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def tls_files(certificate: Path | None, key: Path | None, client_authority: Path | None) -> TlsFiles | None:
+    """The files that were named. Raises UserError where some are lacking."""
+    if certificate is not None and key is not None:
+        return TlsFiles(certificate, key, client_authority)
+    given = {"--tls-cert": certificate, "--tls-key": key, "--tls-client-ca": client_authority}
+    if any(given.values()):
+        lacking = [name for name in ("--tls-cert", "--tls-key") if given[name] is None]
+        named = next(name for name, path in given.items() if path is not None)
+        raise UserError(f"{named} is given and {' and '.join(lacking)} not: TLS takes a certificate and its key")
+    return None

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import (
     AccountOption,
     DatabaseOption,
     FromOption,
+    TenantOption,
     ToOption,
     time_range,
 )
@@ -25,6 +27,7 @@ from tallymark_collector.settings import DEFAULT_TENANT
 
 def usage(
     database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
     since: FromOption = None,
     until: ToOption = None,
     by: Annotated[
@@ -44,7 +47,7 @@ def usage(
     start, end = time_range(since, until)
     names = [name.strip() for name in by.split(",") if name.strip()]
     with output.progress("summing usage"):
-        found = asyncio.run(_usage(opening.named(database), names, start, end, account, meter))
+        found = asyncio.run(_usage(opening.named(database), tenant, names, start, end, account, meter))
     chosen = Format.JSON if as_json else format_ or Format.TABLE
     if not found.rows and output.interactive():
         output.tell("no usage there" if account is None else f"no usage of account {account!r} there")
@@ -54,9 +57,14 @@ def usage(
 
 
 async def _usage(
-    database: str, by: list[str], start: datetime | None, end: datetime | None, account: str | None, meter: str | None
+    database: str,
+    tenant: str,
+    by: list[str],
+    start: datetime | None,
+    end: datetime | None,
+    account: str | None,
+    meter: str | None,
 ) -> Usage:
     async with opening.opened(database) as store, store.reading() as connection:
-        return await query_usage(
-            connection, tenant=DEFAULT_TENANT, by=by, start=start, end=end, account=account, meter=meter
-        )
+        await check_tenant(connection, tenant)
+        return await query_usage(connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter)

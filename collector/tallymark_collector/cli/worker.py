@@ -12,6 +12,7 @@ import sys
 from typing import Any, Final
 
 from tallymark_collector import application
+from tallymark_collector.access import Authenticator
 from tallymark_collector.cli import logs
 from tallymark_collector.cli.redaction import redact
 from tallymark_collector.errors import PermanentError, TransientError
@@ -51,7 +52,7 @@ def main() -> int:
 async def _take_requests(settings: Settings) -> None:
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone)
 
-    async def ready(server: Server, _: Pipeline) -> None:
+    async def ready(server: Server, _: Pipeline, _authenticator: Authenticator) -> None:
         state = server.readiness
         state.told = lambda: _say({"reason": state.reason})
         _say({"reason": state.reason, "admin_port": server.admin_port})

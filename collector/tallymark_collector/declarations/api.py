@@ -20,6 +20,8 @@ class Function(enum.Enum):
     TRACK = "declares"
     RECORD = "records"
     ADD = "adds"
+    MAP = "maps"
+    """Not a call: a file of meters takes it from other people's telemetry."""
 
 
 @dataclass(frozen=True)

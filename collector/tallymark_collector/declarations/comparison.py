@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tallymark_collector.billing.fields import near
 from tallymark_collector.billing.plans import Catalog, FlatFee
 from tallymark_collector.declarations.api import UNDECLARED_UNIT, Function
 from tallymark_collector.declarations.scanner import NoUnit, Use
 from tallymark_collector.declarations.sources import Unreadable
+from tallymark_collector.documents.fields import near
 
 
 class Severity(str, enum.Enum):

@@ -24,7 +24,7 @@ from tallymark_collector.model import Point, Reason, Refusal, Stream, Temporalit
 from tallymark_collector.processors.decoding import StreamCache
 from tallymark_collector.processors.validation import check_quantity, check_times
 from tallymark_collector.store.rows import timestamp
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
 
 SCOPE: Final = "tallymark.import"
 SERVICE: Final = "tallymark-import"
@@ -213,8 +213,10 @@ class _Streams:
         metric.sum.aggregation_temporality = int(Temporality.DELTA)
         metric.sum.is_monotonic = True
         given = {name: value for name, value in attributes if value is not None} | {conventions.ACCOUNT: account}
-        wire = tuple(_key_value(name, value).SerializeToString() for name, value in sorted(given.items()))
-        found = self._decoded.streams(self._tenant, self._resource, self._scope, metric).resolve(wire)
+        encoded = tuple(_key_value(name, value).SerializeToString() for name, value in sorted(given.items()))
+        found = self._decoded.streams(self._tenant, self._resource, self._scope, metric).resolve(
+            NumberDataPoint(attributes=encoded)
+        )
         if isinstance(found, Refusal):
             raise LineFault(found.detail)
         return found

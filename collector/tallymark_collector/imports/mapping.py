@@ -18,9 +18,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from tallymark import conventions
-from tallymark_collector.billing import yaml_model
-from tallymark_collector.billing.fields import Number, Text, Unit, Value, ZoneName, near, one_of, wrong
-from tallymark_collector.billing.yaml_text import Document, Path
+from tallymark_collector.billing.fields import Number, ZoneName
+from tallymark_collector.documents.fields import Text, Unit, Value, near, one_of, wrong
+from tallymark_collector.documents.problems import DocumentError
+from tallymark_collector.documents.reading import Shape, checked, parse, read_text
+from tallymark_collector.documents.yaml_text import Document, Path
 from tallymark_collector.imports import routes, times
 from tallymark_collector.imports.access_log import COMBINED, COMMON
 
@@ -264,23 +266,19 @@ class Mapping(Value):
 
 
 def read_mapping(path: str | FilePath) -> Mapping:
-    """The mapping in a file (UTF-8). Raises `CatalogError` with every problem, `OSError` if it can't be read."""
-    return parse_mapping(yaml_model.read_text(path), str(path))
+    """The mapping in a file (UTF-8). Raises `DocumentError` with every problem, `OSError` if it can't be read."""
+    return parse_mapping(read_text(path, DocumentError), str(path))
 
 
 def parse_mapping(text: str, file: str = "mapping.yaml") -> Mapping:
-    """The mapping in a text; `file` is the name in messages. Raises `CatalogError` with every problem."""
-    return yaml_model.parse(text, file, _shape()).completed()
+    """The mapping in a text; `file` is the name in messages. Raises `DocumentError` with every problem."""
+    content, _ = parse(text, file, _SHAPE)
+    return content.completed()
 
 
 def mapping_of(data: MappingType[str, Any]) -> Mapping:
-    """The mapping that options say. Raises `CatalogError` with every problem, at the place "options"."""
-    return yaml_model.checked(Document(data=data), "options", _shape()).completed()
-
-
-def _shape() -> yaml_model.Shape[Mapping]:
-    empty = "is empty; a mapping needs `format` and `account`, and `time` and `meters` where it is csv or json"
-    return yaml_model.Shape(Mapping, empty, _known, _fields, _in_file)
+    """The mapping that options say. Raises `DocumentError` with every problem, at the place "options"."""
+    return checked(Document(data=data), "options", _SHAPE).completed()
 
 
 def _known(data: object) -> _Known:
@@ -311,6 +309,16 @@ def _fields(loc: Path) -> list[str]:
         case _:
             model = Dimension
     return list(model.model_fields)
+
+
+_SHAPE = Shape(
+    model=Mapping,
+    error=DocumentError,
+    empty="is empty; a mapping needs `format` and `account`, and `time` and `meters` where it is csv or json",
+    fields_at=_fields,
+    in_file=_in_file,
+    context=_known,
+)
 
 
 def wants(several: Sequence[str], text: str | None) -> bool:

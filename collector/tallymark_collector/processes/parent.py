@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
-from tallymark_collector.application import first, kept, opened, stopping, watched
+from tallymark_collector.access import Authenticator
+from tallymark_collector.application import authenticating, first, kept, opened, stopping, watched
 from tallymark_collector.errors import UserError
 from tallymark_collector.processes.ports import held
 from tallymark_collector.processes.workers import Worker, Workers, working
@@ -19,7 +20,7 @@ from tallymark_collector.telemetry.instruments import STATE, Instruments, one
 END_MARGIN: Final = 10.0
 """Seconds that a child gets beside those for its requests: to give back its connections, and to export once more."""
 
-Ready = Callable[[Settings, Sequence[Worker]], Awaitable[None]]
+Ready = Callable[[Settings, Sequence[Worker], Authenticator], Awaitable[None]]
 
 
 def check_possible(settings: Settings, count: int) -> None:
@@ -65,6 +66,7 @@ async def serve(
             opened(settings.database, settings.database_timeout) as store,
             kept(settings, store, exporting) as loops,
         ):
+            authenticator = await authenticating(settings, store)
             workers = Workers(command, lambda number: work(of_worker(settings, number)), count)
             _observe(exporting.instruments, workers)
             async with working(workers, settings.drain_seconds + END_MARGIN):
@@ -73,7 +75,7 @@ async def serve(
                 await first(_either(stop.wait(), workers.ready()), tasks)
                 if not stop.is_set():
                     own = replace(settings, admin_port=admin.port or None)
-                    await ready(own, workers.all)
+                    await ready(own, workers.all, authenticator)
                     await first(stop.wait(), tasks)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -17,8 +18,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.model import AttributeValue, Evidence, Quarantined, Reason, Refusal, without_nul
+from tallymark_collector.model import AttributeValue, Evidence, Point, Quarantined, Reason, Refusal, without_nul
 from tallymark_collector.processors import validation
+
+if TYPE_CHECKING:
+    from tallymark_collector.metering import Metering
 
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
@@ -31,14 +35,20 @@ class DecodedSpans:
     """What a request holds, in its order."""
 
     evidence: list[Evidence] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    """Of spans that the file of meters says are usage."""
     quarantined: list[Quarantined] = field(default_factory=list)
     rejected: int = 0
     """Spans of which anything is among `quarantined`."""
     unmatched: int = 0
     """Spans that are not evidence."""
+    foreign: Counter[str] = field(default_factory=Counter)
+    """The same by the span's name."""
 
 
-def decode_spans(tenant: str, body: bytes, limits: validation.TimeLimits, now_ns: int) -> DecodedSpans:
+def decode_spans(
+    tenant: str, body: bytes, limits: validation.TimeLimits, now_ns: int, metering: Metering | None = None
+) -> DecodedSpans:
     """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest where the request as a whole cannot be read."""
     try:
         request = ExportTraceServiceRequest.FromString(body)
@@ -48,18 +58,24 @@ def decode_spans(tenant: str, body: bytes, limits: validation.TimeLimits, now_ns
     decoded = DecodedSpans()
     for resource_spans in request.resource_spans:
         for scope_spans in resource_spans.scope_spans:
+            metered = None if metering is None else metering.spans(tenant, resource_spans.resource, scope_spans.scope)
             for span in scope_spans.spans:
-                _decode_span(tenant, resource_spans.resource, span, window, decoded)
+                rejected = decoded.rejected
+                is_usage = metered is not None and metered.decode(span, window, decoded)
+                is_evidence = _decode_span(tenant, resource_spans.resource, span, window, decoded)
+                decoded.rejected = min(decoded.rejected, rejected + 1)
+                if not (is_usage or is_evidence):
+                    decoded.unmatched += 1
+                    decoded.foreign[span.name] += 1
     return decoded
 
 
-def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> None:
+def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> bool:
     carriers = [span.attributes, *(e.attributes for e in span.events if e.name == conventions.USAGE_EVENT)]
     # Names first: what other spans carry is not even decoded.
     usage = [items for items in carriers if any(item.key.startswith(conventions.METER_PREFIX) for item in items)]
     if not usage:
-        decoded.unmatched += 1
-        return
+        return False
     found: dict[tuple[str, str], Evidence] = {}
     refusals: list[Refusal] = []
     for items in usage:
@@ -80,6 +96,7 @@ def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int,
         decoded.quarantined.extend(
             Quarantined(tenant, "", "", span.end_time_unix_nano, refusal, "traces", payload) for refusal in refusals
         )
+    return True
 
 
 def _read(
@@ -94,8 +111,7 @@ def _read(
     refusal = validation.check_account(attributes.get(conventions.ACCOUNT)) or validation.check_times(
         span.start_time_unix_nano, span.end_time_unix_nano, *window
     )
-    if len(span.trace_id) != _TRACE_ID_BYTES or len(span.span_id) != _SPAN_ID_BYTES:
-        refusal = Refusal(Reason.ATTRIBUTES_INVALID, "trace_id has 16 bytes and span_id 8")
+    refusal = check_ids(span) or refusal
     if refusal is not None:
         yield refusal
         return
@@ -119,15 +135,23 @@ def _read(
             start_ns=span.start_time_unix_nano,
             time_ns=span.end_time_unix_nano,
             quantity=quantity,
-            name=_text(span.name),
-            service=_text(service or ""),
-            user=None if user is None else _text(user),
+            name=evidence_text(span.name),
+            service=evidence_text(service or ""),
+            user=None if user is None else evidence_text(user),
             attributes=rest,
         )
 
 
-def _text(value: AttributeValue) -> str:
+def evidence_text(value: AttributeValue) -> str:
+    """A text of evidence as it is kept."""
     return without_nul(str(value)[:_MAX_TEXT])
+
+
+def check_ids(span: Span) -> Refusal | None:
+    """What is wrong with what identifies a span."""
+    if len(span.trace_id) != _TRACE_ID_BYTES or len(span.span_id) != _SPAN_ID_BYTES:
+        return Refusal(Reason.ATTRIBUTES_INVALID, "trace_id has 16 bytes and span_id 8")
+    return None
 
 
 def read_quantity(value: AttributeValue) -> Decimal | Refusal:

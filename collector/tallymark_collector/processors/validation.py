@@ -44,6 +44,13 @@ class TimeLimits:
         return max(oldest, 1), (seconds + int(self.ahead.total_seconds())) * _NANOSECONDS
 
 
+OVERFLOWED: Final = Refusal(
+    Reason.ATTRIBUTE_OVERFLOW,
+    "the producer passed its cardinality limit: this point holds usage of accounts it no longer names;"
+    " raise the limit there",
+)
+
+
 def check_metric(name: str, unit: str, temporality: int, monotonic: bool) -> Refusal | None:
     """What is wrong with a sum as a whole."""
     if refusal := check_meter(name):
@@ -70,17 +77,18 @@ def check_meter(name: str) -> Refusal | None:
 def check_attributes(attributes: Attributes) -> Refusal | None:
     """What is wrong with a stream's attributes, the account among them."""
     if attributes.get(conventions.OVERFLOW) is True:
-        return Refusal(
-            Reason.ATTRIBUTE_OVERFLOW,
-            "the producer passed its cardinality limit: this point holds usage of accounts it no longer names;"
-            " raise the limit there",
-        )
+        return OVERFLOWED
+    return check_texts(attributes) or check_account(attributes.get(conventions.ACCOUNT))
+
+
+def check_texts(attributes: Attributes) -> Refusal | None:
+    """What is wrong with attributes that are to be stored."""
     if len(attributes) > MAX_ATTRIBUTES:
         return Refusal(Reason.ATTRIBUTES_INVALID, f"{len(attributes)} attributes, at most {MAX_ATTRIBUTES} are taken")
     for name, value in attributes:
         if problem := _text_problem(name) or _text_problem(value):
             return Refusal(Reason.ATTRIBUTES_INVALID, f"attribute {name[:64]!r} {problem}")
-    return check_account(attributes.get(conventions.ACCOUNT))
+    return None
 
 
 def check_account(account: AttributeValue) -> Refusal | None:

@@ -174,6 +174,19 @@ RULES: Final[Mapping[Reason, Rule]] = {
         "tries again, and says so if the database still refuses",
         takes=frozenset({*_BESIDE, Option.FORCE}),
     ),
+    Reason.SPAN_SAMPLED: Rule(
+        "A file of meters bills the span, and the span says that others like it were never sent: a count of it would be"
+        " too low, by nobody knows how much.",
+        "bill from the service's metrics, or sample nothing; `sampled: allow` in the file counts what arrives",
+        "none: what was sampled away cannot be brought back; discard it",
+        never=_not_at_all("one call of an unknown number is no amount of usage"),
+    ),
+    Reason.STREAMS_LIMITED: Rule(
+        "The tenant began more streams within the hour than it may. Streams that were known went on.",
+        "find the attribute that takes a new value with each call, or raise the limit (`tallymark tenants set`)",
+        "bills it as it is",
+        takes=frozenset({*_BESIDE, Option.FORCE}),
+    ),
     Reason.TIME_MISSING: Rule(
         "The point does not say when it ended.",
         "set time_unix_nano",

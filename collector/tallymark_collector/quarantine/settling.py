@@ -130,7 +130,7 @@ async def release(store: Store, item: Item, decision: Decision, person: Person, 
         except MalformedRequest as error:
             raise NotSettled(f"{item.id}: its payload cannot be read: {error}") from None
         try:
-            result = await writer.write(connection, read.batch, Dictionaries())
+            [result] = await writer.write(connection, [writer.encode(read.batch)], Dictionaries())
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             raise NotSettled(f"{item.id}: the database cannot hold it: {str(error).splitlines()[0]}") from None
         if result.conflicts:

@@ -30,7 +30,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is stored, of all tenants."""
+    """What is stored, of all tenants or of one."""
 
     points: Count
     oldest: datetime | None
@@ -45,10 +45,14 @@ class Contents:
 # By account, because that is how the key of usage_point begins: two look-ups each, however many points there are.
 _SPAN_SQL: Final = """
 SELECT min(ends.oldest), max(ends.newest)
-FROM (SELECT DISTINCT account FROM usage_series) a
+FROM (SELECT DISTINCT account FROM usage_series WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s) a
 CROSS JOIN LATERAL (
-    SELECT min(p.time) AS oldest, max(p.time) AS newest FROM usage_point p WHERE p.account = a.account
+    SELECT min(p.time) AS oldest, max(p.time) AS newest FROM usage_point p
+    WHERE p.account = a.account AND (%(tenant)s::text IS NULL OR p.tenant = %(tenant)s)
 ) ends"""
+
+# Of one tenant the hours know, which are fewer than the points.
+_POINTS_SQL: Final = "SELECT coalesce(sum(points), 0)::bigint FROM usage_hour_current WHERE tenant = %s"
 
 # A partitioned table's rows are in the tables that inherit from it.
 _ESTIMATE_SQL: Final = """
@@ -66,33 +70,53 @@ async def server(connection: Connection) -> Server:
     return Server(*row or ("unknown", None))
 
 
-async def contents(connection: Connection, exact_up_to: int = EXACT_UP_TO) -> Contents:
-    """What a migrated database holds."""
-    oldest, newest = await (await connection.execute(_SPAN_SQL)).fetchone() or (None, None)
+async def contents(connection: Connection, tenant: str | None = None, exact_up_to: int = EXACT_UP_TO) -> Contents:
+    """What a migrated database holds, or what it holds of one tenant."""
+    whose = {"tenant": tenant}
+    oldest, newest = await (await connection.execute(_SPAN_SQL, whose)).fetchone() or (None, None)
     [waiting] = await (
-        await connection.execute("SELECT count(*) FROM (SELECT DISTINCT account, tenant, bucket FROM usage_dirty) d")
+        await connection.execute(
+            """SELECT count(*) FROM (
+                   SELECT DISTINCT account, tenant, bucket FROM usage_dirty
+                   WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s
+               ) d""",
+            whose,
+        )
     ).fetchone() or [0]
     quarantine = await (
-        await connection.execute("SELECT reason, count(*) FROM usage_quarantine_open GROUP BY reason ORDER BY reason")
+        await connection.execute(
+            """SELECT reason, count(*) FROM usage_quarantine_open WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s
+               GROUP BY reason ORDER BY reason""",
+            whose,
+        )
     ).fetchall()
     return Contents(
-        points=await _count(connection, "usage_point", exact_up_to),
+        points=await _points(connection, tenant, exact_up_to),
         oldest=oldest,
         newest=newest,
         waiting=waiting,
         quarantine=dict(quarantine),
-        evidence=await _count(connection, "usage_evidence", exact_up_to),
+        evidence=await _count(connection, "usage_evidence", exact_up_to, tenant),
     )
 
 
-async def _count(connection: Connection, table: str, limit: int) -> Count:
+async def _points(connection: Connection, tenant: str | None, limit: int) -> Count:
+    if tenant is None:
+        return await _count(connection, "usage_point", limit)
+    [points] = await (await connection.execute(_POINTS_SQL, [tenant])).fetchone() or [0]
+    return Count(points, exact=True)
+
+
+async def _count(connection: Connection, table: str, limit: int, tenant: str | None = None) -> Count:
     [rows] = await (
         await connection.execute(
-            f"SELECT count(*) FROM (SELECT FROM {table} LIMIT %s) counted",  # noqa: S608 - a constant of ours
-            [limit + 1],
+            f"""SELECT count(*) FROM (
+                    SELECT FROM {table} WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s LIMIT %(most)s
+                ) counted""",  # noqa: S608 - a constant of ours
+            {"tenant": tenant, "most": None if tenant is not None else limit + 1},
         )
     ).fetchone() or [0]
-    if rows <= limit:
+    if tenant is not None or rows <= limit:
         return Count(rows, exact=True)
     [estimate] = await (await connection.execute(_ESTIMATE_SQL, {"table": table})).fetchone() or [0]
     return Count(max(estimate, rows), exact=False)

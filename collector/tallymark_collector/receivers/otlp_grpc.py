@@ -11,6 +11,8 @@ from typing import Any
 
 import grpc
 
+from tallymark_collector.access import certificates
+from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import status
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.otlp import Service
@@ -19,7 +21,7 @@ from tallymark_collector.telemetry.requests import Call, Requests, traceparent_o
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def handler(service: Service, tenant: str, admission: Admission, requests: Requests) -> grpc.GenericRpcHandler:
+def handler(service: Service, tenant_of: TenantOf, admission: Admission, requests: Requests) -> grpc.GenericRpcHandler:
     """A gRPC handler for the service's Export method."""
 
     async def export(request: bytes, context: Context) -> bytes:
@@ -30,6 +32,8 @@ def handler(service: Service, tenant: str, admission: Admission, requests: Reque
         try:
             admission.enter(len(request))
             try:
+                shown = certificates.of_call(context.auth_context())
+                tenant = await tenant_of(context.invocation_metadata() or (), shown)
                 outcome = await service.stage(tenant, request)
             finally:
                 admission.leave(len(request))

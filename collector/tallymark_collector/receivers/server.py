@@ -13,6 +13,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tallymark_collector.access.requests import TenantOf, anybody, over_http
+from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
@@ -20,9 +22,9 @@ from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.http_server import HttpServer
 from tallymark_collector.receivers.listening import check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
-from tallymark_collector.receivers.otlp_http import Receiver, TenantOf, default_tenant
+from tallymark_collector.receivers.otlp_http import Receiver
 from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
-from tallymark_collector.settings import DEFAULT_TENANT, Connections, Limits, Settings
+from tallymark_collector.settings import Connections, Limits, Settings
 from tallymark_collector.telemetry.requests import Requests
 
 logger = logging.getLogger(__name__)
@@ -81,16 +83,17 @@ async def serving(
     *,
     ask: Ask | None = None,
     accepted: Accepted = nothing,
-    tenant_of: TenantOf = default_tenant,
-    tls: ssl.SSLContext | None = None,
+    tenant_of: TenantOf = anybody,
+    certificate: ServerCertificate | None = None,
     requests: Requests | None = None,
     admission: Admission | None = None,
 ) -> AsyncIterator[Server]:
     """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
 
     `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
-    `tenant_of` and `tls` are of HTTP. `requests` counts how they end, `admission` bounds those under way; both of
-    these are made where they are left out.
+    `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
+    a `certificate` nobody connects without TLS. `requests` counts how requests end, `admission` bounds those under way;
+    both are made where they are left out.
     """
     limits = settings.limits
     admission = admission or Admission(limits.in_flight_bytes, limits.retry_after)
@@ -101,13 +104,16 @@ async def serving(
     sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port, shared=shared)
     server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
     server.add_generic_rpc_handlers(
-        tuple(otlp_grpc.handler(service, DEFAULT_TENANT, admission, requests) for service in offered)
+        tuple(otlp_grpc.handler(service, tenant_of, admission, requests) for service in offered)
     )
     address = f"{settings.host}:{settings.port}"
     try:
         if not shared:
             check_free(settings.host, settings.port)
-        port = server.add_insecure_port(address)
+        if certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificate.grpc_credentials())
     except (RuntimeError, UserError) as error:
         for one in sockets:
             one.close()
@@ -120,7 +126,9 @@ async def serving(
     try:
         await running.start()
         if sockets:
-            http = HttpServer(Receiver(offered, limits, admission, tenant_of, requests), limits, settings.drain_seconds)
+            receiver = Receiver(offered, limits, admission, over_http(tenant_of), requests)
+            http = HttpServer(receiver, limits, settings.drain_seconds)
+            tls = None if certificate is None else certificate.ssl_context("http/1.1")
             await running.start_http(http, sockets, tls)
         if ask is not None:
             asking = asyncio.create_task(keep_asking(running.readiness, ask, running.tell))

@@ -1,7 +1,8 @@
 """The one table from errors to what a client is told, over gRPC and over HTTP.
 
-A client drops what is answered with UNKNOWN, INTERNAL or UNAUTHENTICATED, or with any HTTP status but 429, 502, 503 and
-504, so nothing that could be kept by a retry may end as one of them; an error that nobody foresaw least of all.
+A client drops what is answered with UNKNOWN, INTERNAL, UNAUTHENTICATED or PERMISSION_DENIED, or with any HTTP status
+but 429, 502, 503 and 504, so nothing that could be kept by a retry may end as one of them: an error that nobody foresaw
+least of all, nor a credential that cannot be looked up while the database is away.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     store.write(batch)    all of a batch or nothing; returns after the commit; the same batch again changes nothing
     store.settle(work)    one transaction that reads, decides and writes; tried again where the server rolled it back
+    store.write_together  the same for encoded batches of several requests, in one transaction
     store.mark(hours)     says that cached hours are out of date; marking twice is fine
     store.refresh()       brings cached hours up to date; any number may run at once; nothing to do is fine
     store.migrate()       brings the schema to this version; several at once take turns
@@ -16,7 +17,7 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -24,7 +25,7 @@ from typing import Final, TypeVar
 import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
-from tallymark_collector.model import Batch, Reason, WriteResult
+from tallymark_collector.model import Batch, Reason, Stream, WriteResult
 from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
@@ -149,7 +150,7 @@ class Store:
         then committed with the last part.
         """
         try:
-            return await _tried_again(lambda: self._write(batch, beside))
+            [result] = await self.write_together([writer.encode(batch)], beside)
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
             halves = writer.halved(batch, error)
             apart = [q for half in halves for q in half.quarantined if q.refusal.reason is Reason.NOT_STORABLE]
@@ -157,10 +158,30 @@ class Store:
             for half in halves[:-1]:
                 done += await self.write(half)
             return done + await self.write(halves[-1], beside)
+        return result
 
-    async def _write(self, batch: Batch, beside: writer.Beside | None) -> WriteResult:
+    async def write_together(
+        self, group: Sequence[writer.Encoded], beside: writer.Beside | None = None
+    ) -> list[WriteResult]:
+        """Writes batches in one transaction, as if one after the other; returns their results after its commit.
+
+        Raises StoreUnavailable, or psycopg.Error where the group holds what the database does not take: nothing was
+        kept.
+        """
+        return await _tried_again(lambda: self._write(group, beside))
+
+    async def _write(self, group: Sequence[writer.Encoded], beside: writer.Beside | None) -> list[WriteResult]:
         async with self._database.prompt() as connection:
-            return await writer.write(connection, batch, self._dictionaries, beside)
+            return await writer.write(connection, group, self._dictionaries, beside)
+
+    async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that have never been written, each once, in their order."""
+        wanted = {stream.id: stream for stream in streams}
+        new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
+        if new:
+            async with self.reading() as connection:
+                new -= await dictionaries.there(connection, [wanted[identity] for identity in new])
+        return [stream for identity, stream in wanted.items() if identity in new]
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""

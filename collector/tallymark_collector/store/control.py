@@ -65,26 +65,38 @@ JOIN usage_evidence_count c USING (account, tenant, producer, meter, unit, time,
 WHERE c.quantity <> g.quantity"""  # noqa: S608 - constants of ours
 
 
-async def write(connection: Connection, batch: Batch) -> list[Quarantined]:
-    """Writes what the batch holds of these, in the caller's transaction; returns what contradicts what is stored."""
-    producers = {item.producer for some in (batch.controls, batch.closings, batch.counts) for item in some}
+async def write(connection: Connection, batches: Sequence[Batch]) -> list[list[Quarantined]]:
+    """Writes what the batches hold of these, in the caller's transaction; returns what of each of them contradicts what
+    is stored. Between batches, the earlier one is what is stored."""
+    refused: list[list[Quarantined]] = [[] for _ in batches]
+    producers = {
+        item.producer for batch in batches for some in (batch.controls, batch.closings, batch.counts) for item in some
+    }
     if not producers:
-        return []
+        return refused
     known = sorted(producers, key=lambda producer: (producer.tenant, producer.id))
     await connection.execute(_PRODUCER_SQL, _columns([_producer_row(producer) for producer in known]))
-    closings = sorted({(*_key(c.producer), *_times(c.start_ns, c.time_ns)) for c in batch.closings})
+    closings = sorted({(*_key(c.producer), *_times(c.start_ns, c.time_ns)) for b in batches for c in b.closings})
     if closings:
         await connection.execute(_CLOSED_SQL, _columns(closings))
-    # All writers insert in one order, so that none waits for another that waits for it.
-    totals = sorted(batch.controls, key=lambda c: (*_key(c.producer), c.meter, c.unit, c.time_ns, c.start_ns))
-    counts = sorted(
-        batch.counts,
-        key=lambda c: (c.account, *_key(c.producer), c.meter, c.unit, c.time_ns, c.start_ns),
+    # All writers insert in one order, so that none waits for another that waits for it; equal ones as they came.
+    totals = [(c, place) for place, batch in enumerate(batches) for c in batch.controls]
+    totals.sort(key=lambda of: (*_key(of[0].producer), of[0].meter, of[0].unit, of[0].time_ns, of[0].start_ns))
+    counts = [(c, place) for place, batch in enumerate(batches) for c in batch.counts]
+    counts.sort(
+        key=lambda of: (of[0].account, *_key(of[0].producer), of[0].meter, of[0].unit, of[0].time_ns, of[0].start_ns)
     )
-    different = await _insert(connection, _TOTAL_SQL, _TOTAL_CONFLICT_SQL, [_total_row(item) for item in totals])
-    refused = [_conflict(totals[position], totals[position].total, there) for position, there in different]
-    different = await _insert(connection, _COUNT_SQL, _COUNT_CONFLICT_SQL, [_count_row(item) for item in counts])
-    return refused + [_conflict(counts[position], counts[position].quantity, there) for position, there in different]
+    for position, there in await _insert(
+        connection, _TOTAL_SQL, _TOTAL_CONFLICT_SQL, [_total_row(c) for c, _ in totals]
+    ):
+        total, place = totals[position]
+        refused[place].append(_conflict(total, total.total, there))
+    for position, there in await _insert(
+        connection, _COUNT_SQL, _COUNT_CONFLICT_SQL, [_count_row(c) for c, _ in counts]
+    ):
+        count, place = counts[position]
+        refused[place].append(_conflict(count, count.quantity, there))
+    return refused
 
 
 async def _insert(

@@ -132,7 +132,9 @@ class Database:
                 yield connection
         except psycopg.Error as error:
             if is_transient(error):
-                raise StoreUnavailable(f"the database did not answer: {error}") from error
+                unavailable = StoreUnavailable(f"the database did not answer: {error}")
+                unavailable.away = error.sqlstate is None
+                raise unavailable from error
             raise
 
     @asynccontextmanager
@@ -149,8 +151,9 @@ class Database:
                 if loop.time() - began < self._patience:
                     raise
                 # Not its cause: whoever looks for an error that is worth another try would wait as long again.
-                message = f"the database did not answer within {self._patience:g} s: {error}"
-                raise StoreUnavailable(message) from None
+                unavailable = StoreUnavailable(f"the database did not answer within {self._patience:g} s: {error}")
+                unavailable.away = True
+                raise unavailable from None
             finally:
                 handle.cancel()
 

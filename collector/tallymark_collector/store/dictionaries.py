@@ -26,15 +26,25 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::smallin
 ON CONFLICT DO NOTHING"""
 
 
+_THERE_SQL: Final = """
+SELECT stream FROM unnest(%s::text[], %s::uuid[]) AS k (account, stream) JOIN usage_stream USING (account, stream)"""
+
+
 class Dictionaries:
     """Which streams this process knows to be committed. What a transaction adds counts only after its commit."""
 
     def __init__(self) -> None:
-        self._committed: set[UUID] = set()
+        self._committed: set[tuple[int, int]] = set()  # of ids: an integer hashes in no time
+        # A stream may have several series: a file of meters takes dimensions from resources and spans, which vary.
 
     def unknown(self, streams: Iterable[Stream]) -> list[Stream]:
-        """The streams that still have to be registered, each once, in the order in which all writers insert them."""
-        found = {stream.id: stream for stream in streams if stream.id not in self._committed}
+        """The streams that still have to be registered, each once, in the order in which all writers insert them. Of
+        two with one identity (a resource decorated otherwise), the first stays."""
+        found: dict[tuple[int, int], Stream] = {}
+        for stream in streams:
+            key = _key(stream)
+            if key not in self._committed:
+                found.setdefault(key, stream)
         return [found[identity] for identity in sorted(found)]
 
     def forget(self) -> None:
@@ -45,15 +55,26 @@ class Dictionaries:
         """Says that these streams are committed."""
         if len(self._committed) > MAX_REMEMBERED:
             self._committed.clear()
-        self._committed.update(stream.id for stream in streams)
+        self._committed.update(map(_key, streams))
+
+
+def _key(stream: Stream) -> tuple[int, int]:
+    return stream.id.int, stream.series.id.int
 
 
 async def register(connection: Connection, streams: list[Stream]) -> None:
-    """Adds streams and their series; what is there already stays as it is."""
+    """Adds streams and their series, in one round trip; what is there already stays as it is."""
     found = {stream.series.id: stream.series for stream in streams}
     series = [_series_row(found[identity]) for identity in sorted(found)]
-    await connection.execute(_SERIES_SQL, _columns(series))
-    await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
+    async with connection.pipeline():
+        await connection.execute(_SERIES_SQL, _columns(series))
+        await connection.execute(_STREAM_SQL, _columns([_stream_row(stream) for stream in streams]))
+
+
+async def there(connection: Connection, streams: list[Stream]) -> set[UUID]:
+    """Which of the streams have been written."""
+    rows = await connection.execute(_THERE_SQL, [[s.series.account for s in streams], [s.id for s in streams]])
+    return {identity for (identity,) in await rows.fetchall()}
 
 
 def _series_row(series: Series) -> tuple[object, ...]:

@@ -55,6 +55,9 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
     "subscription": _READ,
     "plan_version": _READ,
+    # Who serves knows a token when it sees one, and can make none.
+    "tenant": _READ,
+    "credential": _READ,
     "migration": _READ,
     "usage_hour_current": _READ,
     "usage_day_marked": _READ,

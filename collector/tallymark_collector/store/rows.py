@@ -1,26 +1,39 @@
-"""Values as COPY's text format has them, and times as PostgreSQL can hold them."""
+"""Rows as COPY takes them, and times as PostgreSQL can hold them.
+
+A point's row is bytes of COPY's binary format. Its columns begin with the table's key, so rows sort by their key: that
+is the order in which all writers insert. What repeats from row to row of a stream is made once and kept with it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from struct import pack
 from typing import Final
 
 from tallymark_collector.model import Evidence, Point, Stream
+from tallymark_collector.store import binary
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 HOUR_NS: Final = 3_600_000_000_000
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
-POINT_COLUMNS: Final = "time, start_time, stream, series, part, account, tenant, quantity"
+POINT_COLUMNS: Final = "account, time, stream, start_time, part, series, tenant, quantity"
+"""The unique key's columns first."""
 EVIDENCE_COLUMNS: Final = (
     "time, start_time, account, tenant, meter, trace_id, span_id, quantity, name, service, user_id, attributes"
 )
 
+_FIELDS: Final = pack(">h", len(POINT_COLUMNS.split()))
+_STAGED_FIELDS: Final = pack(">hi", len(POINT_COLUMNS.split()) + 1, 4)
+_KEY_BYTES: Final = len(_FIELDS) + 4 + (4 + 8) + (4 + 16) + (4 + 8) + (4 + 8)
+"""Of a row: up to the end of `part`, less the account's name."""
+
 
 def copy_text(value: str | None) -> str:
-    """A text value for COPY."""
+    """A text value for COPY's text format."""
     return "\\N" if value is None else value.translate(_ESCAPES)
 
 
@@ -35,36 +48,71 @@ def hour_start(hour: int) -> datetime:
     return EPOCH + timedelta(hours=hour)
 
 
-def part(point: Point) -> int:
-    """What tells the point apart from others of its stream with the same two timestamps (see sql/0001_usage.sql)."""
-    return point.cause or nanoseconds(point.start_ns, point.time_ns)
-
-
 def nanoseconds(start_ns: int, time_ns: int) -> int:
     """What timestamptz cannot hold of two times."""
     return time_ns % 1000 * 1000 + start_ns % 1000
 
 
-def point_line(point: Point) -> str:
-    """A row of usage_point."""
-    stream, start_ns, time_ns, value, _ = point
-    ids, names = _stream_columns(stream)
-    return f"{timestamp(time_ns)}\t{timestamp(start_ns)}\t{ids}\t{part(point)}\t{names}\t{value}\n"
+def part(point: Point) -> int:
+    """What tells the point apart from others of its stream with the same two timestamps: sql/0001_usage.sql."""
+    return point.cause or nanoseconds(point.start_ns, point.time_ns)
 
 
-@lru_cache(maxsize=200_000)
-def _stream_columns(stream: Stream) -> tuple[str, str]:
-    """What every row of a stream repeats. Streams are compared by identity here, which is what makes it fast."""
+def point_rows(points: Iterable[Point]) -> list[bytes]:
+    """Rows of usage_point, in the points' order."""
+    rows = []
+    last = None
+    time = start_and_part = b""
+    for stream, start_ns, time_ns, value, cause in points:
+        # The points of an interval share their times and most often follow each other.
+        if (start_ns, time_ns, cause) != last:
+            last = start_ns, time_ns, cause
+            time = binary.timestamptz(time_ns)
+            apart = cause or nanoseconds(start_ns, time_ns)  # `part`, in place
+            start_and_part = binary.timestamptz(start_ns) + binary.EIGHT + pack(">q", apart)
+        account, middle, rest = stream.row or _stream_row(stream)
+        rows.append(b"".join((account, time, middle, start_and_part, rest, binary.numeric(str(value)))))
+    return rows
+
+
+def _stream_row(stream: Stream) -> tuple[bytes, bytes, bytes]:
+    """What stands before a row's time, between time and start, and between part and quantity."""
     series = stream.series
-    return f"{stream.id}\t{series.id}", f"{copy_text(series.account)}\t{copy_text(series.tenant)}"
+    row = (
+        _FIELDS + binary.text(series.account) + binary.EIGHT,
+        binary.SIXTEEN + stream.id.bytes + binary.EIGHT,
+        binary.SIXTEEN + series.id.bytes + binary.text(series.tenant),
+    )
+    object.__setattr__(stream, "row", row)
+    return row
 
 
-def evidence_line(item: Evidence, attributes: str) -> str:
-    """A row of usage_evidence."""
+def key(row: bytes) -> bytes:
+    """Of a row of usage_point, what stands for the table's unique key; compares as rows do."""
+    return row[: _KEY_BYTES + int.from_bytes(row[2:6], "big")]
+
+
+def staged(position: int, row: bytes) -> bytes:
+    """The same row with its position before it."""
+    return _STAGED_FIELDS + pack(">i", position) + row[len(_FIELDS) :]
+
+
+def mark_row(hour: int, account: str, tenant: str) -> bytes:
+    """A row of usage_dirty: bucket, account, tenant."""
+    return _mark_fields(hour) + binary.text(account) + binary.text(tenant)
+
+
+@lru_cache(maxsize=1024)
+def _mark_fields(hour: int) -> bytes:
+    return pack(">h", 3) + binary.EIGHT + binary.timestamptz(hour * HOUR_NS)
+
+
+def evidence_line(position: int, item: Evidence, attributes: str) -> str:
+    """A row of usage_evidence with its position before it, in COPY's text format."""
     texts = (item.account, item.tenant, item.meter)
     more = (item.name, item.service, item.user, attributes)
     return (
-        f"{timestamp(item.time_ns)}\t{timestamp(item.start_ns)}\t"
+        f"{position}\t{timestamp(item.time_ns)}\t{timestamp(item.start_ns)}\t"
         + "\t".join(map(copy_text, texts))
         + f"\t\\\\x{item.trace_id.hex()}\t\\\\x{item.span_id.hex()}\t{item.quantity}\t"
         + "\t".join(map(copy_text, more))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -59,26 +59,39 @@ class Applied(NamedTuple):
     conflicts: list[Quarantined]
 
 
-async def apply(connection: Connection, points: Sequence[Point]) -> Applied:
-    """Takes increases from totals and remembers the totals. The streams must be registered."""
-    epochs: dict[_Epoch, list[Point]] = defaultdict(list)
-    for point in points:
-        epochs[_Epoch(point.stream.series.account, point.stream.id, point.start_ns)].append(point)
+async def apply(connection: Connection, batches: Sequence[Sequence[Point]]) -> list[Applied]:
+    """Takes increases from totals and remembers the totals, one batch after the other; returns what came of each. The
+    streams must be registered."""
+    epochs = _by_epoch(point for points in batches for point in points)
+    if not epochs:
+        return [Applied([], 0, []) for _ in batches]
     streams = {(epoch.account, epoch.stream) for epoch in epochs}
     await connection.execute(_LOCK_SQL, [[account for account, _ in streams], [stream for _, stream in streams]])
     known = await _known(connection, epochs)
-    applied = Applied([], 0, [])
     remembered: list[tuple[object, ...]] = []
-    duplicates = 0
-    for epoch, incoming in epochs.items():
-        result: Increases = increases(epoch.start_ns, known[epoch], incoming)
-        applied.points.extend(result.points)
-        duplicates += result.duplicates
-        applied.conflicts.extend(conflict(point, refusal) for point, refusal in result.refused)
-        remembered.extend((*epoch, sample.time_ns, sample.value) for sample in result.samples)
+    applied = []
+    for points in batches:
+        found = Applied([], 0, [])
+        duplicates = 0
+        for epoch, incoming in _by_epoch(points).items():
+            result: Increases = increases(epoch.start_ns, known[epoch], incoming)
+            found.points.extend(result.points)
+            duplicates += result.duplicates
+            found.conflicts.extend(conflict(point, refusal) for point, refusal in result.refused)
+            remembered.extend((*epoch, sample.time_ns, sample.value) for sample in result.samples)
+            if result.samples:
+                known[epoch] = sorted([*known[epoch], *result.samples])
+        applied.append(found._replace(duplicates=duplicates))
     if remembered:
         await connection.execute(_REMEMBER_SQL, [list(column) for column in zip(*remembered, strict=True)])
-    return applied._replace(duplicates=duplicates)
+    return applied
+
+
+def _by_epoch(points: Iterable[Point]) -> dict[_Epoch, list[Point]]:
+    epochs: dict[_Epoch, list[Point]] = defaultdict(list)
+    for point in points:
+        epochs[_Epoch(point.stream.series.account, point.stream.id, point.start_ns)].append(point)
+    return epochs
 
 
 async def _known(connection: Connection, epochs: dict[_Epoch, list[Point]]) -> dict[_Epoch, list[Sample]]:

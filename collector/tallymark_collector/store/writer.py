@@ -1,83 +1,37 @@
-"""One batch, one transaction.
+"""Some batches, one transaction.
 
 A point is identified by its stream and its two times. What is there already with the same quantity is a duplicate:
 counted and dropped. What is there with another quantity goes to quarantine. So the same batch may be written any
-number of times, by any number of collectors, in any order, and the sum stays.
-
-The fast way is COPY straight into the table. If a point is there already, that COPY alone is rolled back and the
-batch goes through a staging table, where the database tells new from old.
+number of times, by any number of collectors, in any order, and the sum stays. Batches that are written together come
+to what they would have come to one after the other, and each has its own result.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import chain
 from typing import Final, TypeAlias
 
 import psycopg
 from psycopg.errors import UniqueViolation
 
-from tallymark_collector import wire
 from tallymark_collector.model import (
     Batch,
-    Evidence,
     Point,
     Quarantined,
     Reason,
     Refusal,
+    Stream,
     Temporality,
     WriteResult,
-    attributes_json,
     without_nul,
 )
-from tallymark_collector.store import control, dictionaries, hours, rows, samples
+from tallymark_collector.store import control, dictionaries, evidence, points, rows, samples
 from tallymark_collector.store.database import Connection
-
-_STAGE_SQL: Final = """
-CREATE TEMPORARY TABLE IF NOT EXISTS staged_point (
-    position int GENERATED ALWAYS AS IDENTITY, time timestamptz, start_time timestamptz, stream uuid, series uuid,
-    part bigint, account text, tenant text, quantity numeric
-) ON COMMIT DELETE ROWS"""
-
-_UNSTAGE_SQL: Final = f"""
-WITH inserted AS (
-    INSERT INTO usage_point ({rows.POINT_COLUMNS})
-    SELECT {rows.POINT_COLUMNS} FROM staged_point ORDER BY position
-    ON CONFLICT DO NOTHING
-    RETURNING time, account, tenant
-), marked AS (
-    INSERT INTO usage_dirty (bucket, account, tenant)
-    SELECT DISTINCT date_bin('1 hour', time, 'epoch'), account, tenant FROM inserted
-)
-SELECT count(*) FROM inserted"""  # noqa: S608 - a constant of ours
-
-# After the insertion every staged key is in the table: with its own quantity, or with another's. The identity column
-# counts on from batch to batch of a session; the batch's first row says from where.
-_CONFLICT_SQL: Final = """
-SELECT s.position - (SELECT min(position) FROM staged_point), p.quantity
-FROM staged_point s
-JOIN usage_point p USING (account, time, stream, start_time, part)
-WHERE p.quantity <> s.quantity"""
-
-_STAGE_EVIDENCE_SQL: Final = """
-CREATE TEMPORARY TABLE IF NOT EXISTS staged_evidence (
-    position int GENERATED ALWAYS AS IDENTITY, time timestamptz, start_time timestamptz, account text, tenant text,
-    meter text, trace_id bytea, span_id bytea, quantity numeric, name text, service text, user_id text,
-    attributes jsonb
-) ON COMMIT DELETE ROWS"""
-
-_UNSTAGE_EVIDENCE_SQL: Final = f"""
-INSERT INTO usage_evidence ({rows.EVIDENCE_COLUMNS})
-SELECT {rows.EVIDENCE_COLUMNS} FROM staged_evidence ORDER BY account, time, trace_id, span_id, meter
-ON CONFLICT DO NOTHING"""  # noqa: S608 - a constant of ours
-
-_EVIDENCE_CONFLICT_SQL: Final = """
-SELECT s.position - (SELECT min(position) FROM staged_evidence), e.quantity
-FROM staged_evidence s
-JOIN usage_evidence e USING (account, time, trace_id, span_id, meter, tenant)
-WHERE e.quantity <> s.quantity"""
 
 _QUARANTINE_SQL: Final = """
 INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload)
@@ -85,111 +39,189 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
 
 
+PIECE: Final = 4096
+"""Points whose rows are made between two rests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch with its rows, made before its transaction begins."""
+
+    batch: Batch
+    deltas: Sequence[Point]
+    """Points that are rows as they came."""
+    lines: Sequence[bytes]
+    """Their rows."""
+    totals: Sequence[Point]
+    """Points of cumulative streams: what they add is found out in the transaction."""
+    streams: Iterable[Stream]
+    marks: set[tuple[int, str, str]]
+    """Hours of the deltas since the Unix epoch, with account and tenant."""
+
+    @property
+    def bytes(self) -> int:
+        """About what the batch keeps in memory of its rows and of what is kept aside."""
+        return sum(map(len, self.lines)) + sum(len(item.payload) for item in self.batch.quarantined)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has become of one batch so far."""
+
+    inserted: int = 0
+    duplicates: int = 0
+    evidence: int = 0
+    conflicts: list[Quarantined] = field(default_factory=list)
+
+
+def encode(batch: Batch) -> Encoded:
+    """Makes the rows of a batch. Raises psycopg.DataError for what no row can hold."""
+    work = encoding(batch)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            encoded: Encoded = end.value
+            return encoded
+
+
+def encoding(batch: Batch) -> Generator[None, None, Encoded]:
+    """The same in pieces (see `resting`)."""
+    deltas: list[Point] = []
+    totals: list[Point] = []
+    lines: list[bytes] = []
+    streams: dict[Stream, None] = {}
+    marks: set[tuple[int, str, str]] = set()
+    for start in range(0, len(batch.points), PIECE):
+        if start:
+            yield
+        piece = batch.points[start : start + PIECE]
+        found = dict.fromkeys(point.stream for point in piece)
+        streams |= found
+        if any(stream.temporality is Temporality.CUMULATIVE for stream in found):
+            totals += [point for point in piece if point.stream.temporality is Temporality.CUMULATIVE]
+            piece = [point for point in piece if point.stream.temporality is Temporality.DELTA]
+        deltas += piece
+        lines += rows.point_rows(piece)
+        marks |= _marks(piece)
+    return Encoded(batch, deltas, lines, totals, streams, marks)
+
+
+def _marks(found: Iterable[Point]) -> set[tuple[int, str, str]]:
+    streams: dict[int, set[Stream]] = defaultdict(set)
+    for point in found:
+        streams[point.time_ns // rows.HOUR_NS].add(point.stream)
+    return {(hour, s.series.account, s.series.tenant) for hour, marked in streams.items() for s in marked}
+
+
 Beside: TypeAlias = Callable[[Connection], Awaitable[None]]
 """What else the same transaction does; may run again where the transaction has to."""
 
 
 async def write(
-    connection: Connection, batch: Batch, known: dictionaries.Dictionaries, beside: Beside | None = None
-) -> WriteResult:
-    """Writes the batch in one transaction and returns after its commit. Idempotent where `beside` is."""
-    new = known.unknown(point.stream for point in batch.points)
+    connection: Connection,
+    group: Sequence[Encoded],
+    known: dictionaries.Dictionaries,
+    beside: Beside | None = None,
+) -> list[WriteResult]:
+    """Writes the batches in one transaction and returns after its commit. Idempotent where `beside` is."""
+    new = known.unknown(chain.from_iterable(encoded.streams for encoded in group))
+    try:
+        tallies = await _write(connection, group, new, beside, all_new=True)
+    except UniqueViolation:
+        tallies = await _write(connection, group, new, beside, all_new=False)
+    known.remember(new)
+    return [WriteResult(tally.inserted, tally.duplicates, tally.evidence, tally.conflicts) for tally in tallies]
+
+
+async def _write(
+    connection: Connection, group: Sequence[Encoded], new: list[Stream], beside: Beside | None, *, all_new: bool
+) -> list[_Tally]:
+    """`all_new`: takes every point for a new one. Raises UniqueViolation where one is not."""
     async with connection.transaction():
         if new:
             await dictionaries.register(connection, new)
-        cumulative = [p for p in batch.points if p.stream.temporality is Temporality.CUMULATIVE]
-        points = [p for p in batch.points if p.stream.temporality is Temporality.DELTA]
-        applied = await samples.apply(connection, cumulative) if cumulative else samples.Applied([], 0, [])
-        points.extend(applied.points)
-        inserted, conflicts = await _insert(connection, points)
-        evidence, contradicting = await _insert_evidence(connection, batch.evidence)
-        refused = await control.write(connection, batch)
-        duplicates = applied.duplicates + len(points) - inserted - len(conflicts)
-        conflicts = [*applied.conflicts, *conflicts, *contradicting, *refused]
-        await _quarantine(connection, [*batch.quarantined, *conflicts])
+        tallies = await _write_points(connection, group, all_new)
+        await _write_evidence(connection, group, tallies)
+        for tally, refused in zip(
+            tallies, await control.write(connection, [encoded.batch for encoded in group]), strict=True
+        ):
+            tally.conflicts += refused
+        aside = ((*encoded.batch.quarantined, *tally.conflicts) for encoded, tally in zip(group, tallies, strict=True))
+        await _quarantine(connection, chain.from_iterable(aside))
         if beside is not None:
             await beside(connection)
-    known.remember(new)
-    return WriteResult(inserted, duplicates, evidence, conflicts)
+        return tallies
+
+
+async def _write_points(connection: Connection, group: Sequence[Encoded], all_new: bool) -> list[_Tally]:
+    applied = await samples.apply(connection, [encoded.totals for encoded in group])
+    tallies = [_Tally(duplicates=one.duplicates, conflicts=list(one.conflicts)) for one in applied]
+    found: list[Point] = []
+    lines: list[bytes] = []
+    owners: list[_Tally] = []
+    marks: set[tuple[int, str, str]] = set()
+    for encoded, one, tally in zip(group, applied, tallies, strict=True):
+        tally.inserted = len(encoded.deltas) + len(one.points)
+        found += encoded.deltas
+        found += one.points
+        lines += encoded.lines
+        lines += rows.point_rows(one.points)
+        owners += [tally] * tally.inserted
+        marks |= encoded.marks
+        marks |= _marks(one.points)
+    if all_new:
+        await points.insert(connection, found, lines, marks)
+        return tallies
+    for position, there in (await points.insert_new(connection, found, lines)).items():
+        tally = owners[position]
+        tally.inserted -= 1
+        if there == found[position].value:
+            tally.duplicates += 1
+        else:
+            tally.conflicts.append(_conflict(found[position], there))
+    return tallies
+
+
+async def _write_evidence(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
+    found = [item for encoded in group for item in encoded.batch.evidence]
+    owners = [tally for encoded, tally in zip(group, tallies, strict=True) for _ in range(len(encoded.batch.evidence))]
+    for tally in owners:
+        tally.evidence += 1
+    for position, there in (await evidence.insert_new(connection, found)).items():
+        tally = owners[position]
+        tally.evidence -= 1
+        if there != found[position].quantity:
+            tally.conflicts.append(evidence.conflict(found[position], there))
 
 
 def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:
     """Smaller batches that hold the same, for a batch that the database cannot hold. Raises `error` where that is due
     to what is in quarantine already."""
-    points, evidence = batch.points, batch.evidence
+    found, spans = batch.points, batch.evidence
     if batch.controls or batch.closings or batch.counts:
-        rest = Batch(points, evidence, batch.quarantined)
+        rest = Batch(found, spans, batch.quarantined)
         alone = replace(batch, points=(), evidence=(), quarantined=())
         return [rest, alone] if rest else control.halved(batch, error)
-    if points and evidence:
-        return [Batch(points=points, quarantined=batch.quarantined), Batch(evidence=evidence)]
-    if len(points) > 1 or len(evidence) > 1:
-        middle = max(len(points), len(evidence)) // 2
+    if found and spans:
+        return [Batch(points=found, quarantined=batch.quarantined), Batch(evidence=spans)]
+    if len(found) > 1 or len(spans) > 1:
+        middle = max(len(found), len(spans)) // 2
         return [
-            Batch(points[:middle], evidence[:middle], batch.quarantined),
-            Batch(points[middle:], evidence[middle:]),
+            Batch(found[:middle], spans[:middle], batch.quarantined),
+            Batch(found[middle:], spans[middle:]),
         ]
     refusal = Refusal(Reason.NOT_STORABLE, f"the database cannot hold it: {str(error).splitlines()[0]}")
-    refused = [samples.conflict(point, refusal) for point in points]
-    refused += [_evidence_refused(item, refusal) for item in evidence]
+    refused = [samples.conflict(point, refusal) for point in found]
+    refused += [evidence.refused(item, refusal) for item in spans]
     if not refused:
         raise error
     return [Batch(quarantined=[*batch.quarantined, *refused])]
 
 
-async def _insert(connection: Connection, points: list[Point]) -> tuple[int, list[Quarantined]]:
-    if not points:
-        return 0, []
-    # All writers insert in one order, so that none waits for another that waits for it.
-    points.sort(key=lambda p: (p.stream.series.account, p.time_ns, p.stream.id, p.start_ns))
-    lines = "".join(map(rows.point_line, points)).encode()
-    try:
-        async with connection.transaction():
-            await _copy(connection, f"COPY usage_point ({rows.POINT_COLUMNS}) FROM STDIN", lines)
-    except UniqueViolation:
-        return await _insert_staged(connection, points, lines)
-    marks = {(p.time_ns // rows.HOUR_NS, p.stream.series.account, p.stream.series.tenant) for p in points}
-    await hours.mark(connection, [(rows.hour_start(hour), account, tenant) for hour, account, tenant in marks])
-    return len(points), []
-
-
-async def _insert_staged(connection: Connection, points: list[Point], lines: bytes) -> tuple[int, list[Quarantined]]:
-    await connection.execute(_STAGE_SQL)
-    await _copy(connection, f"COPY staged_point ({rows.POINT_COLUMNS}) FROM STDIN", lines)
-    [inserted] = await (await connection.execute(_UNSTAGE_SQL)).fetchone() or [0]
-    different = await (await connection.execute(_CONFLICT_SQL)).fetchall()
-    return inserted, [_value_conflict(points[position], there) for position, there in different]
-
-
-async def _insert_evidence(connection: Connection, evidence: Sequence[Evidence]) -> tuple[int, list[Quarantined]]:
-    if not evidence:
-        return 0, []
-    lines = "".join(rows.evidence_line(item, attributes_json(item.attributes)) for item in evidence).encode()
-    await connection.execute(_STAGE_EVIDENCE_SQL)
-    await _copy(connection, f"COPY staged_evidence ({rows.EVIDENCE_COLUMNS}) FROM STDIN", lines)
-    inserted = (await connection.execute(_UNSTAGE_EVIDENCE_SQL)).rowcount
-    different = await (await connection.execute(_EVIDENCE_CONFLICT_SQL)).fetchall()
-    return inserted, [_evidence_conflict(evidence[position], there) for position, there in different]
-
-
-async def _copy(connection: Connection, statement: str, lines: bytes) -> None:
-    async with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        await copy.write(lines)
-
-
-def _value_conflict(point: Point, there: Decimal) -> Quarantined:
+def _conflict(point: Point, there: Decimal) -> Quarantined:
     detail = f"{there} was stored before for the same stream and interval, {point.value} came now"
     return samples.conflict(point, Refusal(Reason.VALUE_CONFLICT, detail))
-
-
-def _evidence_conflict(item: Evidence, there: Decimal) -> Quarantined:
-    detail = f"{there} was stored before for the same span and meter, {item.quantity} came now"
-    return _evidence_refused(item, Refusal(Reason.VALUE_CONFLICT, detail))
-
-
-def _evidence_refused(item: Evidence, refusal: Refusal) -> Quarantined:
-    payload = wire.encode_evidence(item)
-    return Quarantined(item.tenant, item.account, item.meter, item.time_ns, refusal, "traces", payload)
 
 
 async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> None:

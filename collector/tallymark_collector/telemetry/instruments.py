@@ -71,6 +71,8 @@ INSTRUMENTS: Final = (
     Instrument("queue.requests", Kind.UP_DOWN_COUNTER, "{request}", (), "Requests that wait for a transaction."),
     Instrument("queue.points", Kind.UP_DOWN_COUNTER, "{point}", (), "What these requests hold."),
     Instrument("queue.age", Kind.GAUGE, "s", (), "How long the oldest of these requests has waited."),
+    Instrument("queue.refused", Kind.COUNTER, "{request}", (), "Requests that found no room to wait, or lost it."),
+    Instrument("commit.broken", Kind.COUNTER, "{transaction}", (), "Transactions that were taken apart: see the log."),
     Instrument("ready", Kind.GAUGE, "1", (), "1 if usage is taken, else 0."),
     Instrument("database.connections", Kind.UP_DOWN_COUNTER, "{connection}", (STATE,), "Connections of the pool."),
     Instrument("database.waiting", Kind.UP_DOWN_COUNTER, "{request}", (), "Who waits for a connection of the pool."),

@@ -11,6 +11,28 @@ from tallymark_collector.telemetry.requests import Requests
 from tallymark_collector.telemetry.written import Committed, Written
 
 
+class Progress(Protocol):
+    """What a queue has done since the start."""
+
+    @property
+    def refused(self) -> int: ...
+    @property
+    def broken_groups(self) -> int: ...
+
+
+class Queue(Protocol):
+    """Requests that wait for a transaction."""
+
+    @property
+    def queued_requests(self) -> int: ...
+    @property
+    def queued_points(self) -> int: ...
+    @property
+    def oldest_seconds(self) -> float: ...
+    @property
+    def progress(self) -> Progress: ...
+
+
 class ForwardTotals(Protocol):
     """Requests for the next hop, since the start."""
 
@@ -80,6 +102,15 @@ def transactions(instruments: Instruments) -> Committed:
         points.record(of_points)
 
     return committed
+
+
+def observe_queue(instruments: Instruments, queue: Queue) -> None:
+    """What waits for the next transaction."""
+    instruments.observe("queue.requests", of.one(lambda: queue.queued_requests))
+    instruments.observe("queue.points", of.one(lambda: queue.queued_points))
+    instruments.observe("queue.age", of.one(lambda: queue.oldest_seconds))
+    instruments.observe("queue.refused", of.one(lambda: queue.progress.refused))
+    instruments.observe("commit.broken", of.one(lambda: queue.progress.broken_groups))
 
 
 def observe_forwarder(instruments: Instruments, forwarder: Forwards) -> None:

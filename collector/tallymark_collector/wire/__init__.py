@@ -6,13 +6,21 @@ resources, scopes, attributes and spans are decoded with OpenTelemetry's own cla
 
 from __future__ import annotations
 
+import decimal
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import (
+    AnyValue,
+    ArrayValue,
+    InstrumentationScope,
+    KeyValue,
+    KeyValueList,
+)
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tallymark import conventions
@@ -23,6 +31,8 @@ from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, MetricsR
 INT64_MAX: Final = 2**63 - 1
 MAX_DEPTH: Final = 16
 """Nesting of arrays and maps inside an attribute; deeper is malformed."""
+
+_EXACT: Final = decimal.Context(prec=1000, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
 def parse_metrics(body: bytes) -> MetricsRequest:
@@ -84,13 +94,41 @@ def _value(value: AnyValue, depth: int = 0) -> AttributeValue:
             return None
 
 
+def encode_attributes(attributes: Attributes) -> list[KeyValue]:
+    """Attributes as OTLP has them."""
+    return [KeyValue(key=name, value=_any_value(value)) for name, value in attributes]
+
+
+def _any_value(value: AttributeValue) -> AnyValue:
+    match value:
+        case None:
+            return AnyValue()
+        case str():
+            return AnyValue(string_value=value)
+        case bool():
+            return AnyValue(bool_value=value)
+        case int():
+            return AnyValue(int_value=value)
+        case float():
+            return AnyValue(double_value=value)
+        case bytes():
+            return AnyValue(bytes_value=value)
+        case Attributes():
+            return AnyValue(kvlist_value=KeyValueList(values=encode_attributes(value)))
+        case tuple():
+            return AnyValue(array_value=ArrayValue(values=map(_any_value, value)))
+
+
 def encode_point(point: Point) -> bytes:
     """An ExportMetricsServiceRequest with this one point, for the quarantine."""
     return encode_number(point.stream.origin, point.start_ns, point.time_ns, point.value)
 
 
 def encode_number(origin: Origin, start_ns: int, time_ns: int, value: Decimal) -> bytes:
-    """An ExportMetricsServiceRequest with one point of a sum, for the quarantine."""
+    """An ExportMetricsServiceRequest with one point of a sum, or of whatever a file of meters took the value from, for
+    the quarantine."""
+    if origin.reading is not None:
+        return _encode_reading(origin, start_ns, time_ns, value)
     request = MetricsRequest()
     resource = request.resource_metrics.add(resource=origin.resource)
     metric = resource.scope_metrics.add(scope=origin.scope).metrics.add(name=origin.name, unit=origin.unit)
@@ -104,6 +142,30 @@ def encode_number(origin: Origin, start_ns: int, time_ns: int, value: Decimal) -
     else:
         number.as_double = float(value)
     return request.SerializeToString()
+
+
+def _encode_reading(origin: Origin, start_ns: int, time_ns: int, value: Decimal) -> bytes:
+    """What was read stands where it was read; the point's other numbers are not known any more."""
+    assert origin.reading is not None, "only what a file of meters has read comes here"
+    kind, quantity, factor = origin.reading
+    metric = metrics_pb2.Metric(name=origin.name, unit=origin.unit)
+    data = getattr(metric, kind)
+    if kind != "summary":
+        data.aggregation_temporality = origin.temporality
+    if kind == "sum":
+        data.is_monotonic = origin.monotonic
+    point = data.data_points.add(start_time_unix_nano=start_ns, time_unix_nano=time_ns)
+    point.attributes.extend(KeyValue.FromString(item) for item in origin.attributes)
+    measured = _EXACT.divide(value, factor)
+    if quantity == "count":
+        point.count = int(measured)
+    elif quantity == "sum":
+        point.sum = float(measured)
+    elif measured == int(measured) and abs(measured) <= INT64_MAX:
+        point.as_int = int(measured)
+    else:
+        point.as_double = float(measured)
+    return encode_metric(origin.resource, origin.scope, Metric.FromString(metric.SerializeToString()))
 
 
 def encode_metric(resource: bytes, scope: bytes, metric: Metric) -> bytes:

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -45,6 +45,7 @@ _RANGES: Final = {
 }
 _MAX_SHOWN: Final = 40
 
+Sent = TypeVar("Sent", bound=Message)
 Convert = Callable[[Any], Any]
 Setter = Callable[[Any, Any, int], None]
 
@@ -75,20 +76,29 @@ def to_protobuf(text: bytes, message: type[Message], max_values: int) -> bytes:
     hold more than `max_values` values."""
     if (count := values_at_most(text)) > max_values:
         raise TooLarge(f"about {count} JSON values in one request, at most {max_values} are taken: send smaller ones")
+    return read(load(text), message).SerializeToString()
+
+
+def load(text: bytes) -> Any:
+    """A JSON text's value. Raises MalformedRequest."""
     try:
-        tree = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise MalformedRequest(f"the JSON is not UTF-8: byte {error.start} ({error.reason})") from None
     except RecursionError:
         raise MalformedRequest("the JSON is nested too deeply") from None
     except ValueError as error:
         raise MalformedRequest(f"not JSON: {error}") from None
+
+
+def read(tree: Any, message: type[Sent]) -> Sent:
+    """The request that a JSON value is. Raises MalformedRequest, saying where."""
     request = message()
     try:
         _fill(request, tree, 0)
     except _Misfit as misfit:
         raise MalformedRequest(f"not an OTLP {message.DESCRIPTOR.name} in JSON: {misfit.sentence()}") from None
-    return request.SerializeToString()
+    return request
 
 
 def from_protobuf(message: Message) -> bytes:

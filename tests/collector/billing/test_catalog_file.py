@@ -7,7 +7,7 @@ import pytest
 from tallymark_collector.billing import Catalog, CatalogError, read_catalog
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.billing.plans import FlatFee, Graduated, PerUnit, Volume
-from tallymark_collector.billing.yaml_model import MAX_FILE_BYTES
+from tallymark_collector.documents.reading import MAX_FILE_BYTES
 
 GOOD = """\
 currency: EUR

@@ -45,12 +45,13 @@ def serving(dsn: str, *more: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()  # without effect where it has ended; else a failed test would wait for it
 
 
-def export(port: int, quantity: int) -> None:
+def export(port: int, quantity: int, token: str = "") -> None:
     now = time.time_ns()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = metrics_service_pb2_grpc.MetricsServiceStub(channel)
         point = number(now - SECOND, now, quantity, {"tallymark.account.id": "acme"})
-        answer = stub.Export(request(sum_metric([point])), timeout=20)
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        answer = stub.Export(request(sum_metric([point])), timeout=20, metadata=metadata)
     assert not answer.HasField("partial_success")
 
 
@@ -80,15 +81,68 @@ def test_ready_then_usage_then_the_end(run: Run, plans: Path, dsn: str, end: sig
 
 
 def test_people_get_a_line_and_a_warning_where_others_may_write(empty_dsn: str) -> None:
-    with serving(empty_dsn, "--host", "0.0.0.0") as process:
+    with serving(empty_dsn, "--host", "0.0.0.0", "--allow-anonymous") as process:
         assert process.stderr is not None
-        assert "there are no credentials yet" in process.stderr.readline()
+        assert "with --allow-anonymous: whoever reaches this port can write" in process.stderr.readline()
+        assert "without TLS: tokens travel in clear" in process.stderr.readline()
         ready = process.stderr.readline()
         assert ready.startswith("listening on 0.0.0.0:")
         assert shown(empty_dsn) in ready
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
+
+
+def test_nobody_listens_for_strangers_before_there_is_a_token(run: Run, dsn: str) -> None:
+    refused = program("serve", "--port", "0", "--host", "0.0.0.0", "--json", "--database", dsn)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    error = refused.stderr.splitlines()[-1]
+    assert error.startswith("error: --host 0.0.0.0 is reached by others, and no credential has been made")
+    assert "tallymark tokens create" in error
+    token = run("tokens", "create", "--tenant", "acme-corp", "--scope", "write").stdout.strip()
+    with serving(dsn, "--host", "0.0.0.0", "--json") as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert (ready["tls"], ready["anonymous"]) == (False, False)
+        with pytest.raises(grpc.RpcError) as caught:
+            export(ready["port"], 5)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+        export(ready["port"], 7, token)
+    with psycopg.connect(dsn) as another:
+        stored = another.execute("SELECT tenant, sum(quantity) FROM tallymark.usage_point GROUP BY 1").fetchall()
+    assert stored == [("acme-corp", 7)]
+
+
+def is_taken(port: int) -> bool:
+    """Whether a request without a credential is, or else refused for that."""
+    try:
+        export(port, 1)
+    except grpc.RpcError as error:
+        return error.code() is not grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    return True
+
+
+def test_on_loopback_it_says_that_nobody_needs_a_token_and_the_first_one_ends_that(run: Run, dsn: str) -> None:
+    with serving(dsn) as process:
+        assert process.stderr is not None
+        port = int(process.stderr.readline().split(":")[1].split()[0])
+        assert "no credential has been made: whoever is on this machine can write usage" in process.stderr.readline()
+        export(port, 5)
+        token = run("tokens", "create", "--tenant", "default", "--scope", "write").stdout.strip()
+        export(port, 7, token)  # at once
+        deadline = time.monotonic() + 90
+        while is_taken(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_tls_takes_a_pair(offline: Run, tmp_path: Path) -> None:
+    for arguments in (["--tls-cert", "a.pem"], ["--tls-key", "a.pem"], ["--tls-client-ca", "a.pem"]):
+        result = offline("serve", *arguments)
+        assert (result.exit_code, "TLS takes a certificate and its key" in result.stderr) == (2, True)
+    missing = offline("serve", "--tls-cert", str(tmp_path / "a.pem"), "--tls-key", str(tmp_path / "b.pem"))
+    assert missing.exit_code == 2
+    assert f"the certificate (--tls-cert) in {tmp_path / 'a.pem'} cannot be read" in missing.stderr
 
 
 def test_addresses(offline: Run) -> None:
@@ -112,6 +166,26 @@ class Away:
             raise StoreUnavailable("away")
         async with self.behind.transaction() as connection:
             yield connection
+
+
+async def test_periods_of_every_tenant_are_extended_whatever_becomes_of_one(
+    store: Store, plans: Path, dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = read_catalog(plans)
+    async with store.transaction() as connection:
+        for tenant in ("acme-corp", "broken", "globex"):
+            await apply(connection, tenant, catalog, datetime.now(timezone.utc))
+    written = execute(dsn, "DELETE FROM billing_period WHERE tenant <> 'broken'")
+    execute(dsn, "DELETE FROM billing_period")
+    execute(dsn, "UPDATE subscription SET time_zone = 'Mars/Olympus' WHERE tenant = 'broken'")
+    extending = asyncio.create_task(keep_periods(store, interval=0.01))
+    try:
+        while execute(dsn, "SELECT FROM billing_period WHERE tenant IN ('acme-corp', 'globex')") < written:
+            assert not extending.done()
+            await asyncio.sleep(0.01)
+    finally:
+        extending.cancel()
+    assert "billing periods of tenant 'broken' are not extended" in caplog.text
 
 
 async def test_periods_are_extended_once_the_database_is_back(store: Store, plans: Path, dsn: str) -> None:

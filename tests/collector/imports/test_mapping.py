@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from tallymark_collector.billing import CatalogError
+from tallymark_collector.documents.problems import DocumentError
 from tallymark_collector.imports import formats
 from tallymark_collector.imports.extraction import Extraction, Line
 from tallymark_collector.imports.faults import LineFault, LineSkipped, TooOld
@@ -22,7 +22,7 @@ LOG_LINE = '10.0.0.1 - acme [01/Sep/2026:12:00:00 +0000] "{}" {} 512 "-" "curl"'
 
 
 def problems(text: str) -> list[str]:
-    with pytest.raises(CatalogError) as caught:
+    with pytest.raises(DocumentError) as caught:
         parse_mapping(text, "m.yaml")
     return [str(problem) for problem in caught.value.problems]
 
@@ -94,7 +94,7 @@ def test_accounts_that_cannot_be(account: str, said: str) -> None:
 
 
 def test_options_are_told_as_options() -> None:
-    with pytest.raises(CatalogError, match="options:1: account: is required"):
+    with pytest.raises(DocumentError, match="options:1: account: is required"):
         mapping_of({"format": "combined"})
 
 

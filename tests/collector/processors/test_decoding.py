@@ -14,7 +14,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Reason, Temporality
-from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import PIECE, Decoded, StreamCache, decode_metrics, decoding_metrics
 from tallymark_collector.processors.validation import MAX_ATTRIBUTES, TimeLimits
 from tests.support.usage import BASE, SECOND, number, request, sum_metric
 
@@ -252,3 +252,91 @@ def test_any_bytes_decode_or_are_malformed(data: st.DataObject) -> None:
     for candidate in (bytes(body), data.draw(st.binary(max_size=60))):
         with contextlib.suppress(MalformedRequest):
             decode(candidate)
+
+
+_numbers = st.builds(
+    lambda start, end, value, attributes, flags, exemplar, later: (
+        start,
+        end,
+        value,
+        attributes,
+        flags,
+        exemplar,
+        later,
+    ),
+    st.sampled_from([0, BASE, BASE + 1, NOW + 1]),
+    st.sampled_from([0, BASE, NOW]),
+    st.sampled_from([0, 1, 7, -1, 2**63 - 1, 0.5, -0.5, math.nan]),
+    st.sampled_from(
+        [{}, ACME, {"tallymark.account.id": "globex"}, {**ACME, "a": 1}, {"a": 1, **ACME}, {**ACME, "a": 2}]
+    ),
+    st.sampled_from([0, 0, 1, 2]),
+    st.booleans(),
+    st.sampled_from([b"", b"\x7a\x01x", b"\x31" + bytes(8)]),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(_numbers, min_size=1, max_size=30))
+def test_a_cache_changes_nothing(drawn: list[tuple[int, int, float, dict[str, object], int, bool, bytes]]) -> None:
+    """All points in one request, twice, with one cache, are what each of them is alone, with none: exemplars, flags,
+    times and values that are missing or wrong, fields that nobody knows, fields given twice."""
+    points = []
+    for start, end, value, attributes, flags, exemplar, later in drawn:
+        point = number(start, end, value, attributes)
+        point.flags = flags
+        if exemplar:
+            point.exemplars.add(time_unix_nano=end, as_int=len(points))
+        points.append(type(point).FromString(point.SerializeToString() + later))
+    cache = StreamCache()
+
+    def said(decoded: Decoded) -> list[object]:
+        taken = [(p.stream.id, p.stream.series, p.start_ns, p.time_ns, str(p.value)) for p in decoded.points]
+        return [*taken, *((q.refusal, q.account, q.time_ns) for q in decoded.quarantined)]
+
+    alone = [item for point in points for item in said(decode(request(sum_metric([point]))))]
+    for _ in range(2):
+        together = said(decode(request(sum_metric(points)), cache))
+        assert sorted(map(repr, together)) == sorted(map(repr, alone))
+
+
+def test_exemplars_do_not_fill_the_cache() -> None:
+    cache = StreamCache()
+    sizes = set()
+    for i in range(50):
+        point = number(BASE, NOW, 5, ACME)
+        point.exemplars.add(time_unix_nano=NOW, as_int=i)
+        decode(request(sum_metric([point, number(BASE, NOW, 5, ACME)])), cache)
+        sizes.add(cache.size)
+    assert len(sizes) == 1
+
+
+def test_a_large_request_is_decoded_in_pieces_and_others_in_between() -> None:
+    """With one cache, which is small enough to be cleared in the middle of each."""
+    points = [number(BASE, NOW - i, 1 + i, {**ACME, "n": i % 700}) for i in range(3 * PIECE)]
+    bodies = [
+        request(sum_metric(points)).SerializeToString(),
+        request(*(sum_metric([point], name=f"m{i % 9}") for i, point in enumerate(points[::2]))).SerializeToString(),
+    ]
+    cache = StreamCache(limit=500)
+    found = [Decoded() for _ in bodies]
+    work = [
+        decoding_metrics("default", body, cache, TimeLimits(), NOW, decoded)
+        for body, decoded in zip(bodies, found, strict=True)
+    ]
+    rests = 0
+    while work:
+        for one in list(work):
+            before = sum(len(decoded.points) for decoded in found)
+            try:
+                next(one)
+            except StopIteration:
+                work.remove(one)
+            else:
+                rests += 1
+            assert sum(len(decoded.points) for decoded in found) - before <= 2 * PIECE
+    assert rests >= 3
+    for body, decoded in zip(bodies, found, strict=True):
+        expected = decode(body).points
+        assert [(p.stream.id, p[1:]) for p in decoded.points] == [(p.stream.id, p[1:]) for p in expected]
+    assert cache.size <= 500 + 2 * 700, "what was cleared is dropped with the request that still held it"

@@ -23,7 +23,8 @@ from tests.delivery.contract.database import DATABASE, BreakableServer
 from tests.delivery.contract.faults import FAULTS
 from tests.delivery.contract.link import Link
 from tests.delivery.contract.load import Gateway
-from tests.delivery.contract.sending import CALL_S, Sender
+from tests.delivery.contract.sending import Sender
+from tests.delivery.contract.targets import CALL_S, Grpc, Http, Target
 from tests.delivery.faults.wire import Wire
 from tests.support.collector import Collector
 
@@ -79,6 +80,13 @@ class World:
         self.kinds = [kind for kind in KINDS if kind != "disk full" or self.database.can_be_full]
         """What can be done here: to fill a disk, one has to be mounted first."""
 
+    def targets(self) -> list[Target]:
+        """Every way in: over gRPC through the wires, and over HTTP."""
+        found: list[Target] = [Grpc(wire.port) for wire in self.wires for _ in range(2)]
+        for collector in self.collectors:
+            found += [Http(collector.http_port, as_json=as_json) for as_json in (False, True)]
+        return found
+
     def mend(self) -> None:
         """Nothing is broken any more."""
         for wire in self.wires:
@@ -108,7 +116,7 @@ def play(world: World, seed: int) -> Result:
     rng = random.Random(seed)
     result = Result(seed, planned(seed, world.kinds))
     senders = [
-        Sender(Gateway(rng.randrange(10**9), f"run{seed}-{i}"), [wire.port for wire in world.wires], LEAST_REQUESTS)
+        Sender(Gateway(rng.randrange(10**9), f"run{seed}-{i}"), world.targets(), LEAST_REQUESTS)
         for i in range(GATEWAYS)
     ]
     for sender in senders:

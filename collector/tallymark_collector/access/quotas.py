@@ -1,0 +1,221 @@
+"""How much a tenant may send: points in a second, and streams that nobody has seen before in an hour.
+
+Over the rate a request is refused as a whole, to be sent again when there is room: nothing of it was kept, nothing is
+lost. Over the number of new streams, the points of those that exceed it go to quarantine, whole and with a reason of
+their own; streams that are known go on. Both count in this process alone: several collectors let in as many times as
+much, and one that starts anew has everything to give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+from uuid import UUID
+
+from tallymark_collector.access.lookups import REMEMBERED_SECONDS
+from tallymark_collector.access.records import Tenant
+from tallymark_collector.errors import Overloaded
+from tallymark_collector.model import Batch, Quarantined, Reason, Refusal, Stream
+from tallymark_collector.settings import Limits
+from tallymark_collector.store.samples import conflict
+
+BURST_SECONDS: Final = 10.0
+"""A tenant that was silent may send so many seconds' worth at once."""
+MAX_DELAY: Final = 300.0
+"""Seconds that a client is asked to wait at most; then it is told anew."""
+
+_HOUR: Final = 3600.0
+_ROUNDING: Final = 1e-6
+
+
+class Limiting(Protocol):
+    """What the pipeline asks before it writes."""
+
+    def admitting(self, tenant: str, batch: Batch) -> AbstractAsyncContextManager[Batch]:
+        """What of a batch is to be written, inside the context. Raises Overloaded where nothing is."""
+        ...
+
+
+class Unlimited:
+    """Lets everything in."""
+
+    @asynccontextmanager
+    async def admitting(self, tenant: str, batch: Batch) -> AsyncIterator[Batch]:
+        """The same batch."""
+        del tenant
+        yield batch
+
+
+class Directory(Protocol):
+    """Where limits are looked up, and which streams are known: the database, or a test."""
+
+    async def tenant(self, name: str) -> Tenant:
+        """A tenant's own limits. Raises TransientError."""
+        ...
+
+    async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
+        """The streams that have never been written, each once, in their order. Raises TransientError."""
+        ...
+
+
+class Bucket:
+    """A token bucket: `rate` a second flow in, up to `capacity`."""
+
+    def __init__(self, rate: float, capacity: float, now: float) -> None:
+        self._rate = rate
+        self._capacity = capacity
+        self._level = capacity
+        self._at = now
+
+    def take(self, amount: float, now: float) -> float:
+        """Takes it and returns 0, or takes nothing and returns in how many seconds it is worth asking again.
+
+        More than the bucket holds is taken when it is full: what is lacking is a debt, paid before anybody gets more.
+        """
+        self._flow(now)
+        lacking = min(amount, self._capacity) - self._level
+        if lacking > _ROUNDING:
+            return lacking / self._rate
+        self._level -= amount
+        return 0.0
+
+    def take_some(self, most: int, now: float) -> int:
+        """Takes whole ones, as many as there are, at most so many; returns how many."""
+        self._flow(now)
+        taken = min(most, max(math.floor(self._level + _ROUNDING), 0))
+        self._level -= taken
+        return taken
+
+    def give_back(self, amount: float) -> None:
+        """What was taken has not been used."""
+        self._level = min(self._level + amount, self._capacity)
+
+    def _flow(self, now: float) -> None:
+        self._level = min(self._level + max(now - self._at, 0.0) * self._rate, self._capacity)
+        self._at = now
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """What one tenant may send, as long as its limits stay what they are."""
+
+    points_per_second: float
+    new_streams_per_hour: float
+    points: Bucket
+    streams: Bucket
+    let_in: dict[UUID, float] = field(default_factory=dict)
+    """Streams of the last hour that were counted, though they may not be committed yet, and when."""
+
+
+class Quotas:
+    """Holds tenants to their limits. One event loop owns it."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = REMEMBERED_SECONDS,
+    ) -> None:
+        """`limits` has what counts for tenants without their own; a change of theirs counts after `seconds`."""
+        self._directory = directory
+        self._limits = Limits() if limits is None else limits
+        self._clock = clock
+        self._seconds = seconds
+        self._allowances: dict[str, _Allowance] = {}
+        self._read_at: dict[str, float] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def admitting(self, tenant: str, batch: Batch) -> AsyncIterator[Batch]:
+        """What of a batch is to be written, inside the context. Raises Overloaded, TransientError."""
+        allowance = await self._allowance(tenant)
+        cost = _cost(batch)
+        if allowance.points_per_second < math.inf:
+            delay = allowance.points.take(cost, self._clock())
+            if delay:
+                error = Overloaded(
+                    f"the tenant {tenant!r} sends more than {allowance.points_per_second:g} points a second: nothing"
+                    f" of this request was kept, send it again in {min(delay, MAX_DELAY):.3g} s"
+                )
+                error.retry_after = min(delay, MAX_DELAY)
+                raise error
+        try:
+            yield await self._known_streams(allowance, batch)
+        except BaseException:
+            allowance.points.give_back(cost)
+            raise
+
+    async def _known_streams(self, allowance: _Allowance, batch: Batch) -> Batch:
+        if allowance.new_streams_per_hour == math.inf or not batch.points:
+            return batch
+        unseen = await self._directory.unseen(point.stream for point in batch.points)
+        now = self._clock()
+        let_in = allowance.let_in
+        while let_in and next(iter(let_in.values())) <= now - _HOUR:
+            del let_in[next(iter(let_in))]
+        new = [stream for stream in unseen if stream.id not in let_in]
+        taken = allowance.streams.take_some(len(new), now)
+        let_in.update((stream.id, now) for stream in new[:taken])
+        over = {stream.id for stream in new[taken:]}
+        if not over:
+            return batch
+        refusal = Refusal(
+            Reason.STREAMS_LIMITED,
+            f"more than {allowance.new_streams_per_hour:g} streams an hour that were never seen: is there a dimension"
+            " with too many values?",
+        )
+        kept_aside: list[Quarantined] = [conflict(point, refusal) for point in batch.points if point.stream.id in over]
+        return replace(
+            batch,
+            points=[point for point in batch.points if point.stream.id not in over],
+            quarantined=[*batch.quarantined, *kept_aside],
+        )
+
+    async def _allowance(self, tenant: str) -> _Allowance:
+        read_at = self._read_at.get(tenant)
+        if read_at is None or self._clock() - read_at >= self._seconds:
+            reading = self._reading.get(tenant)
+            if reading is None:
+                reading = self._reading[tenant] = asyncio.create_task(self._read(tenant))
+                reading.add_done_callback(lambda task: self._was_read(tenant, task))
+            # Others wait for the same answer.
+            await asyncio.shield(reading)
+        return self._allowances[tenant]
+
+    def _was_read(self, tenant: str, task: asyncio.Task[None]) -> None:
+        del self._reading[tenant]
+        if not task.cancelled():
+            task.exception()  # whoever asked may have hung up
+
+    async def _read(self, tenant: str) -> None:
+        now = self._clock()
+        own = await self._directory.tenant(tenant)
+        rate = _limit(own.points_per_second, self._limits.points_per_second)
+        streams = _limit(own.new_streams_per_hour, self._limits.new_streams_per_hour)
+        before = self._allowances.get(tenant)
+        if before is None or (before.points_per_second, before.new_streams_per_hour) != (rate, streams):
+            self._allowances[tenant] = _Allowance(
+                rate,
+                streams,
+                Bucket(rate, max(rate * BURST_SECONDS, 1.0), now),
+                Bucket(streams / _HOUR, streams, now),
+                {} if before is None else before.let_in,
+            )
+        self._read_at[tenant] = now
+
+
+def _limit(own: float | None, of_all: float | None) -> float:
+    if own is not None:
+        return own
+    return math.inf if of_all is None else of_all
+
+
+def _cost(batch: Batch) -> int:
+    several = (batch.points, batch.evidence, batch.quarantined, batch.controls, batch.closings, batch.counts)
+    return sum(map(len, several))

@@ -1,0 +1,151 @@
+"""`tallymark meters`: what a file of meters says, and what captured telemetry would bill by it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from tallymark_collector.cli import output
+from tallymark_collector.cli.arguments import JsonOption, read_meters
+from tallymark_collector.errors import UserError
+from tallymark_collector.metering.captured import Captured, read_captured
+from tallymark_collector.metering.conditions import Condition
+from tallymark_collector.metering.explain import Explained, explain
+from tallymark_collector.metering.rules import Meter, MetricSource, Number, Rules, Source
+
+commands = typer.Typer(
+    no_args_is_help=True, help="Check the file that says which telemetry is usage, on telemetry that was captured."
+)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The file of meters, in YAML.")]
+CapturedArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CAPTURED...",
+        help="OTLP as the OpenTelemetry Collector's file exporter writes it, JSON or protobuf; - is stdin.",
+    ),
+]
+
+STDIN: Final = Path("-")
+MAX_GROUPS: Final = 50
+"""Lines of the table of what did not count; --json has every item."""
+
+
+@commands.command(name="list")
+def list_(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Show what a file says: each meter, and each source of it. Exit status 1 if anything is wrong with the file."""
+    rules = read_meters(file)
+    if as_json:
+        output.write_json({"file": str(file), "meters": {name: _document(one) for name, one in rules.meters.items()}})
+        return
+    rows = [
+        [name if place == 0 else "", meter.unit if place == 0 else "", *_row(source)]
+        for name, meter in rules.meters.items()
+        for place, source in enumerate(meter.sources)
+    ]
+    output.write_table(["meter", "unit", "source", "quantity", "where", "account", "dimensions"], rows)
+
+
+@commands.command()
+def check(file: FileArgument, captured: CapturedArgument, as_json: JsonOption = False) -> None:
+    """Say what captured telemetry would bill, and why each point and span would or would not count.
+
+    Nothing is stored. Exit status 1 if the file is wrong, or anything would go to quarantine.
+    """
+    rules = read_meters(file)
+    with output.progress("reading"):
+        requests = [one for path in captured for one in _read(path)]
+        explained = explain(rules, requests)
+    if as_json:
+        _write_json(explained)
+    else:
+        _write(rules, explained, len(requests))
+    if explained.quarantined:
+        raise typer.Exit(1)
+
+
+def _read(path: Path) -> list[Captured]:
+    if path == STDIN:
+        return read_captured(sys.stdin.buffer.read(), "stdin")
+    try:
+        return read_captured(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _write(rules: Rules, explained: Explained, requests: int) -> None:
+    if explained.usage:
+        columns = ["meter", "unit", "account", "quantity", "points"]
+        output.write_table(columns, explained.usage, numbers=["quantity", "points"])
+    silent = [name for name in rules.meters if name not in {item.meter for item in explained.items}]
+    rest = Counter(
+        (item.outcome, item.signal, item.name, item.why) for item in explained.items if item.outcome != "counted"
+    )
+    if rest:
+        columns = ["outcome", "signal", "name", "items", "why"]
+        shown = list(rest.items())[:MAX_GROUPS]
+        rows = [[outcome, signal, name, number, why] for (outcome, signal, name, why), number in shown]
+        output.write_table(columns, rows, numbers=["items"])
+        if len(rest) > len(shown):
+            output.say(f"and {len(rest) - len(shown):,} more reasons; --json has every item")
+    for name in silent:
+        output.say(f"meter {name}: nothing here fits any of its sources")
+    counted, quarantined = (sum(item.outcome == one for item in explained.items) for one in ("counted", "quarantined"))
+    output.say(
+        f"requests {requests:,}, counted {counted:,}, duplicates {explained.duplicates:,}, quarantined {quarantined:,},"
+        f" passed over {len(explained.items) - counted - quarantined:,}"
+    )
+
+
+def _write_json(explained: Explained) -> None:
+    output.write_json(
+        {
+            "usage": [line._asdict() for line in explained.usage],
+            "duplicates": explained.duplicates,
+            "quarantined": len(explained.quarantined),
+            "items": [item._asdict() for item in explained.items],
+        }
+    )
+
+
+def _row(source: Source) -> list[str]:
+    name = source.metric.text if isinstance(source, MetricSource) else source.span.text
+    asked = [
+        *([f"scope {_globs(source.scope)}"] if source.scope else []),
+        *(_asked(source.resource, "resource's ")),
+        *(_asked(source.where, "")),
+    ]
+    if not isinstance(source, MetricSource):
+        asked += [f"kind {' or '.join(source.kind)}"] if source.kind else []
+        asked += [f"status {' or '.join(source.status)}"] if source.status else []
+        asked += ["also sampled"] if source.sampled else []
+    quantity = source.quantity.attribute if isinstance(source.quantity, Number) else source.quantity
+    by = f" * {output.json_value(source.factor)}" if source.factor is not None else ""
+    return [
+        f"{'metric' if isinstance(source, MetricSource) else 'span'} {name}",
+        f"{quantity}{by}",
+        ", ".join(asked),
+        " or ".join(map(str, source.account)),
+        ", ".join(new if new == str(old) else f"{new} from {old}" for new, old in source.dimensions.items()),
+    ]
+
+
+def _asked(conditions: dict[str, Condition], prefix: str) -> list[str]:
+    return [f"{prefix}{name}: {one.written}" for name, one in conditions.items()]
+
+
+def _globs(globs: tuple[Any, ...]) -> str:
+    return " or ".join(glob.text for glob in globs)
+
+
+def _document(meter: Meter) -> dict[str, object]:
+    names = ("source", "quantity", "where", "account", "dimensions")
+    return {
+        "unit": meter.unit,
+        "aggregation": meter.aggregation,
+        "sources": [dict(zip(names, _row(source), strict=True)) for source in meter.sources],
+    }

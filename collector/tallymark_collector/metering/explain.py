@@ -1,0 +1,273 @@
+"""What captured telemetry would bill, item by item, and why the rest would not.
+
+Every point and span goes alone through the decoder that `serve` uses, so that what comes out is that item's. Why one
+did not count is then asked of the rules. At the end cumulative totals become increases, as the store makes them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tallymark_collector import wire
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering.captured import Captured
+from tallymark_collector.metering.conditions import failing
+from tallymark_collector.metering.engine import Metering, why_not_group
+from tallymark_collector.metering.metrics import QUANTITIES, kind_of
+from tallymark_collector.metering.origin import Group
+from tallymark_collector.metering.rules import MetricSource, Rules, SpanSource
+from tallymark_collector.metering.spans import recorded_meters, why_not_span
+from tallymark_collector.model import Attributes, Point, Quarantined, Stream, Temporality
+from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.temporality import increases
+from tallymark_collector.processors.validation import TimeLimits
+
+TENANT = "default"
+
+
+class Item(NamedTuple):
+    """One point or span, and what one meter makes of it."""
+
+    place: str
+    signal: str
+    name: str
+    outcome: str
+    """counted, quarantined, evidence (it shows usage that the SDK counts in metrics), or passed over."""
+    meter: str = ""
+    account: str = ""
+    quantity: Decimal | None = None
+    """What is counted; of a cumulative metric its total, of which the increase is billed."""
+    why: str = ""
+
+
+class Line(NamedTuple):
+    """What an account would be billed of a meter."""
+
+    meter: str
+    unit: str
+    account: str
+    quantity: Decimal
+    points: int
+
+
+@dataclass(slots=True)
+class Explained:
+    """Everything about the captured files."""
+
+    items: list[Item] = field(default_factory=list)
+    usage: list[Line] = field(default_factory=list)
+    duplicates: int = 0
+    """Points that were there before, under the same identity."""
+
+    @property
+    def quarantined(self) -> list[Item]:
+        """What could not be billed as it is."""
+        return [item for item in self.items if item.outcome == "quarantined"]
+
+
+def explain(rules: Rules, captured: Iterable[Captured]) -> Explained:
+    """What the requests would bill with these rules, as if they arrived at the latest time in them."""
+    requests = list(captured)
+    alone = [(one, item) for one in requests for item in _items(one)]
+    latest = max((time_ns for _, (_, _, time_ns) in alone), default=0)
+    metering, cache = Metering(rules), StreamCache()
+    found = Explained()
+    points: list[tuple[Item, Point]] = []
+    for one, (name, request, _) in alone:
+        for made, point in _explained(one, name, request, rules, metering, cache, latest):
+            if point is None:
+                found.items.append(made)
+            else:
+                points.append((made, point))
+    _add_up(points, found)
+    order = {"quarantined": 0, "counted": 1, "evidence": 2, "passed over": 3}
+    found.items.sort(key=lambda item: order[item.outcome])
+    return found
+
+
+def _items(captured: Captured) -> Iterator[tuple[str, Any, int]]:
+    """(name, request with this item alone, its time) of each point and span."""
+    request = captured.request
+    if isinstance(request, ExportMetricsServiceRequest):
+        for resource in request.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    for point in getattr(metric, metric.WhichOneof("data") or "", metric.sum).data_points:
+                        alone = ExportMetricsServiceRequest()
+                        inner = alone.resource_metrics.add(resource=resource.resource).scope_metrics.add(
+                            scope=scope.scope
+                        )
+                        kept = inner.metrics.add()
+                        kept.CopyFrom(metric)
+                        data = getattr(kept, kept.WhichOneof("data") or "sum").data_points
+                        del data[:]
+                        data.append(point)
+                        yield metric.name, alone, point.time_unix_nano
+    elif isinstance(request, ExportTraceServiceRequest):
+        for spans in request.resource_spans:
+            for within in spans.scope_spans:
+                for span in within.spans:
+                    one = ExportTraceServiceRequest()
+                    one.resource_spans.add(resource=spans.resource).scope_spans.add(scope=within.scope, spans=[span])
+                    yield span.name, one, span.end_time_unix_nano
+    else:
+        for logs in request.resource_logs:
+            for records in logs.scope_logs:
+                for record in records.log_records:
+                    yield record.event_name or "log record", None, record.time_unix_nano
+
+
+def _explained(
+    one: Captured, name: str, request: Any, rules: Rules, metering: Metering, cache: StreamCache, latest: int
+) -> Iterator[tuple[Item, Point | None]]:
+    if request is None:
+        yield Item(one.place, one.signal, name, "passed over", why="logs are no usage"), None
+        return
+    body = request.SerializeToString()
+    made: list[tuple[Item, Point | None]] = []
+    quarantined: list[Quarantined]
+    if one.signal == "metrics":
+        decoded = decode_metrics(TENANT, body, cache, TimeLimits(), latest, metering)
+        points, quarantined = decoded.points, decoded.quarantined
+        if decoded.controls or decoded.closings or decoded.counts:
+            made.append((Item(one.place, one.signal, name, "passed over", why="control data of the SDK"), None))
+    else:
+        spans = decode_spans(TENANT, body, TimeLimits(), latest, metering)
+        points, quarantined = spans.points, spans.quarantined
+        billed = {point.stream.series.meter for point in points}
+        made += [
+            (Item(one.place, one.signal, name, "evidence", e.meter, e.account, e.quantity, "the SDK counts it"), None)
+            for e in spans.evidence
+            if e.meter not in billed
+        ]
+    for point in points:
+        series = point.stream.series
+        why = "total, its increase is billed" if point.stream.temporality is Temporality.CUMULATIVE else ""
+        item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value, why)
+        made.append((item, point))
+    for refused in quarantined:
+        why = f"{refused.refusal.reason.value}: {refused.refusal.detail}"
+        item = Item(one.place, one.signal, name, "quarantined", refused.meter, refused.account, None, why)
+        made.append((item, None))
+    if not made:
+        made.append((Item(one.place, one.signal, name, "passed over", why=_why(rules, request)), None))
+    yield from made
+
+
+def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
+    """Deltas once each, and the increases of totals, as the store would."""
+    known: dict[object, Decimal] = {}
+    totals: dict[tuple[object, int], list[tuple[Item, Point]]] = defaultdict(list)
+    sums: dict[tuple[str, str, str], list[Decimal]] = defaultdict(list)
+
+    def count(stream: Stream, value: Decimal) -> None:
+        series = stream.series
+        sums[series.meter, series.unit, series.account].append(value)
+
+    for item, point in points:
+        if point.stream.temporality is Temporality.CUMULATIVE:
+            totals[(point.stream.id, point.start_ns)].append((item, point))
+            continue
+        key = (point.stream.id, *point[1:3], point.cause)
+        if key not in known:
+            known[key] = point.value
+            count(point.stream, point.value)
+            found.items.append(item)
+        elif known[key] == point.value:
+            found.duplicates += 1
+        else:
+            why = f"value_conflict: {known[key]} was there before for the same stream and interval"
+            found.items.append(item._replace(outcome="quarantined", why=why))
+    for (_, start_ns), several in totals.items():
+        result = increases(start_ns, (), [point for _, point in several])
+        refused = {id(point): refusal for point, refusal in result.refused}
+        found.duplicates += result.duplicates
+        for item, point in several:
+            if id(point) in refused:
+                reason, detail = refused[id(point)]
+                found.items.append(item._replace(outcome="quarantined", why=f"{reason.value}: {detail}"))
+            else:
+                found.items.append(item)
+        for point in result.points:
+            count(point.stream, point.value)
+    found.usage = [Line(*key, sum(values, Decimal(0)), len(values)) for key, values in sorted(sums.items())]
+
+
+def _why(rules: Rules, request: Any) -> str:
+    """Why none of the rules takes a request's only item: of the rule that came closest."""
+    if isinstance(request, ExportMetricsServiceRequest):
+        return _why_metric(rules, request)
+    return _why_span(rules, request)
+
+
+def _why_metric(rules: Rules, request: ExportMetricsServiceRequest) -> str:
+    outer = request.resource_metrics[0]
+    [metric] = outer.scope_metrics[0].metrics
+    group = _group(outer.resource, outer.scope_metrics[0].scope)
+    kind = kind_of(metric)
+    reasons = []
+    for meter, _, place, source in rules.sources(MetricSource):
+        if not source.metric.matches(metric.name):
+            continue
+        why = why_not_group(source, group)
+        if why is None and source.quantity not in QUANTITIES.get(kind, ()):
+            why = f"it is a {kind.replace('_', ' ') or 'metric without data'}, which has no {source.quantity}"
+        if why is None:
+            point = getattr(metric, metric.WhichOneof("data") or "sum").data_points[0]
+            why = _why_point(source, _attributes(point.attributes), point.time_unix_nano)
+        reasons.append(f"{meter}, source {place + 1}: {why}")
+    return "; ".join(reasons) or "no source has this name"
+
+
+def _why_span(rules: Rules, request: ExportTraceServiceRequest) -> str:
+    outer = request.resource_spans[0]
+    [span] = outer.scope_spans[0].spans
+    group = _group(outer.resource, outer.scope_spans[0].scope)
+    reasons = []
+    for meter, _, place, source in rules.sources(SpanSource):
+        if not source.span.matches(span.name):
+            continue
+        why = why_not_group(source, group) or why_not_span(source, span)
+        if why is None and meter in recorded_meters(span):
+            why = "the SDK has counted it"
+        if why is None:
+            why = _why_point(source, _attributes(span.attributes), span.end_time_unix_nano)
+        reasons.append(f"{meter}, source {place + 1}: {why}")
+    return "; ".join(reasons) or "no source has this name"
+
+
+def _why_point(source: MetricSource | SpanSource, attributes: Attributes, time_ns: int) -> str:
+    name = failing(source.where, attributes)
+    if name is not None:
+        return f"{name} is {attributes.get(name)!r}, not {source.where[name].written}"
+    if source.since is not None and time_ns <= source.since:
+        return "it is from before `since`"
+    return "it carries no value"
+
+
+def _attributes(items: Any) -> Attributes:
+    try:
+        return wire.decode_attributes(items)
+    except MalformedRequest:
+        return Attributes()
+
+
+def _group(resource: Any, scope: Any) -> Group:
+    return Group(
+        TENANT,
+        b"",
+        b"",
+        _attributes(resource.attributes),
+        scope.name,
+        scope.version,
+        _attributes(scope.attributes),
+        None,
+    )

@@ -1,0 +1,222 @@
+"""Group commit: requests that arrive while a transaction is under way are written together by the next one.
+
+There is one writer in a process. It waits for nobody: whatever is there when a transaction has ended becomes the next
+group, so requests that come alone are written alone, and the busier it gets, the more of them share a commit. A
+request is answered after the commit of its group, with the result of its own points.
+
+Requests of a group are nothing to each other. What the database does not take as a group is written one by one, so
+that a request it cannot hold, or that fails for any reason of its own, fails alone. One whose client hangs up while it
+waits is taken out; once its group is under way it is written, and the client's retry will be a duplicate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import psycopg
+
+from tallymark_collector.errors import Overloaded, StoreUnavailable
+from tallymark_collector.model import Batch, WriteResult
+from tallymark_collector.resting import resting
+from tallymark_collector.settings import Limits
+from tallymark_collector.store import writer
+from tallymark_collector.store.queueing import FairQueue, Request, Room
+
+_EVIDENCE_BYTES: Final = 1024
+"""About what a span keeps in memory while it waits."""
+
+
+class WritingTogether(Protocol):
+    """What is needed of a store."""
+
+    async def write_together(self, group: Sequence[writer.Encoded]) -> list[WriteResult]:
+        """Writes all of them or raises; returns after the commit."""
+        ...
+
+    async def write(self, batch: Batch) -> WriteResult:
+        """Writes one, apart from what the database cannot hold; or raises."""
+        ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has been done since the start."""
+
+    groups: int = 0
+    """Transactions that were tried for one or more requests together."""
+    requests: int = 0
+    """Requests in them: `requests / groups` shared a commit on average."""
+    broken_groups: int = 0
+    """Groups that were written one by one, since the database did not take them together."""
+    refused: int = 0
+    """Requests that found no room to wait, or gave it to another tenant's."""
+    commit_seconds: float = 0.0
+    """Time that the groups took, from the first statement to the answer."""
+
+
+class _Waiting(Request):
+    __slots__ = ("answer", "encoded")
+
+    def __init__(self, encoded: writer.Encoded) -> None:
+        batch = encoded.batch
+        said = (batch.points, batch.evidence, batch.quarantined, batch.controls, batch.closings, batch.counts)
+        size = encoded.bytes + _EVIDENCE_BYTES * len(batch.evidence)
+        super().__init__(batch.tenant, sum(map(len, said)), size, time.monotonic())
+        self.encoded: Final = encoded
+        self.answer: Final[asyncio.Future[WriteResult]] = asyncio.get_running_loop().create_future()
+
+
+class Committing:
+    """A process's way to its store; what the pipeline writes to. `committing` starts and ends one."""
+
+    def __init__(self, store: WritingTogether, limits: Limits) -> None:
+        self.progress = Progress()
+        self.running: asyncio.Task[None]
+        """What writes; it ends only at the end."""
+        self._store = store
+        self._limits = limits
+        self._queue: FairQueue[_Waiting] = FairQueue(Room(limits.queued_points, limits.queued_bytes))
+        self._group = Room(limits.group_points, limits.group_bytes)
+        self._arrived = asyncio.Event()
+        self._ending = False
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests that wait for the next transaction."""
+        return len(self._queue)
+
+    @property
+    def queued_points(self) -> int:
+        """Their points, and whatever else they hold."""
+        return self._queue.points
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest of them has waited."""
+        oldest = self._queue.oldest
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    async def write(self, batch: Batch) -> WriteResult:
+        """Writes a batch together with others'; returns after the commit. Raises StoreUnavailable or Overloaded:
+        nothing of it was kept."""
+        try:
+            waiting = _Waiting(await resting(writer.encoding(batch)))
+        except psycopg.DataError:
+            return await self._store.write(batch)  # which finds out what it is that no row can hold
+        try:
+            if self._ending:
+                raise Overloaded("the collector is being stopped")  # noqa: TRY301 - refused like the others
+            displaced = self._queue.put(waiting)
+        except Overloaded as error:
+            self.progress.refused += 1
+            error.retry_after = self._limits.retry_after
+            raise
+        for gone in displaced:
+            self._refuse(gone, "another tenant needed the room in the queue")
+        self._arrived.set()
+        try:
+            return await waiting.answer
+        finally:
+            self._queue.discard(waiting)  # where the client hung up before it was its turn
+
+    async def run(self) -> None:
+        """Writes what waits, until `end` was called and nothing waits any more."""
+        try:
+            while True:
+                group = self._queue.take(self._group)
+                if group:
+                    await self._write(group)
+                elif self._ending:
+                    return
+                else:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        finally:
+            self._ending = True
+            for left in self._queue.take(Room(2**62, 2**62)):
+                self._refuse(left, "the collector was stopped before it was written")
+
+    def end(self) -> None:
+        """Takes no more; `run` returns when what was taken is written."""
+        self._ending = True
+        self._arrived.set()
+
+    def _refuse(self, waiting: _Waiting, why: str) -> None:
+        if waiting.answer.done():
+            return
+        self.progress.refused += 1
+        error = Overloaded(why)
+        error.retry_after = self._limits.retry_after
+        _fail(waiting, error)
+
+    async def _write(self, group: Sequence[_Waiting]) -> None:
+        self.progress.groups += 1
+        self.progress.requests += len(group)
+        start = time.monotonic()
+        try:
+            results = await self._store.write_together([waiting.encoded for waiting in group])
+        except StoreUnavailable as error:
+            if error.away or len(group) == 1:
+                _fail_all(group, error)
+            else:
+                await self._write_one_by_one(group)
+        except Exception:
+            await self._write_one_by_one(group)
+        else:
+            for waiting, result in zip(group, results, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(result)
+        finally:
+            self.progress.commit_seconds += time.monotonic() - start
+            for waiting in group:  # only where the writer itself is ended: a retry finds out what was committed
+                self._refuse(waiting, "the collector was stopped while it was written")
+
+    async def _write_one_by_one(self, group: Sequence[_Waiting]) -> None:
+        self.progress.broken_groups += 1
+        for position, waiting in enumerate(group):
+            if waiting.answer.done():
+                continue
+            try:
+                result = await self._store.write(waiting.encoded.batch)
+            except StoreUnavailable as error:
+                if error.away:  # the others would fare no better, each after waiting for a connection
+                    _fail_all(group[position:], error)
+                    return
+                _fail(waiting, error)
+            except Exception as error:
+                _fail(waiting, error)
+            else:
+                if not waiting.answer.done():
+                    waiting.answer.set_result(result)
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)
+
+
+def _fail_all(group: Sequence[_Waiting], error: StoreUnavailable) -> None:
+    for waiting in group:
+        # One each: an exception collects the traces of all who raise it.
+        own = StoreUnavailable(str(error))
+        own.__cause__ = error.__cause__
+        own.away = error.away
+        _fail(waiting, own)
+
+
+@asynccontextmanager
+async def committing(store: WritingTogether, limits: Limits) -> AsyncIterator[Committing]:
+    """Group commit while the context lasts; at its end what was accepted is written, and nothing more accepted."""
+    found = Committing(store, limits)
+    found.running = asyncio.create_task(found.run(), name="tallymark committing")
+    try:
+        yield found
+    finally:
+        found.end()
+        # Shielded: whoever is cancelled here must not take with it what others wait for.
+        await asyncio.shield(found.running)

@@ -1,0 +1,214 @@
+"""`tallymark meters` on captured telemetry, and `--meters` beside plans and code."""
+
+from __future__ import annotations
+
+import io
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from tests.collector.cli.conftest import Run, cells, program
+from tests.support.messages import otlp_json
+from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
+from tests.support.usage import BASE, SECOND, number, request, sum_metric
+
+RULES = """\
+meters:
+  gateway.requests:
+    unit: "{request}"
+    sources:
+      - metric: http.server.request.duration
+        scope: kong
+        quantity: count
+        account: consumer
+        dimensions: [http.route]
+      - span: "*"
+        kind: server
+        where: {http.response.status_code: {to: 499}}
+        account: consumer
+        spans_are_complete: true
+  never:
+    unit: By
+    sources: [{metric: nothing, quantity: value, account: consumer}]
+"""
+KONG = {"service.name": "kong", "service.instance.id": "one"}
+
+
+def total(end: int, count: int, consumer: str | None = "acme") -> Any:
+    attributes = {} if consumer is None else {"consumer": consumer}
+    return histogram_point(BASE, BASE + end * SECOND, count, None, attributes)
+
+
+CAPTURED: list[Message] = [
+    metrics_of(KONG, histogram([total(10, 5), total(20, 9)], temporality=2), scope="kong"),
+    metrics_of(KONG, histogram([total(20, 9)], temporality=2), scope="kong"),
+    metrics_of(KONG, histogram([total(10, 5)]), scope="other"),
+    spans_of(KONG, [span(n, {"consumer": "globex", "http.response.status_code": 200 + 100 * n}) for n in range(4)]),
+    spans_of(KONG, [span(1, {"consumer": "globex", "http.response.status_code": 300})]),
+    request(sum_metric([number(BASE, BASE + SECOND, 3, {"tallymark.account.id": "acme"})])),
+]
+UNNAMED = metrics_of(KONG, histogram([total(10, 2, None)]), scope="kong")
+
+
+def written(folder: Path, way: str, *messages: Message) -> Path:
+    file = folder / f"captured.{way}"
+    bodies = [message.SerializeToString() for message in messages]
+    match way:
+        case "json":
+            file.write_bytes(b"\n".join(map(otlp_json, messages)) + b"\n")
+        case "fixed":
+            file.write_bytes(b"".join(len(body).to_bytes(4, "big") + body for body in bodies))
+        case "varint":
+            file.write_bytes(b"".join(varint(len(body)) + body for body in bodies))
+    return file
+
+
+def varint(number_: int) -> bytes:
+    out = bytearray()
+    while number_ > 127:
+        out.append(number_ & 127 | 128)
+        number_ >>= 7
+    return bytes([*out, number_])
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    file = tmp_path / "meters.yaml"
+    file.write_text(RULES)
+    return file
+
+
+@pytest.mark.parametrize("way", ["json", "fixed", "varint"])
+def test_what_a_captured_file_would_bill(offline: Run, rules: Path, tmp_path: Path, way: str) -> None:
+    file = written(tmp_path, way, *CAPTURED)
+    result = offline("meters", "check", str(rules), str(file), "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    usage = {(line["meter"], line["account"]): Decimal(line["quantity"]) for line in found["usage"]}
+    assert usage == {
+        ("api.requests", "acme"): 3,
+        ("gateway.requests", "acme"): 9,  # the total, not 5 + 9 + 9
+        ("gateway.requests", "globex"): 3,  # of four spans, one failed; one came twice
+    }
+    assert (found["duplicates"], found["quarantined"]) == (2, 0)
+    why = {item["name"]: item["why"] for item in found["items"] if item["outcome"] == "passed over"}
+    assert why == {
+        "http.server.request.duration": "gateway.requests, source 1: its scope is 'other'",
+        "ingress": "gateway.requests, source 2: http.response.status_code is 500, not {to: 499}",
+    }
+
+
+def test_the_table_says_the_same_and_quarantine_is_status_1(offline: Run, rules: Path, tmp_path: Path) -> None:
+    good, bad = written(tmp_path, "json", *CAPTURED), written(tmp_path, "fixed", UNNAMED)
+    result = offline("meters", "check", str(rules), str(good), str(bad))
+    assert result.exit_code == 1
+    table = cells(result.stdout)
+    assert ["gateway.requests", "{request}", "acme", "9", "2"] in table
+    [refused] = [row for row in table if row[0] == "quarantined"]
+    assert refused[1:4] == ["metrics", "http.server.request.duration", "1"]
+    assert "account_missing" in refused[4]
+    assert "looked at consumer" in refused[4]
+    assert "meter never: nothing here fits any of its sources" in result.stdout
+    assert "quarantined 1" in result.stdout
+
+
+def test_stdin_and_one_request_alone(rules: Path, tmp_path: Path, offline: Run) -> None:
+    text = otlp_json(CAPTURED[0])
+    found = program("meters", "check", str(rules), "-", "--json", input=text.decode())
+    assert json.loads(found.stdout)["usage"][0]["quantity"] == "9"
+    for content in (CAPTURED[0].SerializeToString(), json.dumps(json.loads(text), indent=2).encode()):
+        file = tmp_path / "one"
+        file.write_bytes(content)
+        result = offline("meters", "check", str(rules), str(file), "--json")
+        assert json.loads(result.stdout)["usage"][0]["quantity"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"hello", "is neither OTLP as JSON"),
+        (b'{"resourceMetrics": []}\n{"a": 1}\n', ":2 has none of resourceMetrics"),
+        (b'{"resourceMetrics": []}\n{"resourceSpans": 7}\n', ":2: not an OTLP ExportTraceServiceRequest"),
+        (b"\x28\xb5\x2f\xfd...", "is compressed"),
+    ],
+)
+def test_what_cannot_be_read(offline: Run, rules: Path, tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "captured"
+    file.write_bytes(content)
+    result = offline("meters", "check", str(rules), str(file))
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_wrong_file_is_told_whole(offline: Run, tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("meters:\n  a: {unit: s}\n  b: {units: s, sources: []}\n")
+    for command in (["meters", "list", str(file)], ["serve", "--meters", str(file)], ["check", "--meters", str(file)]):
+        result = offline(*command)
+        assert result.exit_code == 1
+        for said in (
+            "m.yaml:2: meters.a.sources: is required",
+            "m.yaml:3: meters.b.units: unknown field",
+        ):
+            assert said in result.stderr
+    missing = offline("meters", "list", str(tmp_path / "nowhere"))
+    assert missing.exit_code == 2
+    assert "cannot be read" in missing.stderr
+
+
+def test_list(offline: Run, rules: Path) -> None:
+    table = cells(offline("meters", "list", str(rules)).stdout)
+    assert table[1] == [
+        "gateway.requests",
+        "{request}",
+        "metric http.server.request.duration",
+        "count",
+        "scope kong",
+        "consumer",
+        "http.route",
+    ]
+    found = json.loads(offline("meters", "list", str(rules), "--json").stdout)
+    assert found["meters"]["never"]["unit"] == "By"
+
+
+def test_plans_and_code_know_the_meters_of_the_file(offline: Run, run: Run, rules: Path, tmp_path: Path) -> None:
+    plans = tmp_path / "plans.yaml"
+    plans.write_text(
+        """\
+currency: EUR
+meters:
+  gateway.requests: {unit: "1"}
+plans:
+  pro: {charges: [{meter: gateway.requests, unit_price: 1, name: Requests}]}
+"""
+    )
+    unit = "meter 'gateway.requests' has the unit '{request}' here and '1' in"
+    unknown = "meter 'never' is not in"
+    for command in (["plans", "check"], ["plans", "apply"]):
+        assert offline(*command[:1], "check", str(plans)).exit_code == 0
+        result = run(*command, str(plans), "--meters", str(rules))
+        assert result.exit_code == 1
+        assert f"{rules}:2: {unit}" in result.output
+        assert f"{rules}:15: {unknown}" in result.output
+    code = tmp_path / "src"
+    code.mkdir()
+    (code / "a.py").write_text("import tallymark\n")
+    result = offline("check", str(code), "--plans", str(plans), "--meters", str(rules))
+    assert result.exit_code == 1
+    assert unit in result.stdout
+    assert "nothing records it" not in result.stdout
+    assert "nothing records it" in offline("check", str(code), "--plans", str(plans)).stdout
+
+
+def test_reading_is_not_confused_by_the_order_of_signals() -> None:
+    """Metrics and spans are told apart by what they hold, also when one parses as the other."""
+    from tallymark_collector.metering.captured import read_captured
+
+    for message, signal in ((CAPTURED[0], "metrics"), (CAPTURED[3], "traces")):
+        [one] = read_captured(message.SerializeToString(), "x")
+        assert (one.signal, one.request) == (signal, message)
+    assert read_captured(io.BytesIO(b" \n").read(), "x") == []
