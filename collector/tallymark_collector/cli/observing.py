@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 import typer
 
 from tallymark_collector.errors import UserError
-from tallymark_collector.settings import DEFAULT_ADMIN_PORT, Settings, Telemetry
+from tallymark_collector.settings import DEFAULT_ADMIN_PORT, DEFAULT_PORT, Settings, Telemetry
 
 ENDPOINT_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOL_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -29,7 +29,7 @@ AdminPortOption = Annotated[
         envvar="TALLYMARK_ADMIN_PORT",
         min=0,
         max=65535,
-        show_default=f"{DEFAULT_ADMIN_PORT}; where --port is 0, a free one",
+        show_default=f"{DEFAULT_ADMIN_PORT}; where --port is not {DEFAULT_PORT}, a free one",
         help="Port of /livez, /readyz and /metrics; 0 takes a free one.",
     ),
 ]
@@ -53,7 +53,8 @@ def admin_port(given: int | None, *, off: bool, port: int, http_port: int | None
             raise UserError("--no-admin and --admin-port contradict each other: leave one out")
         return None
     if given is None:
-        return 0 if port == 0 else DEFAULT_ADMIN_PORT
+        # A second collector on this machine must not fail for a port that nobody asked for.
+        return DEFAULT_ADMIN_PORT if port == DEFAULT_PORT else 0
     if given and given in (port, http_port):
         raise UserError(f"--admin-port {given} is a port of OTLP, too: give it another one")
     return given
