@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench faults contract proto clean
+.PHONY: help demo test interop lint format bench faults contract proto clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ lint: $(READY) ## style, types, import rules
 
 test: lint ## lint, then every test with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+interop: $(READY) ## OpenTelemetry's clients in JavaScript, Go and Java, and its Collector: fetched, built, tried out
+	$(BIN)/python -m tests.interop.build
+	TALLYMARK_TEST_INTEROP=1 $(BIN)/pytest tests/interop $(ARGS)
 
 format: $(READY) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix-only .

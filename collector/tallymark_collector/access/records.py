@@ -90,19 +90,27 @@ class InDatabase:
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Credential]:
         """Those of the keys that are known. Raises StoreUnavailable."""
-        async with self.store.reading() as connection:
-            found = _credentials(await (await connection.execute(_FIND_SQL, {"keys": [*keys]})).fetchall())
-        return {credential.key: credential for credential in found}
+
+        async def find(connection: Connection) -> list[Credential]:
+            return _credentials(await (await connection.execute(_FIND_SQL, {"keys": [*keys]})).fetchall())
+
+        return {credential.key: credential for credential in await self.store.ask(find)}
 
     async def any(self) -> bool:
         """True if a credential has ever been made. Raises StoreUnavailable."""
-        async with self.store.reading() as connection:
+
+        async def any_there(connection: Connection) -> bool:
             return await (await connection.execute("SELECT EXISTS (SELECT FROM credential)")).fetchone() == (True,)
+
+        return await self.store.ask(any_there)
 
     async def tenant(self, name: str) -> Tenant:
         """A tenant's limits. Raises StoreUnavailable."""
-        async with self.store.reading() as connection:
+
+        async def find(connection: Connection) -> Tenant:
             return next(iter(await tenants(connection, name)), Tenant(name))
+
+        return await self.store.ask(find)
 
     async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
         """The streams that have never been written. Raises StoreUnavailable."""

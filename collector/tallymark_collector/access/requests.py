@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from tallymark_collector.access import certificates
 from tallymark_collector.access.authenticator import ANONYMOUS, Authenticator
 from tallymark_collector.errors import Unauthenticated
 
@@ -26,15 +24,6 @@ def tenant_of(authenticator: Authenticator) -> TenantOf:
         principal = await authenticator.authenticate(authorization_of(headers), certificate)
         principal.check_write()
         return principal.tenant
-
-    return found
-
-
-def over_http(tenant_of: TenantOf) -> Callable[[Headers, ssl.SSLObject | None], Awaitable[str]]:
-    """The same for a receiver on Python's `ssl`, called with the headers and the connection, None without TLS."""
-
-    async def found(headers: Headers, tls: ssl.SSLObject | None) -> str:
-        return await tenant_of(headers, () if tls is None else certificates.of_connection(tls))
 
     return found
 

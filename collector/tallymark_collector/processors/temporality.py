@@ -6,7 +6,9 @@ not touched: the increase over (a, x] is added, and a correction over (x, b] tak
 are never changed, any past answer can be reproduced, and the total between a and b stays what it was.
 
 Epochs. Samples with one start_time belong together and can only grow; a new start_time is a new epoch that begins at
-0. `start_time == time` (OTLP: start unknown) makes that first sample a base that counts nothing. A start_time of 0
+0. `start_time == time` (OTLP: start unknown) makes that first sample a base that counts nothing, unless OpenTelemetry's
+SDK for JavaScript says it: that knows its start, by a clock of milliseconds, and what a job records and exports at once
+begins when it ends. A start_time of 0
 means the producer never said: samples then form one epoch, the first counts nothing, and a fall is a reset that
 counts from 0 again, as Prometheus reads its counters.
 """
@@ -17,11 +19,15 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from tallymark_collector.model import Point, Reason, Refusal, cause
+from tallymark_collector.model import Point, Reason, Refusal, Stream, cause
 
 ZERO = Decimal(0)
+
+_SDK_LANGUAGE: Final = "telemetry.sdk.language"
+_COARSE_CLOCKS: Final = ("nodejs", "webjs")
+"""Languages whose SDK takes a point's times from a clock of milliseconds."""
 
 
 class Sample(NamedTuple):
@@ -73,21 +79,27 @@ def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases)
         return
     timeline.insert(position, sample)
     result.samples.append(sample)
-    increase = _increase(start_ns, before, sample)
+    base_ns = 0 if _knows_its_start(point.stream) else start_ns
+    increase = _increase(start_ns, base_ns, before, sample)
     if increase:
         begin = before.time_ns if before is not None else start_ns
         own = cause(start_ns, sample.time_ns, "increase")
         result.points.append(Point(point.stream, begin, sample.time_ns, increase, own))
     if after is not None:
-        correction = _increase(start_ns, sample, after) - _increase(start_ns, before, after)
+        correction = _increase(start_ns, base_ns, sample, after) - _increase(start_ns, base_ns, before, after)
         if correction:
             own = cause(start_ns, sample.time_ns, "correction")
             result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction, own))
 
 
-def _increase(start_ns: int, before: Sample | None, sample: Sample) -> Decimal:
+def _knows_its_start(stream: Stream) -> bool:
+    return stream.resource.get(_SDK_LANGUAGE) in _COARSE_CLOCKS
+
+
+def _increase(start_ns: int, base_ns: int, before: Sample | None, sample: Sample) -> Decimal:
+    """`base_ns`: when a first total is a base."""
     if before is None:
-        return ZERO if start_ns in (0, sample.time_ns) else sample.value
+        return ZERO if not start_ns or sample.time_ns == base_ns else sample.value
     if start_ns == 0 and sample.value < before.value:
         return sample.value
     return sample.value - before.value

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aiohttp import web
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
+from tallymark_collector.access import certificates
+from tallymark_collector.access.requests import TenantOf, anybody
 from tallymark_collector.errors import TransientError, UnsupportedMedia
 from tallymark_collector.receivers import http_body, status
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.otlp import Service
-from tallymark_collector.settings import DEFAULT_TENANT, Limits
+from tallymark_collector.settings import Limits
 from tallymark_collector.telemetry.requests import TRACEPARENT, Call, Requests
 from tallymark_collector.wire import otlp_json
 
@@ -31,15 +32,6 @@ VALUE_WEIGHT: Final = 10
 times its bytes."""
 _NOT_FOUND: Final = 5  # google.rpc.Code
 _UNIMPLEMENTED: Final = 12
-
-TenantOf = Callable[[Mapping[str, str], ssl.SSLObject | None], Awaitable[str]]
-"""From a request's headers (names in any case; `items()` has one that came twice twice) and its connection's TLS, which
-knows the client's certificate, to whose usage it is. Raises Unauthenticated, Forbidden or TransientError."""
-
-
-async def default_tenant(_headers: Mapping[str, str], _tls: ssl.SSLObject | None) -> str:
-    """Everybody is the one tenant while there are no credentials."""
-    return DEFAULT_TENANT
 
 
 class Media(NamedTuple):
@@ -65,7 +57,7 @@ class Receiver:
         services: Sequence[Service],
         limits: Limits,
         admission: Admission,
-        tenant_of: TenantOf = default_tenant,
+        tenant_of: TenantOf = anybody,
         requests: Requests | None = None,
     ) -> None:
         self._services = {f"/v1/{service.signal}": service for service in services}
@@ -92,7 +84,9 @@ class Receiver:
         try:
             media = media_of(request.headers.get("Content-Type", ""))
             encoding = http_body.check_encoding(request.headers.get("Content-Encoding", ""))
-            tenant = await self._tenant_of(request.headers, request.get_extra_info("ssl_object"))
+            tls = request.get_extra_info("ssl_object")
+            shown = () if tls is None else certificates.of_connection(tls)
+            tenant = await self._tenant_of(request.headers, shown)
             with Share(self._admission) as share:
                 outcome = await service.stage(tenant, await self._body(request, encoding, media, service, share))
             reply = _reply(200, service.respond(outcome), media)

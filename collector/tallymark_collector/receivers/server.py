@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tallymark_collector.access.requests import TenantOf, anybody, over_http
+from tallymark_collector.access.requests import TenantOf, anybody
 from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
@@ -126,7 +126,7 @@ async def serving(
     try:
         await running.start()
         if sockets:
-            receiver = Receiver(offered, limits, admission, over_http(tenant_of), requests)
+            receiver = Receiver(offered, limits, admission, tenant_of, requests)
             http = HttpServer(receiver, limits, settings.drain_seconds)
             tls = None if certificate is None else certificate.ssl_context("http/1.1")
             await running.start_http(http, sockets, tls)

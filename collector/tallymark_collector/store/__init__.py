@@ -8,6 +8,7 @@
     store.migrate()       brings the schema to this version; several at once take turns
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
+    store.ask(work)       short questions about anything but the views
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
     store.presence()      answers whether the database takes writes now
     store.open()/close()
@@ -179,8 +180,8 @@ class Store:
         wanted = {stream.id: stream for stream in streams}
         new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
         if new:
-            async with self.reading() as connection:
-                new -= await dictionaries.there(connection, [wanted[identity] for identity in new])
+            asked = [wanted[identity] for identity in new]
+            new -= await self.ask(lambda connection: dictionaries.there(connection, asked))
         return [stream for identity, stream in wanted.items() if identity in new]
 
     async def refresh(self, limit: int | None = None) -> int:
@@ -196,6 +197,15 @@ class Store:
     async def mark_in(self, connection: Connection, keys: Iterable[tuple[datetime, str, str]]) -> None:
         """The same in a transaction that is under way."""
         await hours.mark(connection, keys)
+
+    async def ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """The result of statements that write nothing and see a moment each: unlike a reader of the views they wait for
+        nobody who changes the tables behind those. Raises StoreUnavailable."""
+        return await _tried_again(lambda: self._ask(work))
+
+    async def _ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self._database.prompt() as connection:
+            return await work(connection)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Connection]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallymark_collector.model import Point, Reason, Temporality
+from tallymark_collector.model import Attributes, Point, Reason, Temporality
 from tallymark_collector.processors.temporality import Increases, Sample, increases
 from tests.support.usage import stream
 
@@ -45,6 +46,19 @@ def test_a_late_first_total_splits_the_first_increase() -> None:
 
 def test_a_start_equal_to_the_time_is_a_base_that_counts_nothing() -> None:
     assert billed(increases(START, [], totals((START, 50), (1010, 53)))) == [(1000, 1010, 3)]
+
+
+def test_a_start_equal_to_the_time_counts_where_the_clock_has_milliseconds() -> None:
+    """What a job on Node records and exports in one millisecond."""
+    for language, first in (("nodejs", 50), ("webjs", 50), ("go", 0), ("python", 0)):
+        of = replace(OF, resource=Attributes.of({"service.name": "shop", "telemetry.sdk.language": language}))
+        points = [Point(of, START, time, Decimal(value)) for time, value in ((START, 50), (1010, 53))]
+        expected = [(1000, 1000, 50), (1000, 1010, 3)] if first else [(1000, 1010, 3)]
+        assert billed(increases(START, [], points)) == expected
+        late = increases(START, [Sample(1010, Decimal(53))], points[:1])
+        assert sum(p.value for p in late.points) == first - 50
+        unknown = [Point(of, 0, 1000, Decimal(50))]
+        assert billed(increases(0, [], unknown)) == []
 
 
 def test_a_base_that_comes_late_takes_back_what_was_counted_from_zero() -> None:

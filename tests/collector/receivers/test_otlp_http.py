@@ -6,16 +6,17 @@ import asyncio
 import gzip
 import json
 import ssl
-import subprocess
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import grpc
 import psycopg
 import pytest
+import trustme
 from google.protobuf import json_format
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -30,10 +31,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from tallymark_collector.access.tls import ServerCertificate
 from tallymark_collector.errors import Forbidden, Overloaded, StoreUnavailable, Unauthenticated
 from tallymark_collector.pipeline import Writing
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.otlp_http import media_of
+from tallymark_collector.settings import TlsFiles
 from tallymark_collector.store import Store
 from tests.support.messages import otlp_json
 from tests.support.receiving import ACME, GOOD, NOW, Counting, Failing, Stuck, receiving
@@ -348,8 +351,8 @@ async def test_refused_requests_are_not_counted_on() -> None:
 
 
 async def test_the_tenant_comes_from_the_headers(store: Store, dsn: str) -> None:
-    async def tenant_of(headers: Mapping[str, str], tls: ssl.SSLObject | None) -> str:
-        assert tls is None
+    async def tenant_of(headers: Mapping[str, str], certificate: Sequence[str] = ()) -> str:
+        assert certificate == ()
         match headers.get("authorization"):  # in any case of letters
             case None:
                 raise Unauthenticated("send a token")
@@ -374,40 +377,40 @@ def test_content_types() -> None:
     assert media_of("application/x-protobuf; messageType=x") == (PROTOBUF, None)
 
 
-async def test_over_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
-    tls, trusted = certificate(tmp_path_factory)
+async def test_over_tls_with_a_client_certificate(tmp_path: Path) -> None:
+    authority, clients = trustme.CA(), trustme.CA()
+    files = TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "clients.pem")
+    pair = authority.issue_cert("localhost")
+    files.certificate.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+    files.key.write_bytes(pair.private_key_pem.bytes())
+    clients.cert_pem.write_to_path(str(tmp_path / "clients.pem"))
     counting = Counting()
-    connections: list[ssl.SSLObject | None] = []
+    shown: list[Sequence[str]] = []
 
-    async def tenant_of(_headers: Mapping[str, str], connection: ssl.SSLObject | None) -> str:
-        connections.append(connection)
+    async def tenant_of(_headers: Mapping[str, str], certificate: Sequence[str] = ()) -> str:
+        shown.append(certificate)
         return "default"
 
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
     async with (
-        receiving(counting, serve={"tls": tls, "tenant_of": tenant_of}) as server,
+        receiving(counting, serve={"certificate": ServerCertificate(files), "tenant_of": tenant_of}) as server,
         aiohttp.ClientSession() as session,
     ):
-        url = f"https://localhost:{server.http_port}/v1/metrics"
-        async with session.post(
-            url, data=GOOD.SerializeToString(), headers={"Content-Type": PROTOBUF}, ssl=trusted
-        ) as response:
-            assert response.status == 200
+
+        async def posted() -> int:
+            async with session.post(
+                f"https://localhost:{server.http_port}/v1/metrics",
+                data=GOOD.SerializeToString(),
+                headers={"Content-Type": PROTOBUF},
+                ssl=trusting,
+            ) as response:
+                return response.status
+
+        with pytest.raises(aiohttp.ClientError):
+            await posted()
+        clients.issue_cert("gateway.example").configure_cert(trusting)
+        assert await posted() == 200
     assert counting.points == 1
-    [connection] = connections
-    assert connection is not None
-    assert connection.version() == "TLSv1.3"
-
-
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A context that serves as localhost, and one that trusts it."""
-    folder = tmp_path_factory.mktemp("tls")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return tls, ssl.create_default_context(cafile=str(folder / "cert.pem"))
+    [identities] = shown
+    assert identities[1:] == ("dns:gateway.example",)
