@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop lint format bench faults contract proto clean
+.PHONY: help demo test interop lint format bench faults contract fuzz proto clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ faults: $(READY) ## break recording processes RUNS times; SEED=… repeats a run
 
 contract: $(READY) ## break collectors and their database RUNS times; SEED=… repeats a run
 	GRPC_VERBOSITY=ERROR $(BIN)/python -m tests.delivery.contract --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+INPUTS ?= 100000
+fuzz: $(READY) ## send INPUTS damaged requests to decoder, database and server; SEED=… repeats a run
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.delivery.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 proto: ## make the *_pb2 files from proto/ again (an old compiler: its output runs on protobuf 5.26 and newer)
 	$(PYTHON) -m venv $(VENV)-proto

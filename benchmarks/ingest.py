@@ -28,7 +28,7 @@ from benchmarks import ingest_load as load
 from benchmarks import ingest_stages
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Batch
-from tallymark_collector.store import Store
+from tallymark_collector.store import Store, locks
 from tallymark_collector.store.engines import connect_string
 
 SIZES: Final = (200, 8000)
@@ -154,7 +154,7 @@ async def _into_columns(dsn: str, store: Store, collector: load.Collector, size:
     """Late points into pieces of the table that are laid out as columns and hold the same streams already."""
     _empty(dsn)
     days = 30 * 86_400 * load.SECOND
-    # Made at one moment: 5 s apart, where intervals are 10 s, no point of theirs is the other's.
+    # 5 s apart, which all intervals of one moment are not: no point of theirs is the other's.
     earlier, bodies = load.requests(8000, offset=days), load.requests(size, offset=days + 5 * load.SECOND)
     await _written(store, [Batch(points=points) for points in load.batches(earlier)])
     assert await store.lay_out(datetime.now(timezone.utc) - timedelta(days=20)) > 0
@@ -181,8 +181,10 @@ async def _written(store: Store, batches: Sequence[Batch]) -> None:
 
 def _empty(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
-        # In the order in which the refresher of a running collector locks them.
-        connection.execute("TRUNCATE usage_dirty, usage_hour, usage_point")
+        with connection.transaction():
+            # Alone: the refresher of the running collector locks these tables in another order.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.REFRESHING])
+            connection.execute("TRUNCATE usage_dirty, usage_hour, usage_point")
         connection.execute("CHECKPOINT")
 
 

@@ -26,6 +26,9 @@ from tallymark_collector.store import binary, rows
 POINTS: Final = 80_000
 ACCOUNTS: Final = 1000
 SECOND: Final = 1_000_000_000
+INTERVAL: Final = SECOND // 100
+"""Between a stream's points. All intervals of one moment are over before the next round: its points are the later ones,
+as they are where clients send every few seconds."""
 METHOD: Final = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 
 
@@ -34,7 +37,7 @@ def requests(size: int, *, repeated: float = 0.0, offset: int = 0) -> list[bytes
 
     `repeated`: that share of a request's points stood in the request before, too. `offset`: nanoseconds into the past.
     """
-    now = time.time_ns() // SECOND * SECOND - offset
+    now = time.time_ns() // INTERVAL * INTERVAL - offset
     share = round(size * repeated)
     found = []
     for first in range(0, POINTS, size - share):
@@ -47,8 +50,8 @@ def requests(size: int, *, repeated: float = 0.0, offset: int = 0) -> list[bytes
 
 def _add(metric: Metric, number: int, now: int) -> None:
     interval, account = divmod(number, ACCOUNTS)
-    end = now - (POINTS // ACCOUNTS - interval) * 10 * SECOND
-    point = metric.sum.data_points.add(start_time_unix_nano=end - 10 * SECOND, time_unix_nano=end, as_int=1)
+    end = now - (POINTS // ACCOUNTS - interval) * INTERVAL
+    point = metric.sum.data_points.add(start_time_unix_nano=end - INTERVAL, time_unix_nano=end, as_int=1)
     texts = {
         conventions.ACCOUNT: f"account-{account}",
         conventions.PLAN: "pro",

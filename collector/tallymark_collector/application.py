@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
@@ -33,7 +33,7 @@ from tallymark_collector.receivers.otlp import nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
-from tallymark_collector.store.committing import committing
+from tallymark_collector.store.committing import Committing, committing
 from tallymark_collector.store.engines import connect_string, wants_timescale
 from tallymark_collector.telemetry.exporting import Exporting
 from tallymark_collector.telemetry.instruments import one
@@ -83,10 +83,11 @@ async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool =
     """
     certificate = None if settings.tls is None else ServerCertificate(settings.tls)
     stop = stopping()
+    writers: list[Committing] = []
     async with (
         watched(settings) as (admin, exporting),
         opened(settings.database, settings.database_timeout) as store,
-        kept(settings, store, exporting, keeps=keeps) as loops,
+        kept(settings, store, exporting, keeps=keeps, writing=lambda: _commit_seconds(writers)) as loops,
     ):
         authenticator = await authenticating(settings, store)
         seen = Seen(exporting.instruments, settings.limits)
@@ -95,6 +96,7 @@ async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool =
             store.presence() as presence,
             _forwarding(settings) as forwarder,
         ):
+            writers.append(writing)
             pipeline = Pipeline(
                 seen.counted(writing),
                 settings.limits,
@@ -125,6 +127,10 @@ async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool =
                 await ended(beside)
 
 
+def _commit_seconds(writers: Sequence[Committing]) -> float:
+    return sum(writing.progress.commit_seconds for writing in writers)
+
+
 def stopping() -> asyncio.Event:
     """Is set when the process is told to end."""
     stop = asyncio.Event()
@@ -150,9 +156,15 @@ async def watched(settings: Settings) -> AsyncIterator[tuple[Admin, Exporting]]:
 
 @asynccontextmanager
 async def kept(
-    settings: Settings, store: Store, exporting: Exporting, *, keeps: bool = True
+    settings: Settings,
+    store: Store,
+    exporting: Exporting,
+    *,
+    keeps: bool = True,
+    writing: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[set[asyncio.Task[None]]]:
-    """The loops that look after what is stored, ended with the context; none without `keeps`. Raises UserError."""
+    """The loops that look after what is stored, ended with the context; none without `keeps`. `writing` is what
+    `keep_refreshed` takes. Raises UserError."""
     if not keeps:
         await store.prepare(logger.info)
         yield set()
@@ -163,7 +175,7 @@ async def kept(
         backlog = Backlog()
         observe_backlog(exporting.instruments, backlog)
         loops = {
-            asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval)),
+            asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval, writing)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),

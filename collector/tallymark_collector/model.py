@@ -39,8 +39,10 @@ class Attributes(tuple[tuple[str, AttributeValue], ...]):
 
 
 class Temporality(enum.IntEnum):
-    """OTLP's AggregationTemporality: what a sum's value counts since."""
+    """OTLP's AggregationTemporality: what a sum's value counts since; LEVEL where it is no amount but what the stream
+    stands at: a gauge, or a cumulative sum that may fall."""
 
+    LEVEL = 0
     DELTA = 1
     CUMULATIVE = 2
 
@@ -133,7 +135,8 @@ class Stream:
 
 
 class Point(NamedTuple):
-    """One quantity of one stream for (start_time, time]; of a cumulative stream, the total since start_time.
+    """One quantity of one stream for (start_time, time]; of a cumulative stream, the total since start_time; of a
+    stream of levels, the level at time.
 
     `start_ns` is 0 where a cumulative producer did not say when it began.
     """
@@ -145,6 +148,13 @@ class Point(NamedTuple):
     cause: int = 0
     """Of an increase that was taken from totals: 64 bits over the epoch and the total that brought it about, since
     increases and corrections of one stream may share their two times. 0 for a point as it was sent."""
+    span: bytes = b""
+    """Of a span that is usage: the OTLP request with that span alone, to keep it whole if it cannot be stored."""
+
+    @property
+    def metered(self) -> bool:
+        """True if a file of meters made it of what somebody else's software sent."""
+        return bool(self.span) or self.stream.origin.reading is not None
 
 
 class Evidence(NamedTuple):
@@ -224,6 +234,8 @@ class Quarantined(NamedTuple):
     """`metrics` or `traces`: which OTLP request `payload` is."""
     payload: bytes
     """An OTLP export request that holds this one point or span, as it came."""
+    metered: bool = False
+    """True if a file of meters says that it is usage of `meter`: it can be read with such a file only."""
 
 
 @dataclass(frozen=True, slots=True)

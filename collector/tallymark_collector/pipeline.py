@@ -104,7 +104,8 @@ class Pipeline:
         batch = Batch(decoded.points, decoded.evidence, decoded.quarantined)
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
-        return _outcome(decoded.rejected, decoded.quarantined, result)
+        set_aside = len(admitted.quarantined) - len(batch.quarantined)
+        return _outcome(decoded.rejected + set_aside, admitted.quarantined, result)
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from tallymark_collector.model import Reason
 from tallymark_collector.quarantine.mending import Decision, mend, origin
 from tallymark_collector.quarantine.reading import read, time_text
-from tallymark_collector.quarantine.rules import RULES, UNKNOWN, Kind, Option, rule
+from tallymark_collector.quarantine.rules import METERED, RULES, UNKNOWN, Kind, Option, Rule, rule
+from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
 from tests.support.usage import BASE, SECOND, number, request, sum_metric
 
 
@@ -24,9 +26,8 @@ def test_the_page_tells_of_every_reason() -> None:
     assert not lacking, f"docs/quarantine.md has no line for {', '.join(lacking)}"
 
 
-@pytest.mark.parametrize("reason", [*Reason, None])
-def test_an_explanation_is_whole(reason: Reason | None) -> None:
-    told = UNKNOWN if reason is None else RULES[reason]
+@pytest.mark.parametrize("told", [*RULES.values(), *METERED.values(), UNKNOWN])
+def test_an_explanation_is_whole(told: Rule) -> None:
     assert told.meaning.endswith(".")
     for clause in (told.remedy, told.release, *told.never.values()):
         assert clause, "nothing is left unsaid"
@@ -39,6 +40,18 @@ def test_an_explanation_is_whole(reason: Reason | None) -> None:
 def test_a_reason_of_a_newer_version_is_told_to_be_one() -> None:
     assert rule("from_the_future") is UNKNOWN
     assert all(UNKNOWN.refusal(kind) for kind in Kind)
+
+
+def test_of_a_file_of_meters_some_reasons_are_others() -> None:
+    assert rule("account_missing", metered=True) is METERED[Reason.ACCOUNT_MISSING]
+    assert rule("account_missing") is RULES[Reason.ACCOUNT_MISSING]
+    assert rule("value_negative", metered=True) is RULES[Reason.VALUE_NEGATIVE]
+    assert rule("from_the_future", metered=True) is UNKNOWN
+    for told in METERED.values():
+        assert not {Option.METER, Option.UNIT} & (told.needs | told.takes), "its name and unit are the file's"
+    conflict = rule("value_conflict", metered=True)
+    assert conflict.refusal(Kind.USAGE_SPAN)
+    assert not conflict.refusal(Kind.DELTA)
 
 
 def test_every_option_of_a_decision_is_seen() -> None:
@@ -102,3 +115,56 @@ def test_who_a_point_was_does_not_depend_on_its_wrapping() -> None:
     later = request(sum_metric([number(BASE, BASE + SECOND + 1, 1, {"a": 1, "b": 2})])).SerializeToString()
     assert origin("default", later).stream == one.stream
     assert origin("default", later).point != one.point
+
+
+def of_kind(name: str) -> Metric:
+    """A metric of this type that says 3 and 1.5, where it can."""
+    metric = Metric(name="m", unit="s")
+    data = getattr(metric, name)
+    if name not in ("summary", "gauge"):
+        data.aggregation_temporality = 1
+    point = data.data_points.add(start_time_unix_nano=BASE, time_unix_nano=BASE + SECOND)
+    if name == "gauge":
+        point.as_double = 1.5
+    else:
+        point.count, point.sum = 3, 1.5
+    return metric
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "type_"),
+    [
+        ("histogram", Kind.DELTA, "histogram, increase (delta)"),
+        ("exponential_histogram", Kind.DELTA, "exponential histogram, increase (delta)"),
+        ("summary", Kind.CUMULATIVE, "summary"),
+        ("gauge", Kind.OTHER, "gauge"),
+    ],
+)
+def test_what_is_no_sum_can_be_read(name: str, kind: Kind, type_: str) -> None:
+    sent = request(of_kind(name)).SerializeToString()
+    numbers = {"value": "1.5"} if name == "gauge" else {"count": "3", "sum": "1.5"}
+    for metered in (True, False):
+        content = read("metrics", sent, metered=metered)
+        assert content.kind is (kind if metered else Kind.OTHER), "usage only by a file"
+        assert {key: content.facts.get(key) for key in ("type", *numbers)} == {"type": type_, **numbers}
+        assert content.facts["time"] == time_text(BASE + SECOND)
+
+
+def test_of_several_points_the_first_is_shown() -> None:
+    several = histogram([histogram_point(BASE, BASE + n, n, None, {"n": n}) for n in (1, 2)], "h", temporality=2)
+    content = read("metrics", metrics_of({}, several).SerializeToString(), metered=True)
+    assert content.kind is Kind.CUMULATIVE
+    assert content.facts["points"] == "2, of which this is the first"
+    assert (content.facts["attributes"], content.facts["count"], content.facts["sum"]) == (
+        '{"n":1}',
+        "1",
+        "(not given)",
+    )
+
+
+def test_spans_are_told_apart_by_what_they_are() -> None:
+    sent = spans_of({"service.name": "envoy"}, [span(1, {"a": 1}, kind=99)]).SerializeToString()
+    assert read("traces", sent).kind is Kind.SPAN
+    content = read("traces", sent, metered=True)
+    assert content.kind is Kind.USAGE_SPAN
+    assert (content.facts["span kind"], content.facts["status"]) == ("unspecified", "unset")

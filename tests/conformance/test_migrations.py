@@ -21,6 +21,8 @@ RELATIONS = {
     "usage_stream": "table",
     "usage_point": "table",
     "usage_sample": "table",
+    "usage_level": "table",
+    "usage_levels": "view",
     "usage_evidence": "table",
     "usage_quarantine": "table",
     "quarantine_action": "table",
@@ -49,6 +51,7 @@ RELATIONS = {
     "usage_hourly": "view",
     "usage_daily": "view",
     "usage_by_period": "view",
+    "usage_by_period_aggregated": "view",
     "usage_calls": "view",
     "usage_import_source": "table",
     "usage_import_file": "table",
@@ -61,8 +64,11 @@ COLUMNS = {
     "usage_hourly": f"tenant account meter unit bucket {DIMENSIONS}",
     "usage_daily": f"tenant account meter unit bucket {DIMENSIONS}",
     "usage_by_period": "tenant account period_start period_end plan meter unit quantity points",
+    "usage_by_period_aggregated": "tenant account period_start period_end plan meter unit aggregation quantity points"
+    " problem",
+    "usage_levels": "tenant account meter unit time value attributes stream recorded_at",
     "usage_calls": "tenant account meter time quantity trace_id span_id name service user_id attributes duration",
-    "usage_quarantine_open": "id tenant account meter reason detail signal time recorded_at",
+    "usage_quarantine_open": "id tenant account meter reason detail signal time recorded_at metered",
     "usage_quarantine_history": "id tenant account meter reason signal time number action acted_at database_user"
     " acted_by because changed billed_to quantity inserted duplicates evidence",
     "usage_lines": "tenant account meter unit time quantity source file line attributes",
@@ -129,7 +135,7 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
     of_imports = {"usage_import_source", "usage_import_file", "usage_import_line"}
     assert {name for name, columns in keys.items() if "account" not in columns} == others | of_producers | of_imports
     assert {"producer", "tenant"} <= set.intersection(*(keys[name] for name in of_producers))
-    growing = ("usage_point", "usage_evidence", "usage_control", "usage_closed", "usage_evidence_count")
+    growing = ("usage_point", "usage_level", "usage_evidence", "usage_control", "usage_closed", "usage_evidence_count")
     assert "time" in set.intersection(*(keys[name] for name in growing))
 
 

@@ -257,6 +257,36 @@ async def test_the_reader_reads_the_public_views_and_nothing_else(granted: Roles
     refused(granted.stranger, "SELECT FROM tallymark.usage_hourly")
 
 
+async def test_what_is_no_sum_is_told_to_writer_and_reader_and_to_nobody_else(granted: Roles) -> None:
+    """The function behind it has its owner's rights."""
+    async with opened(granted.owner) as store, store.transaction() as connection:
+        catalog = parse_catalog(PLANS.replace('"{request}"', '"{request}", aggregation: unique, of: http.route'))
+        await records.apply(connection, "default", catalog, NOW)
+    async with opened(granted.writer) as store:
+        assert await store.prepare() == []
+        routes = [stream("acme", **{"http.route": route}) for route in ("/a", "/b")]
+        await store.write(Batch(points=[point(each, 0, 10, 4) for each in routes]))
+        async with store.reading() as connection:
+            made = await records.invoice(
+                connection, "default", "acme", datetime.fromtimestamp(BASE // SECOND, timezone.utc)
+            )
+            assert [line.quantity for line in made.lines] == [2]
+    view = "SELECT quantity FROM usage_by_period_aggregated"
+    with psycopg.connect(granted.reader, autocommit=True, options="-c search_path=tallymark") as reader:
+        assert reader.execute(view).fetchall() == [(2,)]
+    refused(granted.stranger, "SELECT * FROM tallymark.usage_aggregated('default', 'acme', now(), now(), '{}')")
+    with psycopg.connect(granted.owner, autocommit=True) as owner:
+        owner.execute(f"GRANT USAGE ON SCHEMA tallymark TO {granted.name(granted.stranger)}")
+    refused(granted.stranger, "SELECT * FROM tallymark.usage_aggregated('default', 'acme', now(), now(), '{}')")
+    with psycopg.connect(granted.owner, autocommit=True) as owner:
+        owner.execute(
+            "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tallymark FROM " + granted.name(granted.writer)  # type: ignore[arg-type]
+        )
+    async with opened(granted.writer) as store:
+        with pytest.raises(UserError, match=r"lacks EXECUTE on tallymark.usage_aggregated\(.*: as the schema's owner"):
+            await store.prepare()
+
+
 async def test_every_relation_has_been_thought_of(store: Store) -> None:
     """Whoever adds a table says what the writer may do with it, else `serve` would fail where roles are used."""
     async with store.reading() as connection:

@@ -245,7 +245,9 @@ async def test_unattributed_usage_is_kept_and_counts_once_when_somebody_is_named
         assert (await client.spans([span(1, {"http.response.status_code": 200})])).partial_success.rejected_spans == 1
     assert billed(dsn) == {("acme", "gateway.requests"): 40, ("acme", "gateway.milliseconds"): 2000}
     kept = rows(dsn, "SELECT tenant, signal, meter, payload, reason FROM usage_quarantine")
-    assert [row[-1] for row in kept] == ["account_missing"] * 4
+    # Three points and a span, each for two meters; a histogram without a sum names nobody first.
+    assert [row[-1] for row in kept] == ["account_missing"] * 8
+    assert {row[2] for row in kept} == {"gateway.requests", "gateway.milliseconds"}
     for _ in range(2):
         for tenant, signal, meter, payload, _ in kept:
             batch = decode_kept(
@@ -279,7 +281,7 @@ async def test_sampled_spans_are_kept_and_not_billed(store: Store, dsn: str) -> 
     assert answer.rejected_spans == len(signs)
     assert "sampled: allow" in answer.error_message
     assert billed(dsn)["acme", "gateway.requests"] == len(complete)
-    assert rows(dsn, "SELECT reason, count(*) FROM usage_quarantine GROUP BY 1") == [("span_sampled", len(signs))]
+    assert rows(dsn, "SELECT reason, count(*) FROM usage_quarantine GROUP BY 1") == [("span_sampled", 2 * len(signs))]
 
 
 async def test_our_own_sdk_counters_with_an_account_and_foreign_metrics_are_as_without_a_file(

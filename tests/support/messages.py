@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any
 
 from google.protobuf import json_format
@@ -61,7 +62,8 @@ def scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         FieldDescriptor.TYPE_STRING: TEXT,
         FieldDescriptor.TYPE_BYTES: st.binary(max_size=16),
         FieldDescriptor.TYPE_BOOL: st.booleans(),
-        FieldDescriptor.TYPE_DOUBLE: st.floats(),
+        # NaN as JSON has it: without the bits that a double may carry in it.
+        FieldDescriptor.TYPE_DOUBLE: st.floats(allow_nan=False) | st.just(math.nan),
         FieldDescriptor.TYPE_ENUM: st.integers(0, 2),
     }[field.type]
 

@@ -91,7 +91,9 @@ def _catalog(content: _File) -> Catalog:
 def _plan(name: str, terms: PlanTerms, content: _File) -> Plan:
     meters = [charge.meter for charge in terms.charges if not isinstance(charge, FlatFee)]
     units = {meter: content.meters[meter].unit for meter in meters}
-    return Plan(id=name, currency=content.currency, units=units, **dict(terms))
+    found = {meter: content.meters[meter].aggregated() for meter in meters}
+    aggregations = {meter: aggregation for meter, aggregation in found.items() if aggregation is not None}
+    return Plan(id=name, currency=content.currency, units=units, aggregations=aggregations, **dict(terms))
 
 
 def _declared(data: object) -> Declared:

@@ -17,6 +17,14 @@ from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY, known_zo
 from tallymark_collector.billing.money import minor_digits, plain, read_number
 from tallymark_collector.documents.fields import Text, near, one_of, wrong
 
+AGGREGATIONS: Final = ("sum", "count", "max", "latest", "unique", "average", "integral")
+OF_ANY_SUM: Final = frozenset({"sum", "unique"})
+"""Aggregations of sums over an interval. The others need points of single events, or levels."""
+OF_LEVELS: Final = frozenset({"max", "latest", "average", "integral"})
+"""Aggregations that levels have."""
+ACROSS: Final = ("sum", "latest")
+MAX_STALE: Final = 31 * 86_400
+"""Seconds for which a level may hold without another sample."""
 CYCLES: Final = ("monthly", "yearly", "weekly")
 WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 """In the order of ISO 8601, which counts them from 1."""
@@ -109,6 +117,16 @@ def _up_to(last: int, what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _seconds(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_STALE:
+        return value  # from a document
+    found = re.fullmatch("([1-9][0-9]{0,6})([smhd])", value) if isinstance(value, str) else None
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]] if found else 0
+    if not 0 < seconds <= MAX_STALE:
+        raise wrong(f"expected a time of at most 31 days, e.g. 90s, 5m, 26h or 2d, got {value!r}")
+    return seconds
+
+
 def _day(value: object) -> date:
     if isinstance(value, str) and re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
         try:
@@ -134,6 +152,12 @@ MeterName = Annotated[Text, AfterValidator(_declared_meter)]
 PlanId = Annotated[Text, AfterValidator(_declared_plan)]
 CurrencyCode = Annotated[str, AfterValidator(_currency)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
+AggregationName = Annotated[
+    Literal["sum", "count", "max", "latest", "unique", "average", "integral"], one_of(AGGREGATIONS)
+]
+Across = Annotated[Literal["sum", "latest"], one_of(ACROSS)]
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+"""A length of time, written as `90s`, `5m`, `26h`, `31d`."""
 Cycle = Annotated[Literal["monthly", "yearly", "weekly"], one_of(CYCLES)]
 AnchorDay = Annotated[int, _up_to(31, "a day of the month")]
 AnchorMonth = Annotated[int, _up_to(12, "a month")]

@@ -31,6 +31,8 @@ class Invoice:
     lines: tuple[Line, ...]
     total: Decimal
     unpriced: tuple[Unpriced, ...]
+    remarks: tuple[str, ...] = ()
+    """What somebody should know of the quantities."""
 
     def to_document(self) -> dict[str, Any]:
         """JSON-able. Numbers are text in plain digits, instants ISO 8601 in UTC ending in Z."""
@@ -52,6 +54,7 @@ class Invoice:
                     "description": line.description,
                     "meter": line.meter,
                     "unit": line.unit,
+                    "aggregation": line.aggregation,
                     "quantity": plain(line.quantity),
                     "unit_price": plain(line.unit_price),
                     "amount": plain(line.amount),
@@ -68,6 +71,7 @@ class Invoice:
                 }
                 for entry in self.unpriced
             ],
+            "remarks": list(self.remarks),
         }
 
 
@@ -76,8 +80,9 @@ def build_invoice(
     plan: Plan,
     period: Period,
     usage: Mapping[tuple[str, str], Decimal],
+    remarks: tuple[str, ...] = (),
 ) -> Invoice:
-    """The invoice for a period's usage, (meter, unit) → quantity.
+    """The invoice for a period's usage, (meter, unit) → quantity, with remarks on that.
 
     Usage of a meter in another unit than the catalogue's is in `unpriced`, with its unit. Flat fees are whole,
     also in a shortened period (see `periods`).
@@ -102,6 +107,7 @@ def build_invoice(
         lines=priced.lines,
         total=priced.total,
         unpriced=priced.unpriced,
+        remarks=remarks,
     )
 
 

@@ -18,7 +18,11 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from tallymark import conventions
 from tallymark_collector.billing.fields import (
+    OF_LEVELS,
+    Across,
+    AggregationName,
     AnchorDay,
     AnchorMonth,
     AnchorWeekday,
@@ -29,6 +33,7 @@ from tallymark_collector.billing.fields import (
     MeterName,
     Number,
     PlanId,
+    Seconds,
     ZoneName,
     check_decimals,
     maybe_number,
@@ -38,6 +43,9 @@ from tallymark_collector.billing.money import canonical, minor_digits
 from tallymark_collector.documents.fields import Text, Unit, Value, Where, listed, near, part, wrong
 
 ZERO: Final = Decimal(0)
+DEFAULT_STALE: Final = 300
+"""Seconds for which a level holds without another sample: five times OpenTelemetry's usual interval. Documents leave it
+out, so it can never change (store/sql has it, too)."""
 _A_LEAP_YEAR: Final = 2000
 
 
@@ -153,6 +161,29 @@ def _one_charge_per_meter(charges: Sequence[object]) -> Iterable[tuple[Where, st
             seen.add(meter)
 
 
+class Aggregation(Value):
+    """What of a meter's usage is a period's quantity, where that is not the sum (see store/sql, usage_aggregated).
+
+    `count`: how many points. `max`, `latest`: the quantity of the largest and of the last one, or the level. `unique`:
+    how many different values the attribute `of` had. `average`, `integral`: of levels, over the period and times hours.
+    `across` and `stale_after` (seconds) say what levels come to.
+    """
+
+    aggregation: AggregationName
+    of: Text | None = None
+    across: Across = "sum"
+    stale_after: Seconds = DEFAULT_STALE
+
+    def unit(self, metered: str) -> str:
+        """What the quantity counts, in UCUM, of a meter with that unit."""
+        hours = f"{metered}.h" if metered else "h"
+        return {"count": "{event}", "unique": f"{{{self.of}}}", "integral": hours}.get(self.aggregation, metered)
+
+    def __str__(self) -> str:
+        """For people: `max`, `unique user.id`."""
+        return f"{self.aggregation} {self.of}" if self.of else self.aggregation
+
+
 class PlanTerms(Value):
     """What a person writes about a plan."""
 
@@ -161,11 +192,16 @@ class PlanTerms(Value):
 
 
 class Plan(PlanTerms):
-    """A plan that can be priced on its own: with its currency, and `units` by each meter that it charges for."""
+    """A plan that can be priced on its own: with its currency, and `units` by each meter that it charges for.
+
+    `aggregations` has the meters among them that are not summed. They are part of the plan, as prices are: a period
+    that is priced again by its version of the plan has the same quantities.
+    """
 
     id: Text
     currency: CurrencyCode
     units: dict[Text, Unit] = Field(default_factory=dict)
+    aggregations: dict[Text, Aggregation] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> "Plan":
@@ -173,6 +209,8 @@ class Plan(PlanTerms):
         meters = [charge.meter for charge in self.charges if not isinstance(charge, FlatFee)]
         if sorted(meters) != sorted(self.units):
             raise wrong(f"units are needed for the meters {sorted(meters)}, got {sorted(self.units)}")
+        if unknown := sorted(set(self.aggregations) - set(meters)):
+            raise wrong(f"aggregations are for the meters {sorted(meters)}, got {unknown} besides")
         for charge in self.charges:
             if isinstance(charge, FlatFee):
                 check_decimals(charge.flat, digits)
@@ -296,9 +334,49 @@ class Subscription(SubscriptionTerms):
 
 
 class Meter(Value):
-    """What is metered. `unit` is UCUM, as on the wire: "{request}", "By", "s"; "" where there is none."""
+    """What is metered. `unit` is UCUM, as on the wire: "{request}", "By", "s"; "" where there is none.
+
+    `aggregation` says what of it a period is billed by; `of` is the attribute whose values `unique` counts; of levels,
+    `across` says what several producers of one series come to, and `stale_after` how long one holds.
+    """
 
     unit: Unit
+    aggregation: AggregationName = "sum"
+    of: Text | None = Field(default=None, validate_default=True)
+    across: Across | None = None
+    stale_after: Seconds | None = None
+
+    @field_validator("of")
+    @classmethod
+    def _is_of_unique(cls, attribute: str | None, info: ValidationInfo) -> str | None:
+        aggregation = info.data.get("aggregation")
+        if aggregation == "unique" and attribute is None:
+            raise wrong("is required with `aggregation: unique`: the attribute whose values are counted, e.g. user.id")
+        if aggregation not in ("unique", None) and attribute is not None:
+            raise wrong(f"is for `aggregation: unique`; a {aggregation} is not of an attribute. Remove it")
+        if attribute == conventions.ACCOUNT:
+            raise wrong("names the account itself, which has one value for an account; name another attribute")
+        return attribute
+
+    @field_validator("across", "stale_after")
+    @classmethod
+    def _is_of_levels(cls, value: object, info: ValidationInfo) -> object:
+        aggregation = info.data.get("aggregation")
+        if value is not None and aggregation is not None and aggregation not in OF_LEVELS:
+            known = ", ".join(sorted(OF_LEVELS))
+            raise wrong(f"is for levels ({known}); a {aggregation} has none. Remove it")
+        return value
+
+    def aggregated(self) -> Aggregation | None:
+        """How it is aggregated; None where it is summed."""
+        if self.aggregation == "sum":
+            return None
+        return Aggregation(
+            aggregation=self.aggregation,
+            of=self.of,
+            across=self.across or "sum",
+            stale_after=self.stale_after or DEFAULT_STALE,
+        )
 
 
 class Catalog(Value):

@@ -32,7 +32,8 @@ ONE = Decimal(1)
 
 @dataclass(frozen=True)
 class Line:
-    """One line of an invoice. `meter` and `unit` are None for a fee; the amount has the currency's decimals."""
+    """One line of an invoice. `meter`, `unit` and `aggregation` are None for a fee; the amount has the currency's
+    decimals. `unit` is what the quantity counts: of a count or of unique values that is not the meter's own."""
 
     description: str
     meter: str | None
@@ -40,6 +41,8 @@ class Line:
     quantity: Decimal
     unit_price: Decimal
     amount: Decimal
+    aggregation: str | None = None
+    """`sum`, `max`, `unique user.id`, …"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ _Part = tuple[str, Decimal, Decimal, bool]
 
 
 def price(plan: Plan, usage: Mapping[tuple[str, str], Decimal]) -> Priced:
-    """Prices a period's usage: (meter, unit) → quantity. A priced meter without usage gets a line of quantity 0.
+    """Prices a period's usage: (meter, unit) → quantity, by the plan's aggregation where it has one, the unit always
+    as it is metered. A priced meter without usage gets a line of quantity 0.
 
     Raises `UsageError` for a quantity that is negative (a correction belongs into the usage that it corrects,
     before it is priced), not finite, or longer than `MAX_QUANTITY_DIGITS` on a side of its point.
@@ -77,10 +81,13 @@ def price(plan: Plan, usage: Mapping[tuple[str, str], Decimal]) -> Priced:
     for charge in plan.charges:
         if isinstance(charge, FlatFee):
             parts: Iterator[_Part] = iter([(charge.name or "Flat fee", ONE, charge.flat, False)])
-            meter, unit = None, None
+            meter, unit, aggregation = None, None, None
         else:
-            meter, unit = charge.meter, plan.units[charge.meter]
-            parts = _parts(charge, quantities.get((meter, unit), ZERO))
+            meter, metered = charge.meter, plan.units[charge.meter]
+            aggregated = plan.aggregations.get(meter)
+            unit = aggregated.unit(metered) if aggregated else metered
+            aggregation = str(aggregated or "sum")
+            parts = _parts(charge, quantities.get((meter, metered), ZERO))
         # Iterating runs the generators, so their arithmetic is in the exact context as well.
         with exact():
             lines += [
@@ -91,6 +98,7 @@ def price(plan: Plan, usage: Mapping[tuple[str, str], Decimal]) -> Priced:
                     quantity,
                     unit_price,
                     line_amount(quantity, unit_price, digits),
+                    aggregation if counts else None,
                 )
                 for description, quantity, unit_price, counts in parts
             ]

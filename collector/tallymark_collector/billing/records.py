@@ -15,6 +15,7 @@ from typing import Final
 
 from psycopg.types.json import Jsonb
 
+from tallymark_collector.billing.aggregated import aggregated, levels_beside, quantity_of, remark
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.fields import WEEKDAYS
 from tallymark_collector.billing.invoice import Invoice, build_invoice
@@ -136,7 +137,8 @@ async def extend_periods(connection: Connection, tenant: str, now: datetime) -> 
 async def invoice(connection: Connection, tenant: str, account: str, at: datetime) -> Invoice:
     """The invoice of the account's period that contains `at`, from the usage that is stored now.
 
-    Raises BillingError where the account has no period then. Periods must have been extended up to `at`.
+    Raises BillingError where the account has no period then, or a quantity cannot be told by the meter's aggregation.
+    Periods must have been extended up to `at`.
     """
     terms = (await subscriptions(connection, tenant, account)).get(account, [])
     if not terms:
@@ -145,9 +147,14 @@ async def invoice(connection: Connection, tenant: str, account: str, at: datetim
         period = period_containing(subscription, at)
         if period is not None:
             await _check_written_down(connection, tenant, subscription, period)
-            usage = await _usage(connection, tenant, account, period)
             plan = await plan_for(connection, tenant, subscription.plan, period)
-            return build_invoice(subscription, plan, period, usage)
+            usage = await _usage(connection, tenant, account, period)
+            found = await aggregated(connection, tenant, account, period.start, period.end, plan.aggregations)
+            billed = [each for each in found if plan.units[each.meter] == each.unit]
+            usage.update(((each.meter, each.unit), quantity_of(each)) for each in billed)
+            remarks = tuple(filter(None, map(remark, billed)))
+            remarks += await levels_beside(connection, tenant, account, period.start, period.end, plan)
+            return build_invoice(subscription, plan, period, usage, remarks)
     first = terms[0].since
     raise BillingError(f"account {account!r} has no period at {at.isoformat()}: it is subscribed since {first}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +15,9 @@ from tallymark_collector.cli.redaction import shown
 from tallymark_collector.query.status import Contents, Count, Server, contents, server
 from tallymark_collector.settings import DEFAULT_PORT
 from tallymark_collector.store import migrations
+
+METERS_SHOWN: Final = 5
+"""Meters of usage without an account that are named; --json names all."""
 
 
 def migrate(
@@ -134,6 +137,7 @@ def _contents_document(held: Contents | None) -> dict[str, object]:
         "newest": held.newest,
         "hours_waiting": held.waiting,
         "quarantine": dict(held.quarantine),
+        "unattributed": dict(held.unattributed),
         "evidence": _count_document(held.evidence),
     }
 
@@ -146,6 +150,10 @@ def _contents_facts(held: Contents | None) -> dict[str, object]:
     if held is None:
         return {}
     total = sum(held.quarantine.values())
+    nameless = sum(held.unattributed.values())
+    first = ", ".join(f"{meter} {count:,}" for meter, count in list(held.unattributed.items())[:METERS_SHOWN])
+    others = len(held.unattributed) - METERS_SHOWN
+    meters = f"{first}, and {others:,} more meters" if others > 0 else first
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in held.quarantine.items())
     return {
         "points": _counted(held.points),
@@ -153,6 +161,9 @@ def _contents_facts(held: Contents | None) -> dict[str, object]:
         "newest point": held.newest or "none",
         "hours waiting": f"{held.waiting:,} for a refresh",
         "quarantine": f"{total:,} open ({reasons}): tallymark quarantine list" if total else "0 open",
+        "unattributed": f"{nameless:,} items of no account ({meters}): tallymark quarantine attribute"
+        if nameless
+        else "0 items of no account",
         "evidence": f"{_counted(held.evidence)} spans",
     }
 

@@ -19,6 +19,7 @@ from tallymark_collector.billing import Invoice, Subscription, period_containing
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.local_days import start_of_day
 from tallymark_collector.billing.money import grouped
+from tallymark_collector.billing.pricing import Line
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, TenantOption, day_or_instant, hours_touched
 from tallymark_collector.cli.audit import write_differences, write_drifts
@@ -182,6 +183,8 @@ def _remark(outcome: _Outcome) -> None:
                 f"account {outcome.account!r}: {grouped(entry.quantity)} of meter {entry.meter!r}"
                 f" (unit {entry.unit!r}) are on no line: {entry.reason}"
             )
+        for text in outcome.invoice.remarks:
+            output.warn(f"account {outcome.account!r}: {text}")
     if outcome.quarantined:
         name = shlex.quote(outcome.account)
         output.warn(
@@ -211,6 +214,10 @@ def _as_document(outcome: _Outcome) -> dict[str, Any]:
     return {"account": outcome.account, "error": outcome.error}
 
 
+def _described(line: Line) -> str:
+    return line.description if line.aggregation in (None, "sum") else f"{line.description} ({line.aggregation})"
+
+
 def _write(outcome: _Outcome) -> None:
     if outcome.report is not None:
         if outcome.report.differences:
@@ -236,7 +243,7 @@ def _write(outcome: _Outcome) -> None:
     output.write_table(
         ("description", "quantity", "unit", "unit price", "amount", "currency"),
         [
-            (line.description, line.quantity, line.unit, line.unit_price, line.amount, priced.currency)
+            (_described(line), line.quantity, line.unit, line.unit_price, line.amount, priced.currency)
             for line in priced.lines
         ],
         _NUMBERS,

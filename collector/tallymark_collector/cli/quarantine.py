@@ -9,9 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from tallymark_collector.cli import opening, output, settle
-from tallymark_collector.cli.arguments import AccountOption, DatabaseOption, JsonOption, day_or_instant
-from tallymark_collector.cli.settle import MeterOption, ReasonOption, TenantOption
-from tallymark_collector.quarantine import contradictions, items, reading
+from tallymark_collector.cli.arguments import (
+    AccountOption,
+    DatabaseOption,
+    JsonOption,
+    MetersOption,
+    TenantOption,
+    day_or_instant,
+    read_meters,
+)
+from tallymark_collector.cli.settle import MeterOption, ReasonOption
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering import Rules
+from tallymark_collector.metering.explain import Item as Explained
+from tallymark_collector.quarantine import contradictions, items, metered, reading
 from tallymark_collector.quarantine.contradictions import Affected, Stored
 from tallymark_collector.quarantine.items import Action, Entry, Filter, Item
 from tallymark_collector.quarantine.reading import Content
@@ -71,23 +82,30 @@ def show(
     item_id: IdArgument,
     database: DatabaseOption = None,
     tenant: TenantOption = DEFAULT_TENANT,
+    meters: MetersOption = None,
     account: Annotated[
         str | None, typer.Option("--account", metavar="ACCOUNT", help="Whose period it would change.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain an item: why it is here, what it says, what is stored that it contradicts, what can be done."""
-    found, stored, periods, done = asyncio.run(_show(opening.named(database), tenant, item_id, account))
-    content = reading.read(found.signal, found.payload)
+    """Explain an item: why it is here, what it says, what is stored that it contradicts, what can be done.
+
+    With --meters also what each meter of that file would make of it, and why.
+    """
+    rules = None if meters is None else read_meters(meters)
+    found, stored, periods, done = asyncio.run(_show(opening.named(database), tenant, item_id, account, rules))
+    content = reading.read(found.signal, found.payload, metered=found.metered)
+    by_file = None if rules is None else _by_file(found, rules)
     if as_json:
-        output.write_json(_document(found, content, stored, periods, done))
+        output.write_json(_document(found, content, stored, periods, done, by_file))
         return
-    explained = rule(found.reason)
+    explained = rule(found.reason, metered=found.metered)
     output.write_facts(
         {
             "id": found.id,
             "state": _state(done),
             "account": found.account or "(none)",
+            "meter": f"{found.meter}{', by a file of meters' if found.metered else ''}" or "(several)",
             "reason": found.reason,
             "detail": found.detail,
             "arrived": found.recorded_at,
@@ -103,6 +121,12 @@ def show(
         output.say(f"Stored for {one.what}: {one.quantity:f}{when}.")
     for period in periods:
         output.say(_period_text(period))
+    if by_file is not None:
+        output.say("")
+        output.say(f"By {meters}:")
+        columns = ("meter", "outcome", "account", "quantity", "why")
+        rows = [(one.meter, one.outcome, one.account, one.quantity, one.why) for one in by_file]
+        output.write_table(columns, rows, ("quantity",))
     output.say("")
     for sentence in _ways(found, content.kind, done):
         output.say(sentence)
@@ -140,14 +164,21 @@ async def _list(database: str, wanted: Filter, limit: int) -> tuple[list[Entry],
         return await items.open_items(connection, wanted, limit), dict(await items.summary(connection, wanted))
 
 
+def _by_file(found: Item, rules: Rules) -> list[Explained]:
+    try:
+        return metered.explained(found, rules)
+    except MalformedRequest as error:
+        return [Explained(found.id, found.signal, "", "not readable", why=str(error))]
+
+
 async def _show(
-    database: str, tenant: str, prefix: str, account: str | None
+    database: str, tenant: str, prefix: str, account: str | None, rules: Rules | None
 ) -> tuple[Item, list[Stored], list[Affected], list[Action]]:
     async with opening.opened(database) as store, store.reading() as connection:
         found = await items.find(connection, tenant, prefix)
         return (
             found,
-            await contradictions.stored(connection, found),
+            await contradictions.stored(connection, found, rules),
             await contradictions.affected(connection, found, account),
             await items.history(connection, tenant, found, None),
         )
@@ -183,7 +214,7 @@ def _ways(found: Item, kind: Kind, done: list[Action]) -> list[str]:
     if _state(done) != "open":
         undo = "`tallymark quarantine reopen` opens it again" if done[0].action == "discarded" else "it stays so"
         return [f"It is closed; {undo}."]
-    explained = rule(found.reason)
+    explained = rule(found.reason, metered=found.metered)
     refusal = explained.refusal(kind)
     way = f"none: {refusal}" if refusal else explained.release
     discard = f"tallymark quarantine discard {found.id[: items.ID_SHOWN]} --because TEXT"
@@ -221,15 +252,21 @@ def _write_history(done: list[Action]) -> None:
 
 
 def _document(
-    found: Item, content: Content, stored: list[Stored], periods: list[Affected], done: list[Action]
+    found: Item,
+    content: Content,
+    stored: list[Stored],
+    periods: list[Affected],
+    done: list[Action],
+    by_file: list[Explained] | None,
 ) -> dict[str, Any]:
-    explained = rule(found.reason)
+    explained = rule(found.reason, metered=found.metered)
     refusal = explained.refusal(content.kind)
     return {
         "id": found.id,
         "tenant": found.tenant,
         "account": found.account,
         "meter": found.meter,
+        "metered": found.metered,
         "state": "open" if _state(done) == "open" else done[0].action,
         "reason": found.reason,
         "detail": found.detail,
@@ -243,5 +280,6 @@ def _document(
         "refusal": refusal,
         "stored": [one._asdict() for one in stored],
         "periods": [period._asdict() for period in periods],
+        **({} if by_file is None else {"by_file": [one._asdict() for one in by_file]}),
         "history": [action._asdict() for action in done],
     }

@@ -13,8 +13,16 @@ from typing import Annotated, Any, Final, TypeAlias
 import typer
 
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import AccountOption, DatabaseOption, JsonOption
+from tallymark_collector.cli.arguments import (
+    AccountOption,
+    DatabaseOption,
+    JsonOption,
+    MetersOption,
+    TenantOption,
+    read_meters,
+)
 from tallymark_collector.errors import StoreUnavailable, UserError
+from tallymark_collector.metering import Rules
 from tallymark_collector.model import Reason
 from tallymark_collector.processors.validation import MAX_METER_LENGTH, MAX_UNIT_LENGTH
 from tallymark_collector.quarantine import items, settling
@@ -31,7 +39,6 @@ MAX_SENTENCES: Final = 20
 READ_AT_ONCE: Final = 100
 """Items that are read before they are settled one by one; an item may be as large as a request."""
 
-TenantOption = Annotated[str, typer.Option("--tenant", metavar="TENANT", help="Whose quarantine.")]
 MeterOption = Annotated[str | None, typer.Option("--meter", metavar="METER", help="Only this meter.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only this reason.")]
 IdsArgument = Annotated[
@@ -95,6 +102,7 @@ def release(
     ids: IdsArgument = None,
     database: DatabaseOption = None,
     tenant: TenantOption = DEFAULT_TENANT,
+    meters: MetersOption = None,
     reason: ReasonOption = None,
     meter: MeterOption = None,
     of_account: AccountOption = None,
@@ -123,8 +131,9 @@ def release(
         _text(text or "", option)
     decision = Decision(meter=meter_name, unit=unit, drop=tuple(drop or ()), additional=additional, force=force)
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
-    _check_reason(meant, decision)
-    _bill(database, meant, decision, _person(by, because), "release", as_json)
+    rules = None if meters is None else read_meters(meters)
+    _check_reason(meant, decision, rules)
+    _bill(database, meant, decision, rules, _person(by, because), "release", as_json)
 
 
 def attribute(
@@ -132,6 +141,7 @@ def attribute(
     ids: IdsArgument = None,
     database: DatabaseOption = None,
     tenant: TenantOption = DEFAULT_TENANT,
+    meters: MetersOption = None,
     reason: ReasonOption = None,
     meter: MeterOption = None,
     of_account: OfAccountOption = None,
@@ -150,8 +160,9 @@ def attribute(
     """
     decision = Decision(account=_text(account, "--account"), drop=tuple(drop or ()), additional=additional, force=force)
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
-    _check_reason(meant, decision)
-    _bill(database, meant, decision, _person(by, because), f"attribute to account {account!r}", as_json)
+    rules = None if meters is None else read_meters(meters)
+    _check_reason(meant, decision, rules)
+    _bill(database, meant, decision, rules, _person(by, because), f"attribute to account {account!r}", as_json)
 
 
 def discard(
@@ -211,11 +222,11 @@ def _meant(ids: list[str] | None, wanted: Filter, everything: bool, yes: bool) -
     return _Meant(ids or (), wanted, yes)
 
 
-def _check_reason(meant: _Meant, decision: Decision) -> None:
+def _check_reason(meant: _Meant, decision: Decision, rules: Rules | None) -> None:
     """Raises UserError where a whole reason cannot be released so: better one sentence than a thousand."""
     if meant.wanted.reason is None:
         return
-    found = rule(meant.wanted.reason)
+    found = rule(meant.wanted.reason, metered=rules is not None)
     if all(found.refusal(kind) for kind in Kind):
         raise UserError(f"{meant.wanted.reason} cannot be released: {found.refusal(Kind.DELTA)}")
     if found.needs and not found.needs & decision.options():
@@ -242,9 +253,17 @@ def _text(text: str, option: str) -> str:
     return text
 
 
-def _bill(database: str | None, meant: _Meant, decision: Decision, person: Person, what: str, as_json: bool) -> None:
+def _bill(
+    database: str | None,
+    meant: _Meant,
+    decision: Decision,
+    rules: Rules | None,
+    person: Person,
+    what: str,
+    as_json: bool,
+) -> None:
     async def work(store: Store, item: Item) -> Settled:
-        return await settling.release(store, item, decision, person, time.time_ns())
+        return await settling.release(store, item, decision, person, time.time_ns(), rules)
 
     _run(database, meant, work, what, as_json)
 

@@ -20,8 +20,9 @@ from tallymark_collector.cli.arguments import (
 )
 from tallymark_collector.cli.output import Format
 from tallymark_collector.errors import UserError
-from tallymark_collector.query.usage import DIMENSIONS, Usage
-from tallymark_collector.query.usage import usage as query_usage
+from tallymark_collector.query.by_aggregation import Billed, usage_as_billed
+from tallymark_collector.query.status import unattributed
+from tallymark_collector.query.usage import DIMENSIONS
 from tallymark_collector.settings import DEFAULT_TENANT
 
 
@@ -38,7 +39,7 @@ def usage(
     format_: Annotated[Format | None, typer.Option("--format", help="How to write it.", show_default="table")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Show usage, exact, right whether or not hours have been refreshed.
+    """Show usage, exact, right whether or not hours have been refreshed, by the aggregations of the plans in force.
 
     Quantities in JSON are text in plain digits; times are ISO 8601 in UTC.
     """
@@ -47,12 +48,20 @@ def usage(
     start, end = time_range(since, until)
     names = [name.strip() for name in by.split(",") if name.strip()]
     with output.progress("summing usage"):
-        found = asyncio.run(_usage(opening.named(database), tenant, names, start, end, account, meter))
+        billed, nameless = asyncio.run(_usage(opening.named(database), tenant, names, start, end, account, meter))
+    found = billed.usage
+    for remark in billed.remarks:
+        output.warn(remark)
     chosen = Format.JSON if as_json else format_ or Format.TABLE
     if not found.rows and output.interactive():
         output.tell("no usage there" if account is None else f"no usage of account {account!r} there")
         if chosen is Format.TABLE:
             return
+    if nameless:
+        output.warn(
+            f"usage that names no account, not among this: items in quarantine {nameless:,}:"
+            " tallymark quarantine list --account ''"
+        )
     output.write_rows(chosen, found.columns, found.rows, numbers=("quantity", "points"))
 
 
@@ -64,7 +73,14 @@ async def _usage(
     end: datetime | None,
     account: str | None,
     meter: str | None,
-) -> Usage:
+) -> tuple[Billed, int]:
+    """The usage, and where all accounts are meant, how many items name none."""
     async with opening.opened(database) as store, store.reading() as connection:
         await check_tenant(connection, tenant)
-        return await query_usage(connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter)
+        found = await usage_as_billed(
+            connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter
+        )
+        if account is not None:
+            return found, 0
+        nameless = await unattributed(connection, tenant, meter=meter, start=start, end=end)
+        return found, sum(nameless.values())

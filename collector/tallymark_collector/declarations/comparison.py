@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tallymark_collector.billing.fields import OF_ANY_SUM
 from tallymark_collector.billing.plans import Catalog, FlatFee
 from tallymark_collector.declarations.api import UNDECLARED_UNIT, Function
 from tallymark_collector.declarations.scanner import NoUnit, Use
@@ -142,6 +143,13 @@ def _pricing(name: str, meters: Sequence[Meter], plans: PlansFile) -> Iterable[F
     elif not meters[0].plans:
         message = f"meter {name!r} is in {plans.name}, but no plan has a charge for it: nobody is billed for it"
         yield Finding(first.file, first.line, Severity.ERROR, "unpriced-meter", message)
+    if (known := plans.catalog.meters.get(name)) is not None and known.aggregation not in OF_ANY_SUM:
+        where = f"{plans.name}:{plans.lines.get(name, 1)}"
+        message = (
+            f"meter {name!r} is billed by its {known.aggregation} ({where}), which needs a point for each event, or"
+            " levels, and the SDK sends sums over an interval: no invoice can be made of it. Bill it by sum or unique"
+        )
+        yield Finding(first.file, first.line, Severity.ERROR, "aggregation-mismatch", message)
 
 
 def _never_recorded(recorded: set[str], more: bool, plans: PlansFile) -> Iterable[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
@@ -32,21 +33,35 @@ def decode_kept(
     given to what names none. Raises MalformedRequest.
 
     The same item, rules and account give the same identities, so writing the batch again changes nothing. They are
-    those that the item would have had if its producer had named the account.
+    those that the item would have had if its producer had named the account. What other meters make of the same payload
+    is not in it: of those each has its own item, or has counted it.
     """
     metering = None if rules is None else Metering(rules, account=account)
     if signal == "traces":
         body = payload if account is None else _named_spans(payload, account)
         spans = decode_spans(tenant, body, limits, now_ns, metering)
-        return Batch(spans.points, spans.evidence, spans.quarantined)
+        return _of_meter(meter, Batch(spans.points, spans.evidence, spans.quarantined))
     body = payload if account is None else _named_metrics(tenant, meter, payload, account, metering)
     decoded = decode_metrics(tenant, body, StreamCache(), limits, now_ns, metering)
-    return Batch(
+    batch = Batch(
         decoded.points,
         quarantined=decoded.quarantined,
         controls=decoded.controls,
         closings=decoded.closings,
         counts=decoded.counts,
+    )
+    return _of_meter(meter, batch)
+
+
+def _of_meter(meter: str, batch: Batch) -> Batch:
+    """The batch less other meters; of a span with the SDK's usage the item has none, and all of it is meant."""
+    if not meter:
+        return batch
+    return replace(
+        batch,
+        points=[point for point in batch.points if point.stream.series.meter == meter],
+        evidence=[one for one in batch.evidence if one.meter == meter],
+        quarantined=[one for one in batch.quarantined if one.meter == meter],
     )
 
 

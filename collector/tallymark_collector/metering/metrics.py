@@ -139,7 +139,9 @@ class MetricGroup:
         refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
         payload = wire.encode_metric(self._group.resource, self._group.scope, metric)
         decoded.rejected += 1
-        decoded.quarantined.append(Quarantined(self._group.tenant, "", meter, 0, refusal, "metrics", payload))
+        decoded.quarantined.append(
+            Quarantined(self._group.tenant, "", meter, 0, refusal, "metrics", payload, metered=True)
+        )
 
     def _unsupported(self, metric: Any, header: _Header, source: Fitting, decoded: Decoded) -> bool:
         points = getattr(metric, metric.WhichOneof("data")).data_points if metric.WhichOneof("data") else ()
@@ -150,7 +152,9 @@ class MetricGroup:
         time_ns = max(point.time_unix_nano for point in points)
         decoded.rejected += len(points)
         decoded.quarantined.append(
-            Quarantined(self._group.tenant, "", source[0], time_ns, refusal, "metrics", self._payload(metric))
+            Quarantined(
+                self._group.tenant, "", source[0], time_ns, refusal, "metrics", self._payload(metric), metered=True
+            )
         )
         return True
 

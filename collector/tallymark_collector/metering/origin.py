@@ -32,15 +32,9 @@ class Refused(NamedTuple):
 
 
 def kept(tenant: str, refused: Iterable[Refused], time_ns: int, signal: str, payload: bytes) -> Sequence[Quarantined]:
-    """The item for the quarantine: once for each reason, whichever meters had it. What is released is the whole item,
-    and each of its meters looks at it again."""
-    by_reason: dict[str, list[Refused]] = {}
-    for one in refused:
-        by_reason.setdefault(one.refusal.reason, []).append(one)
+    """The items for the quarantine: one for each meter, since what becomes of each is a decision of its own."""
     found = []
-    for several in by_reason.values():
-        first = several[0]
-        details = dict.fromkeys(f"meter {one.meter}: {one.refusal.detail}" for one in several)
-        refusal = Refusal(first.refusal.reason, "; ".join(details))
-        found.append(Quarantined(tenant, first.account, first.meter, time_ns, refusal, signal, payload))
+    for meter, account, (reason, detail) in refused:
+        refusal = Refusal(reason, f"meter {meter}: {detail}")
+        found.append(Quarantined(tenant, account, meter, time_ns, refusal, signal, payload, metered=True))
     return found

@@ -264,8 +264,8 @@ _AnySource = Annotated[
 
 
 def _sum_alone(value: object) -> object:
-    if value in ("max", "latest", "unique"):
-        raise wrong(f"{value} is not there yet, and neither are gauges; only sum is")
+    if value in ("count", "max", "latest", "unique", "average", "integral"):
+        raise wrong(f"what a period is billed by ({value}) is said in the plans file; here it is sum")
     return one_of(("sum",)).func(value)  # type: ignore[call-arg]
 
 

@@ -58,6 +58,9 @@ class SpanGroup:
         self._sources = sources
         self._account = account
         self._memory = memory
+        self._empty = ExportTraceServiceRequest()
+        spans = self._empty.resource_spans.add(resource=Resource.FromString(group.resource)).scope_spans.add()
+        spans.scope.ParseFromString(group.scope)
 
     def decode(self, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> bool:
         """Takes what the file says of a span; False where that is nothing."""
@@ -113,7 +116,7 @@ class SpanGroup:
         quantity = quantity_of(span, attributes, source)
         if isinstance(quantity, Refusal):
             return Refused(meter, who.account, quantity)
-        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span))
+        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span), self._alone(span))
         user = attributes.get(conventions.USER)
         evidence = Evidence(
             tenant=group.tenant,
@@ -145,13 +148,16 @@ class SpanGroup:
         return self._memory[key]  # type: ignore[return-value]
 
     def _refuse(self, span: Span, refused: Sequence[Refused], decoded: DecodedSpans) -> None:
-        alone = ExportTraceServiceRequest()
-        spans = alone.resource_spans.add(resource=Resource.FromString(self._group.resource)).scope_spans.add()
-        spans.scope.ParseFromString(self._group.scope)
-        spans.spans.append(span)
-        payload = alone.SerializeToString()
         decoded.rejected += 1
+        payload = self._alone(span)
         decoded.quarantined.extend(kept(self._group.tenant, refused, span.end_time_unix_nano, "traces", payload))
+
+    def _alone(self, span: Span) -> bytes:
+        """A request with this one span, resource and scope as they came."""
+        alone = ExportTraceServiceRequest()
+        alone.CopyFrom(self._empty)
+        alone.resource_spans[0].scope_spans[0].spans.append(span)
+        return alone.SerializeToString()
 
 
 def why_not_span(source: SpanSource, span: Span) -> str | None:

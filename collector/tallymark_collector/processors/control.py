@@ -184,7 +184,9 @@ class _Decoding:
         known: dict[int, _Part] = {}
         for one in parts:
             if known.setdefault(one.part, one).value != one.value:
-                self._refuse(one.number, Refusal(Reason.VALUE_CONFLICT, f"part {one.part} of it has two values"))
+                refusal = Refusal(Reason.VALUE_CONFLICT, f"part {one.part} of it has two values")
+                for each in parts:
+                    self._refuse(each.number, refusal)
                 return
         if any(one.parts != len(known) for one in parts):
             refusal = Refusal(Reason.CONTROL_INVALID, f"{len(known)} of {parts[0].parts} parts of a total are here")

@@ -22,6 +22,7 @@ from tallymark_collector.model import (
     Origin,
     Point,
     Quarantined,
+    Reading,
     Reason,
     Refusal,
     Series,
@@ -30,7 +31,7 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import control, meters, validation
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
 
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
@@ -50,6 +51,8 @@ _TYPES: Final = {
     "exponential_histogram": "exponential histogram",
     "summary": "summary",
 }
+
+_GAUGE: Final = Reading("gauge", "value", Decimal(1))
 
 Resolved: TypeAlias = "Stream | Refusal"
 
@@ -126,7 +129,7 @@ class StreamCache:
         return name
 
     def streams(self, tenant: str, resource: bytes, scope: bytes, metric: Metric) -> MetricStreams:
-        """The streams of one metric."""
+        """The streams of one metric, a sum or a gauge."""
         header = metric.sum
         origin = Origin(
             resource,
@@ -136,6 +139,7 @@ class StreamCache:
             header.aggregation_temporality,
             header.is_monotonic,
             attributes=(),
+            reading=_GAUGE if metric.WhichOneof("data") == "gauge" else None,
         )
         known = self._metrics.get((tenant, origin))
         if known is None:
@@ -160,6 +164,8 @@ class MetricStreams:
         self._tenant = tenant
         self._origin = origin
         self._known = known
+        self.adds_up = origin.monotonic
+        """True for amounts, False for levels."""
 
     def known(self) -> dict[bytes, Resolved]:
         """Streams, and refusals, by what `rest` gives for their points."""
@@ -192,9 +198,12 @@ class MetricStreams:
         """The point as it came, with the reason why it is not billed."""
         origin = self._origin
         header = Metric(name=origin.name, unit=origin.unit)
-        header.sum.aggregation_temporality = origin.temporality
-        header.sum.is_monotonic = origin.monotonic
-        header.sum.data_points.append(number)
+        if origin.reading is _GAUGE:
+            header.gauge = Sum(data_points=[number]).SerializeToString()
+        else:
+            header.sum.aggregation_temporality = origin.temporality
+            header.sum.is_monotonic = origin.monotonic
+            header.sum.data_points.append(number)
         return Quarantined(
             tenant=self._tenant,
             account=stream.series.account if isinstance(stream, Stream) else "",
@@ -206,7 +215,8 @@ class MetricStreams:
         )
 
     def _decode(self, origin: Origin) -> Resolved:
-        refusal = validation.check_metric(origin.name, origin.unit, origin.temporality, origin.monotonic)
+        gauge = origin.reading is _GAUGE
+        refusal = validation.check_metric(origin.name, origin.unit, origin.temporality, origin.monotonic, gauge=gauge)
         attributes = wire.decode_point_attributes(origin.attributes)
         refusal = refusal or validation.check_attributes(attributes)
         if refusal is not None:
@@ -225,12 +235,13 @@ class MetricStreams:
             wire.decode_attributes(scope.attributes),
             origin.name,
             origin.unit,
-            "sum",
+            "gauge" if gauge else "sum",
             origin.temporality,
             origin.monotonic,
             attributes,
         )
-        return Stream(identity, series, Temporality(origin.temporality), resource, scope.name, origin)
+        temporality = Temporality(origin.temporality) if origin.monotonic else Temporality.LEVEL
+        return Stream(identity, series, temporality, resource, scope.name, origin)
 
 
 def identifying(resource: Attributes) -> Attributes:
@@ -299,9 +310,8 @@ def decoding_metrics(
                     decoded.unmatched += found.unmatched
                 elif not meters.is_usage(scope_name, metric):
                     decoded.pass_over(metric.name)
-                elif metric.WhichOneof("data") == "sum":
+                elif (numbers := _numbers(metric)) is not None:
                     streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)
-                    numbers = metric.sum.data_points
                     for start in range(0, len(numbers), PIECE):
                         piece = numbers[start : start + PIECE]
                         left -= len(piece)
@@ -312,6 +322,20 @@ def decoding_metrics(
                 else:
                     payload = wire.encode_metric(resource_metrics.resource, scope_metrics.scope, metric)
                     _keep_aside(tenant, metric, payload, decoded)
+
+
+def _numbers(metric: Metric) -> Sequence[NumberDataPoint] | None:
+    """The points of a sum or a gauge, which lie in a gauge as in a sum; None of what is neither, or cannot be read."""
+    match metric.WhichOneof("data"):
+        case "sum":
+            return metric.sum.data_points
+        case "gauge":
+            try:
+                return Sum.FromString(metric.gauge).data_points or None
+            except DecodeError:
+                return None
+        case _:
+            return None
 
 
 def _decode_numbers(
@@ -328,12 +352,12 @@ def _decode_numbers(
             data = number.SerializeToString()
             found = known.get(data[_TIMES_AND_VALUE:])
             if type(found) is Stream and data[0] == _START_TAG:
-                add(Point._make((found, start_ns, time_ns, Decimal(whole), 0)))
+                add(Point._make((found, start_ns, time_ns, Decimal(whole), 0, b"")))
                 continue
         stream = streams.resolve(number)
         if number.flags & NO_RECORDED_VALUE:
             continue
-        value = validation.read_value(number)
+        value = validation.read_value(number) if streams.adds_up else validation.read_level(number)
         if isinstance(stream, Refusal):
             refusal: Refusal | None = stream
         elif isinstance(value, Refusal):
@@ -363,7 +387,7 @@ def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -
     if not points:
         decoded.pass_over(metric.name)
         return
-    detail = f"a {_TYPES[kind]} is not billed: send a monotonic sum (Counter)"
+    detail = f"a {_TYPES[kind]} is not billed: send a sum (Counter), or name its count or sum in a file of meters"
     refusal = Refusal(Reason.TYPE_UNSUPPORTED, detail)
     time_ns = max(point.time_unix_nano for point in points)
     decoded.rejected += len(points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
 _MAX_TEXT: Final = 1024
 """Characters of a span's name, a service or a user that are kept."""
+# A span may say the same meter of the same account as often as OpenTelemetry allows events: 60 digits and some.
+_EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
 @dataclass(slots=True)
@@ -84,7 +87,7 @@ def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int,
                 refusals.append(item)
             else:
                 same = found.get((item.account, item.meter))
-                quantity = item.quantity if same is None else item.quantity + same.quantity
+                quantity = item.quantity if same is None else _EXACT.add(item.quantity, same.quantity)
                 found[item.account, item.meter] = item._replace(quantity=quantity)
     decoded.evidence.extend(found.values())
     if refusals:

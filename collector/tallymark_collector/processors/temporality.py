@@ -15,6 +15,7 @@ counts from 0 again, as Prometheus reads its counters.
 
 from __future__ import annotations
 
+import decimal
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from typing import Final, NamedTuple
 from tallymark_collector.model import Point, Reason, Refusal, Stream, cause
 
 ZERO = Decimal(0)
+# Python's own 28 digits would round the increase between a large total and a small fraction, and the sum of the
+# increases would not be the total any more. What `validation` lets through has 55 digits.
+_EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 _SDK_LANGUAGE: Final = "telemetry.sdk.language"
 _COARSE_CLOCKS: Final = ("nodejs", "webjs")
@@ -86,7 +90,8 @@ def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases)
         own = cause(start_ns, sample.time_ns, "increase")
         result.points.append(Point(point.stream, begin, sample.time_ns, increase, own))
     if after is not None:
-        correction = _increase(start_ns, base_ns, sample, after) - _increase(start_ns, base_ns, before, after)
+        more, less = (_increase(start_ns, base_ns, one, after) for one in (sample, before))
+        correction = _EXACT.subtract(more, less)
         if correction:
             own = cause(start_ns, sample.time_ns, "correction")
             result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction, own))
@@ -102,7 +107,7 @@ def _increase(start_ns: int, base_ns: int, before: Sample | None, sample: Sample
         return ZERO if not start_ns or sample.time_ns == base_ns else sample.value
     if start_ns == 0 and sample.value < before.value:
         return sample.value
-    return sample.value - before.value
+    return _EXACT.subtract(sample.value, before.value)
 
 
 def _falls(before: Sample | None, after: Sample | None) -> Refusal | None:

@@ -51,19 +51,25 @@ OVERFLOWED: Final = Refusal(
 )
 
 
-def check_metric(name: str, unit: str, temporality: int, monotonic: bool) -> Refusal | None:
-    """What is wrong with a sum as a whole."""
+def check_metric(name: str, unit: str, temporality: int, monotonic: bool, *, gauge: bool = False) -> Refusal | None:
+    """What is wrong with a sum or a gauge as a whole."""
     if refusal := check_meter(name):
         return refusal
     if len(unit) > MAX_UNIT_LENGTH or "\0" in unit:
         return Refusal(Reason.METER_INVALID, f"a meter's unit has at most {MAX_UNIT_LENGTH} characters, none NUL")
+    if gauge:
+        return None
     if temporality not in (Temporality.DELTA, Temporality.CUMULATIVE):
         return Refusal(
             Reason.TEMPORALITY_MISSING,
             f"aggregation temporality {temporality} is neither delta nor cumulative",
         )
-    if not monotonic:
-        return Refusal(Reason.TYPE_UNSUPPORTED, "a sum that can fall (UpDownCounter) is not billed")
+    if not monotonic and temporality == Temporality.DELTA:
+        return Refusal(
+            Reason.TYPE_UNSUPPORTED,
+            "a sum that can fall (UpDownCounter) came as changes, which tell no level unless all are there: have it"
+            " sent with cumulative temporality",
+        )
     return None
 
 
@@ -152,6 +158,12 @@ def read_value(point: NumberDataPoint) -> Decimal | Refusal:
     """The point's value as an exact decimal: an integer as it is, a double as its shortest decimal."""
     value = read_number(point)
     return value if isinstance(value, Refusal) else check_quantity(value) or value
+
+
+def read_level(point: NumberDataPoint) -> Decimal | Refusal:
+    """A level as an exact decimal. It may be negative: one process may count up what another one counts down."""
+    value = read_number(point)
+    return value if isinstance(value, Refusal) else check_quantity(abs(value)) or value
 
 
 def read_number(point: NumberDataPoint) -> Decimal | Refusal:

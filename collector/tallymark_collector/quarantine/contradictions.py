@@ -7,11 +7,13 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering import Rules
 from tallymark_collector.model import ControlTotal, Evidence, Point, Temporality
 from tallymark_collector.processors.decoding import StreamCache, decode_metrics
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine.items import Item
+from tallymark_collector.quarantine.metered import decode
 from tallymark_collector.quarantine.reading import time_text
 from tallymark_collector.quarantine.settling import FAR
 from tallymark_collector.store import rows
@@ -66,10 +68,17 @@ SELECT account, period_start, period_end, plan, period_end <= now() FROM billing
 WHERE tenant = %s AND account = %s AND period_start <= %s AND period_end > %s ORDER BY period_start"""
 
 
-async def stored(connection: Connection, item: Item) -> list[Stored]:
-    """What is stored for the identity that the item came with; of a running total, its neighbours too."""
+async def stored(connection: Connection, item: Item, rules: Rules | None = None) -> list[Stored]:
+    """What is stored for the identity that the item came with; of a running total, its neighbours too. What a file of
+    meters made usage has an identity with that file only."""
     found: list[Stored] = []
     try:
+        if item.metered:
+            if rules is None:
+                return found
+            for point in decode(item, item.payload, rules, None, _ALL_TIMES, 1).points:
+                found += await _point(connection, point)
+            return found
         if item.signal == "traces":
             for span in decode_spans(item.tenant, item.payload, _ALL_TIMES, 1).evidence:
                 found += await _span(connection, span)

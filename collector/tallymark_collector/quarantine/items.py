@@ -76,6 +76,8 @@ class Item(NamedTuple):
     time: datetime | None
     recorded_at: datetime
     payload: bytes
+    metered: bool = False
+    """True if a file of meters made it usage of `meter`."""
 
     @property
     def id(self) -> str:
@@ -123,7 +125,7 @@ _IDS_SQL: Final = f"""
 SELECT id FROM usage_quarantine_open {_WHERE} ORDER BY time NULLS FIRST, id"""  # noqa: S608 - a constant of ours
 
 _BY_PREFIX_SQL: Final = """
-SELECT account, digest, tenant, meter, reason, detail, signal, time, recorded_at, payload
+SELECT account, digest, tenant, meter, reason, detail, signal, time, recorded_at, payload, metered
 FROM usage_quarantine
 WHERE digest BETWEEN decode(rpad(%(prefix)s, 32, '0'), 'hex') AND decode(rpad(%(prefix)s, 32, 'f'), 'hex')
   AND tenant = %(tenant)s
@@ -144,7 +146,7 @@ FROM quarantine_action WHERE account = %(account)s AND digest = %(digest)s ORDER
 
 _ON_INVOICE_SQL: Final = f"""
 SELECT count(*) FROM usage_quarantine_open {_WHERE}
-  AND signal = 'metrics' AND NOT starts_with(meter, %(control)s)"""  # noqa: S608 - a constant of ours
+  AND (signal = 'metrics' OR metered) AND NOT starts_with(meter, %(control)s)"""  # noqa: S608 - a constant of ours
 
 
 async def open_items(connection: Connection, wanted: Filter, limit: int) -> list[Entry]:

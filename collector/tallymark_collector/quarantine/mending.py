@@ -129,7 +129,7 @@ def _mend_number(
     kept = []
     for data, item in items:
         if item is not None and item.key in drop:
-            changed[item.key] = (_said(item), None)
+            changed[item.key] = (shown(item), None)
         elif item is None and "" in drop:
             changed["(unreadable attribute)"] = (data.hex()[:_SHOWN], None)
         else:
@@ -170,7 +170,7 @@ def _mend_carrier(attributes: Any, decision: Decision, changed: dict[str, tuple[
     if not any(item.key.startswith(conventions.METER_PREFIX) for item in attributes):
         return
     for item in [item for item in attributes if item.key in decision.drop]:
-        changed[item.key] = (_said(item), None)
+        changed[item.key] = (shown(item), None)
         attributes.remove(item)
     if decision.account is None:
         return
@@ -184,7 +184,7 @@ def _mend_carrier(attributes: Any, decision: Decision, changed: dict[str, tuple[
     for item in there:
         attributes.remove(item)
     attributes.add(key=conventions.ACCOUNT).value.string_value = decision.account
-    changed[conventions.ACCOUNT] = (_said(there[-1]) if there else None, decision.account)
+    changed[conventions.ACCOUNT] = (shown(there[-1]) if there else None, decision.account)
 
 
 def _readable(attributes: Iterable[bytes]) -> Iterator[tuple[bytes, KeyValue | None]]:
@@ -195,7 +195,8 @@ def _readable(attributes: Iterable[bytes]) -> Iterator[tuple[bytes, KeyValue | N
             yield data, None
 
 
-def _said(item: KeyValue) -> str:
+def shown(item: KeyValue) -> str:
+    """An attribute's value as the trail repeats it."""
     value = item.value
     return _short(value.string_value if value.HasField("string_value") else str(value).strip())
 

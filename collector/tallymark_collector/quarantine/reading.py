@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Final
@@ -10,14 +10,16 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering.rules import KINDS, STATUSES
 from tallymark_collector.model import Attributes, Refusal, Temporality, attributes_json
 from tallymark_collector.processors import validation
 from tallymark_collector.quarantine.rules import Kind
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import NumberDataPoint
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import NumberDataPoint, Sum
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNREADABLE: Final = "(not readable)"
@@ -40,15 +42,16 @@ def time_text(ns: int) -> str:
     return f"{instant}.{fraction}Z" if fraction else f"{instant}Z"
 
 
-def read(signal: str, payload: bytes) -> Content:
-    """A payload of the quarantine. Never raises: what cannot be read is said to be so."""
+def read(signal: str, payload: bytes, *, metered: bool = False) -> Content:
+    """A payload of the quarantine; `metered`: one that a file of meters made usage. Never raises: what cannot be read
+    is said to be so."""
     try:
-        return _span(payload) if signal == "traces" else _metric(payload)
+        return _span(payload, metered) if signal == "traces" else _metric(payload, metered)
     except (DecodeError, MalformedRequest, IndexError) as error:
         return Content(Kind.OTHER, {"payload": f"{_UNREADABLE}: {error}; {len(payload)} bytes"})
 
 
-def _metric(payload: bytes) -> Content:
+def _metric(payload: bytes, metered: bool) -> Content:
     resource = wire.parse_metrics(payload).resource_metrics[0]
     scope = resource.scope_metrics[0]
     metric = scope.metrics[0]
@@ -60,10 +63,13 @@ def _metric(payload: bytes) -> Content:
         "metric": metric.name,
         "unit": metric.unit,
     }
-    if kind_of_data != "sum":
-        return Content(Kind.OTHER, {**facts, "type": kind_of_data.replace("_", " ")})
-    header = metric.sum
-    facts["type"] = _sum_type(header.aggregation_temporality, header.is_monotonic)
+    if kind_of_data not in ("sum", "gauge"):
+        return _other(facts, metrics_pb2.Metric.FromString(metric.SerializeToString()), metered)
+    # A gauge's points lie in it as in a sum.
+    header = metric.sum if kind_of_data == "sum" else Sum.FromString(metric.gauge)
+    facts["type"] = (
+        "gauge" if kind_of_data == "gauge" else _sum_type(header.aggregation_temporality, header.is_monotonic)
+    )
     for number in header.data_points:
         facts["attributes"] = _point_attributes(number)
         facts["start time"] = time_text(number.start_time_unix_nano)
@@ -71,17 +77,49 @@ def _metric(payload: bytes) -> Content:
         facts["value"] = _value(number)
     if name == conventions.CONTROL_SCOPE:
         return Content(Kind.CONTROL, facts)
-    cumulative = header.aggregation_temporality == Temporality.CUMULATIVE
-    return Content(Kind.CUMULATIVE if cumulative else Kind.DELTA, facts)
+    if kind_of_data == "gauge" or not header.is_monotonic:
+        return Content(Kind.LEVEL, facts)
+    return Content(_kind(header.aggregation_temporality), facts)
 
 
-def _span(payload: bytes) -> Content:
+def _other(facts: dict[str, str], metric: metrics_pb2.Metric, metered: bool) -> Content:
+    """A metric that is no sum: which only a file of meters can make usage."""
+    kind = metric.WhichOneof("data")
+    if kind is None:
+        return Content(Kind.OTHER, {**facts, "type": "nothing"})
+    data = getattr(metric, kind)
+    temporality = Temporality.CUMULATIVE if kind == "summary" else getattr(data, "aggregation_temporality", None)
+    facts["type"] = kind.replace("_", " ")
+    if temporality is not None and kind != "summary":
+        facts["type"] += f", {_temporality(temporality)}"
+    if len(data.data_points) > 1:
+        facts["points"] = f"{len(data.data_points):,}, of which this is the first"
+    for point in data.data_points[:1]:
+        facts["attributes"] = _shown(point.attributes)
+        facts["start time"] = time_text(point.start_time_unix_nano)
+        facts["time"] = time_text(point.time_unix_nano)
+        if kind == "gauge":
+            facts["value"] = _value(point)
+        else:
+            has_sum = kind == "summary" or point.HasField("sum")
+            facts["count"] = str(point.count)
+            facts["sum"] = repr(point.sum) if has_sum else "(not given)"
+    return Content(_kind(temporality) if metered and temporality is not None else Kind.OTHER, facts)
+
+
+def _kind(temporality: int) -> Kind:
+    return Kind.CUMULATIVE if temporality == Temporality.CUMULATIVE else Kind.DELTA
+
+
+def _span(payload: bytes, metered: bool) -> Content:
     request = ExportTraceServiceRequest.FromString(payload)
     resource = request.resource_spans[0]
     span = resource.scope_spans[0].spans[0]
     facts = {
         "resource": _shown(resource.resource.attributes),
         "span": span.name,
+        "span kind": _name(KINDS, span.kind - 1),
+        "status": _name(STATUSES, span.status.code),
         "trace": span.trace_id.hex(),
         "span id": span.span_id.hex(),
         "attributes": _shown(span.attributes),
@@ -90,13 +128,20 @@ def _span(payload: bytes) -> Content:
         facts[f"usage event {position}"] = _shown(event.attributes)
     facts["start time"] = time_text(span.start_time_unix_nano)
     facts["time"] = time_text(span.end_time_unix_nano)
-    return Content(Kind.SPAN, facts)
+    return Content(Kind.USAGE_SPAN if metered else Kind.SPAN, facts)
+
+
+def _name(names: Sequence[str], code: int) -> str:
+    return names[code] if 0 <= code < len(names) else "unspecified"
 
 
 def _sum_type(temporality: int, monotonic: bool) -> str:
+    return f"sum, {_temporality(temporality)}{'' if monotonic else ', may fall'}"
+
+
+def _temporality(temporality: int) -> str:
     names = {int(Temporality.DELTA): "increase (delta)", int(Temporality.CUMULATIVE): "running total (cumulative)"}
-    kind = names.get(temporality, f"temporality {temporality}")
-    return f"sum, {kind}{'' if monotonic else ', may fall'}"
+    return names.get(temporality, f"temporality {temporality}")
 
 
 def _resource(data: bytes) -> str:
@@ -128,6 +173,6 @@ def _shown(items: Iterable[KeyValue]) -> str:
         return attributes_json(Attributes.of({item.key: _UNREADABLE for item in items}))
 
 
-def _value(number: NumberDataPoint) -> str:
-    value = validation.read_number(number)
+def _value(number: NumberDataPoint | metrics_pb2.NumberDataPoint) -> str:
+    value = validation.read_number(number)  # type: ignore[arg-type]
     return f"none: {value.detail}" if isinstance(value, Refusal) else f"{value:f}"

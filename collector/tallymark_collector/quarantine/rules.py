@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tallymark_collector.model import Reason
@@ -15,7 +15,9 @@ class Kind(str, enum.Enum):
 
     DELTA = "increase"
     CUMULATIVE = "running total"
+    LEVEL = "level"
     SPAN = "span"
+    USAGE_SPAN = "span that is usage"
     CONTROL = "control total"
     OTHER = "metric that is no sum"
 
@@ -49,7 +51,7 @@ class Rule:
 
     def refusal(self, kind: Kind) -> str | None:
         """Why an item of this kind cannot be released, if so."""
-        return self.never.get(kind)
+        return _NO_LEVEL if kind is Kind.LEVEL else self.never.get(kind)
 
     def allows(self, option: Option) -> bool:
         """True if the option makes sense for this Reason."""
@@ -70,6 +72,9 @@ _NO_TIME: Final = "two points without a time cannot be told from one that was se
 _NO_TEMPORALITY: Final = "nobody knows whether the value is an increase or a running total"
 _FALLING: Final = (
     "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
+)
+_NO_LEVEL: Final = (
+    "what a stream stood at then is told by its samples before and after; mend the producer, and discard this"
 )
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
@@ -113,8 +118,9 @@ RULES: Final[Mapping[Reason, Rule]] = {
         never={Kind.SPAN: "the meter's name is part of the span; it is evidence and bills nothing"},
     ),
     Reason.TYPE_UNSUPPORTED: Rule(
-        "It is no monotonic sum: a gauge, a histogram, a summary, or a sum that may fall (UpDownCounter).",
-        "count with a Counter",
+        "It is a histogram or a summary, or a sum that may fall (UpDownCounter) of which only changes came.",
+        "count with a Counter; send an UpDownCounter with cumulative temporality; name a histogram's count or sum in a"
+        " file of meters",
         _NO_SUM,
         never=_not_at_all(_NO_SUM),
     ),
@@ -152,6 +158,7 @@ RULES: Final[Mapping[Reason, Rule]] = {
         never={
             Kind.CUMULATIVE: "two running totals of one time are two answers to one question, not two amounts",
             Kind.SPAN: _NO_EVIDENCE_TWICE,
+            Kind.USAGE_SPAN: "one span has one quantity of a meter",
             Kind.CONTROL: "a producer cannot have recorded two totals by one time: the audit must not choose",
         },
     ),
@@ -178,8 +185,8 @@ RULES: Final[Mapping[Reason, Rule]] = {
         "A file of meters bills the span, and the span says that others like it were never sent: a count of it would be"
         " too low, by nobody knows how much.",
         "bill from the service's metrics, or sample nothing; `sampled: allow` in the file counts what arrives",
-        "none: what was sampled away cannot be brought back; discard it",
-        never=_not_at_all("one call of an unknown number is no amount of usage"),
+        "bills it if the file (--meters) says `sampled: allow` by now: what was sampled away stays unbilled",
+        takes=frozenset({Option.ACCOUNT, Option.FORCE}),
     ),
     Reason.STREAMS_LIMITED: Rule(
         "The tenant began more streams within the hour than it may. Streams that were known went on.",
@@ -217,6 +224,38 @@ RULES: Final[Mapping[Reason, Rule]] = {
     ),
 }
 
+_READ_ANEW: Final = frozenset({Option.ACCOUNT, Option.ADDITIONAL, Option.FORCE})
+"""What a meter of a file refused first may have hidden that nobody is named."""
+
+METERED: Final[Mapping[Reason, Rule]] = {
+    Reason.ACCOUNT_MISSING: Rule(
+        "It is usage by a file of meters, and nothing where the file looks for the account names one.",
+        "have the gateway say whose call it is; or give the file another place to look at, or the name in its `map`",
+        "bills it, read with the file (--meters), to the account that is given (`attribute`), or as it is where the"
+        " file names one by now",
+        takes=_READ_ANEW,
+    ),
+    Reason.ATTRIBUTES_INVALID: Rule(
+        "An attribute, the resource or the scope cannot be kept, or what names the account is no name. The detail says"
+        " which.",
+        "send attributes within the limits, or leave those out of the file's dimensions",
+        "bills it, read with the file (--meters), without the attributes that are named (--drop); where one of them was"
+        " to name the account, with the one that is given (`attribute`)",
+        takes=_READ_ANEW | {Option.DROP},
+    ),
+    Reason.METER_INVALID: Rule(
+        "It comes in another unit than the file of meters expects.",
+        "say in the file which `source_unit` it has and by which `factor` it is the meter's",
+        "bills it as the file (--meters) reads it by now, if that knows its unit",
+        takes=_READ_ANEW,
+    ),
+    **{
+        reason: replace(RULES[reason], takes=RULES[reason].takes | _READ_ANEW)
+        for reason in (Reason.TIME_TOO_OLD, Reason.TIME_AHEAD, Reason.TIME_REVERSED)
+    },
+}
+"""Of usage that a file of meters takes from other people's telemetry, where that differs."""
+
 UNKNOWN: Final = Rule(
     "A newer version of Tallymark put it here, for a reason that this one does not know.",
     "use that version",
@@ -225,9 +264,10 @@ UNKNOWN: Final = Rule(
 )
 
 
-def rule(reason: str) -> Rule:
-    """The rule of a reason as the database has it."""
+def rule(reason: str, *, metered: bool = False) -> Rule:
+    """The rule of a reason as the database has it; `metered`: of usage by a file of meters."""
     try:
-        return RULES[Reason(reason)]
+        known = Reason(reason)
+        return METERED[known] if metered and known in METERED else RULES[known]
     except (ValueError, KeyError):
         return UNKNOWN

@@ -24,6 +24,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from tallymark_collector.errors import MalformedRequest, UserError
+from tallymark_collector.metering import Rules
 from tallymark_collector.model import (
     Batch,
     Point,
@@ -41,6 +42,7 @@ from tallymark_collector.processors.validation import TimeLimits, account_name
 from tallymark_collector.quarantine import items, reading
 from tallymark_collector.quarantine.items import Action, Item
 from tallymark_collector.quarantine.mending import Decision, Mended, Origin, mend, named_account, origin
+from tallymark_collector.quarantine.metered import read_metered
 from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
 from tallymark_collector.store import Store, locks, writer
 from tallymark_collector.store.database import Connection
@@ -78,6 +80,7 @@ class _Read(NamedTuple):
     origin: Origin | None
     point: Point | None
     billed_to: str | None
+    changed: dict[str, tuple[str | None, str | None]]
 
 
 class _Note(NamedTuple):
@@ -100,33 +103,38 @@ INSERT INTO quarantine_action (account, digest, number, action, tenant, acted_by
 VALUES (%(account)s, %(digest)s, ({_NUMBER}), %(action)s, %(tenant)s, %(by)s, %(because)s, %(changed)s, %(billed_to)s,
         %(quantity)s, %(inserted)s, %(duplicates)s, %(evidence)s, %(origin)s, %(point)s, %(series)s)"""  # noqa: S608
 
-# Totals of one stream tell of each other: all of them are billed as one thing, or one amount is billed as two.
+# Totals of one stream tell of each other: all of them are billed as one thing, or one amount is billed as two. What a
+# file of meters makes of one origin is one meter's: that the file drops another dimension by now is no other usage.
 _ELSEWHERE_SQL: Final = """
 SELECT encode(digest, 'hex'), billed_to FROM quarantine_action
 WHERE origin = %(origin)s AND (%(cumulative)s OR point = %(point)s)
-  AND action IN ('released', 'attributed') AND series <> %(series)s
+  AND action IN ('released', 'attributed')
+  AND CASE WHEN %(metered)s THEN billed_to <> %(account)s ELSE series <> %(series)s END
 LIMIT 1"""
 
 _DROPPED_SQL: Final = "SELECT evidence_from FROM usage_kept WHERE evidence_from > %s"
 
 
-async def release(store: Store, item: Item, decision: Decision, person: Person, now_ns: int) -> Settled:
-    """Bills an item, as a person decided; `attributed` where that names an account. Raises NotSettled, and then nothing
-    was changed, or StoreUnavailable."""
-    found = rule(item.reason)
-    kind = reading.read(item.signal, item.payload).kind
+async def release(
+    store: Store, item: Item, decision: Decision, person: Person, now_ns: int, rules: Rules | None = None
+) -> Settled:
+    """Bills an item, as a person decided; `attributed` where that names an account. `rules` is the file of meters that
+    what such a file made usage is read with. Raises NotSettled, and then nothing was changed, or StoreUnavailable."""
+    found = rule(item.reason, metered=item.metered)
+    kind = reading.read(item.signal, item.payload, metered=item.metered).kind
     _check(item, found, kind, decision)
     # Of what lacks an account, too, the clock may have been set back.
-    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.SPAN))
+    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.SPAN, Kind.USAGE_SPAN))
 
     async def work(connection: Connection) -> Settled:
         last = await _taken(connection, item)
         if last is not None and last.action != "reopened":
             return Settled(item, last, done_now=False)
         try:
-            _check_nameless(item, decision)
-            mended = mend(item.signal, item.payload, decision)
-            read = await _read(connection, item, mended, decision, now_ns)
+            if item.metered:
+                read = await _read_metered(connection, item, decision, rules, now_ns)
+            else:
+                read = await _read(connection, item, decision, now_ns)
         except MalformedRequest as error:
             raise NotSettled(f"{item.id}: its payload cannot be read: {error}") from None
         try:
@@ -136,7 +144,7 @@ async def release(store: Store, item: Item, decision: Decision, person: Person, 
         if result.conflicts:
             raise NotSettled(_contradiction(item, kind, result.conflicts[0].refusal))
         action = "attributed" if decision.account is not None else "released"
-        return await _noted(connection, item, person, _Note(action, person.because, mended.changed, read, result))
+        return await _noted(connection, item, person, _Note(action, person.because, read.changed, read, result))
 
     return await store.settle(work)
 
@@ -208,9 +216,29 @@ async def _taken(connection: Connection, item: Item) -> Action | None:
     return await items.last_action(connection, item)
 
 
-async def _read(connection: Connection, item: Item, mended: Mended, decision: Decision, now_ns: int) -> _Read:
+def _limits(decision: Decision) -> TimeLimits:
     # However long ago: whether it can be told from a replay, the database knows (`usage_kept`).
-    limits = TimeLimits(ahead=FAR if decision.force else TimeLimits().ahead, retention=FAR)
+    return TimeLimits(ahead=FAR if decision.force else TimeLimits().ahead, retention=FAR)
+
+
+async def _read_metered(
+    connection: Connection, item: Item, decision: Decision, rules: Rules | None, now_ns: int
+) -> _Read:
+    found = read_metered(item, decision, rules, _limits(decision), now_ns)
+    if isinstance(found, str):
+        raise NotSettled(f"{item.id}: {found}")
+    await locks.taken(connection, f"{locks.QUARANTINE}.{found.origin.stream}")
+    await _check_elsewhere(connection, item, found.origin, found.point)
+    point = _own(found.point, found.origin, additional=decision.additional) if found.apart else found.point
+    evidence = [] if await _dropped(connection, item) else found.evidence
+    batch = Batch(points=[point], evidence=evidence)
+    return _Read(batch, found.origin, point, point.stream.series.account, found.changed)
+
+
+async def _read(connection: Connection, item: Item, decision: Decision, now_ns: int) -> _Read:
+    _check_nameless(item, decision)
+    mended = mend(item.signal, item.payload, decision)
+    limits = _limits(decision)
     if item.signal == "traces":
         return await _read_spans(connection, item, mended, limits, now_ns)
     decoded = decode_metrics(item.tenant, mended.payload, StreamCache(), limits, now_ns)
@@ -220,7 +248,7 @@ async def _read(connection: Connection, item: Item, mended: Mended, decision: De
     if not decoded.points:
         if not batch:
             raise NotSettled(f"{item.id}: there is nothing in it that this version takes for usage")
-        return _Read(batch, None, None, None)
+        return _Read(batch, None, None, None, mended.changed)
     if len(decoded.points) > 1:
         raise NotSettled(f"{item.id}: there are {len(decoded.points)} points in it, and each is a decision of its own")
     [point] = decoded.points
@@ -230,7 +258,7 @@ async def _read(connection: Connection, item: Item, mended: Mended, decision: De
     await _check_elsewhere(connection, item, came_as, point)
     if mended.changed or decision.additional:
         point = _own(point, came_as, additional=decision.additional)
-    return _Read(Batch(points=[point]), came_as, point, series.account)
+    return _Read(Batch(points=[point]), came_as, point, series.account, mended.changed)
 
 
 async def _read_spans(connection: Connection, item: Item, mended: Mended, limits: TimeLimits, now_ns: int) -> _Read:
@@ -241,10 +269,18 @@ async def _read_spans(connection: Connection, item: Item, mended: Mended, limits
             raise NotSettled(_still(item, kept.refusal))
     if not decoded.evidence:
         raise NotSettled(f"{item.id}: there is nothing in it that this version takes for evidence")
-    if item.time is not None and await (await connection.execute(_DROPPED_SQL, [item.time])).fetchone():
+    if await _dropped(connection, item):
         raise NotSettled(f"{item.id}: spans of its time have been dropped, so it would be dropped too: discard it")
     accounts = {found.account for found in decoded.evidence}
-    return _Read(Batch(evidence=decoded.evidence), None, None, accounts.pop() if len(accounts) == 1 else None)
+    account = accounts.pop() if len(accounts) == 1 else None
+    return _Read(Batch(evidence=decoded.evidence), None, None, account, mended.changed)
+
+
+async def _dropped(connection: Connection, item: Item) -> bool:
+    """True if spans of the item's time have been dropped: one that is added would go as well."""
+    if item.time is None:
+        return False
+    return await (await connection.execute(_DROPPED_SQL, [item.time])).fetchone() is not None
 
 
 async def _check_elsewhere(connection: Connection, item: Item, came_as: Origin, point: Point) -> None:
@@ -253,6 +289,8 @@ async def _check_elsewhere(connection: Connection, item: Item, came_as: Origin, 
         "point": came_as.point,
         "cumulative": point.stream.temporality is Temporality.CUMULATIVE,
         "series": point.stream.series.id,
+        "account": point.stream.series.account,
+        "metered": item.metered,
     }
     row = await (await connection.execute(_ELSEWHERE_SQL, arguments)).fetchone()
     if row is None:
@@ -293,7 +331,7 @@ def _contradiction(item: Item, kind: Kind, refusal: Refusal) -> str:
 
 
 async def _noted(connection: Connection, item: Item, person: Person, note: _Note) -> Settled:
-    read = note.read or _Read(Batch(), None, None, None)
+    read = note.read or _Read(Batch(), None, None, None, {})
     result = note.result or WriteResult()
     changed = {without_nul(name): [_text(v) for v in pair] for name, pair in (note.changed or {}).items()}
     arguments = {

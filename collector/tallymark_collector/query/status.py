@@ -7,10 +7,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from tallymark_collector.model import Reason
 from tallymark_collector.store.database import Connection
 
 EXACT_UP_TO: Final = 1_000_000
 """Rows that are counted; beyond them the planner's statistics have to do."""
+
+
+UNATTRIBUTED: Final = [Reason.ACCOUNT_MISSING.value, Reason.ATTRIBUTE_OVERFLOW.value]
+"""Reasons of usage whose account is not known. How much it is, the payloads know: here the items are counted."""
+
+# The SDK's spans are evidence of usage that its metrics hold.
+_UNATTRIBUTED_SQL: Final = """
+SELECT meter, count(*) FROM usage_quarantine_open
+WHERE reason = ANY(%(reasons)s) AND (signal = 'metrics' OR metered)
+  AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND (%(meter)s::text IS NULL OR meter = %(meter)s)
+  AND (%(start)s::timestamptz IS NULL OR time IS NULL OR time >= %(start)s)
+  AND (%(end)s::timestamptz IS NULL OR time IS NULL OR time < %(end)s)
+GROUP BY meter ORDER BY count(*) DESC, meter"""
 
 
 class Server(NamedTuple):
@@ -39,6 +53,8 @@ class Contents:
     """Account-hours that wait for a refresh."""
     quarantine: Mapping[str, int]
     """Open items by reason."""
+    unattributed: Mapping[str, int]
+    """Open items of usage that names no account, by meter."""
     evidence: Count
 
 
@@ -96,8 +112,22 @@ async def contents(connection: Connection, tenant: str | None = None, exact_up_t
         newest=newest,
         waiting=waiting,
         quarantine=dict(quarantine),
+        unattributed=await unattributed(connection, tenant),
         evidence=await _count(connection, "usage_evidence", exact_up_to, tenant),
     )
+
+
+async def unattributed(
+    connection: Connection,
+    tenant: str | None = None,
+    *,
+    meter: str | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> dict[str, int]:
+    """How many open items of each meter are usage that nobody is billed for until somebody names the account."""
+    wanted = {"tenant": tenant, "meter": meter, "start": start, "end": end, "reasons": UNATTRIBUTED}
+    return dict(await (await connection.execute(_UNATTRIBUTED_SQL, wanted)).fetchall())
 
 
 async def _points(connection: Connection, tenant: str | None, limit: int) -> Count:

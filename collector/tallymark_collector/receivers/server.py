@@ -6,8 +6,9 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -29,12 +30,21 @@ from tallymark_collector.telemetry.requests import Requests
 
 logger = logging.getLogger(__name__)
 
+LOOK: Final = 0.25
+"""Seconds between looks at whether gRPC still listens."""
+
+Listen = Callable[[int], tuple[grpc.aio.Server, int]]
+"""From a port, 0 for a free one, to a gRPC server that has bound it and was not started, and the port. Raises UserError
+where it is taken."""
+
 
 class Server:
     """Running servers."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, names: list[str], *, reflects: bool = False) -> None:
-        self.port = port
+    def __init__(self, listen: Listen, port: int, names: list[str], *, reflects: bool = False) -> None:
+        """Raises UserError where the port is taken."""
+        self._listen = listen
+        self._server, self.port = listen(port)
         """The port that is listened on; of interest where 0 was asked for."""
         self.http_port: int | None = None
         """The same of HTTP; None without it."""
@@ -42,19 +52,49 @@ class Server:
         """The same of health and metrics, which are no part of this."""
         self.readiness = Readiness()
         """Whether usage is taken, as health checks are told."""
-        self._server = server
         self._names = names
+        self._reflects = reflects
         self._http: HttpServer | None = None
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if reflects:
-            known = [name for name in names if name] + [health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(known, server)
+        self._drained = asyncio.ensure_future(self.readiness.drained.wait())
 
     async def start(self) -> None:
         """Takes requests from now on."""
-        await self._server.start()
+        await self._start_grpc()
         await self.tell()
+
+    async def _start_grpc(self) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._reflects:
+            known = [name for name in self._names if name] + [health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(known, self._server)
+        await self._server.start()
+
+    async def keep_listening(self, host: str) -> None:
+        """Until the collector drains: where gRPC has given its server up, listens again on the same port.
+
+        A call whose path is not UTF-8 is enough (grpcio 1.85): the server's loop dies of it, before any code of ours is
+        asked, and nobody listens any more. gRPC tells so only when that call's connection has ended, which is up to the
+        client; so it is the port that is looked at.
+        """
+        while not self.readiness.draining:
+            await asyncio.wait({self._drained}, timeout=LOOK)
+            try:
+                await asyncio.to_thread(check_free, host, self.port)
+            except UserError:
+                continue  # somebody listens, and that is us
+            if not self.readiness.draining:
+                logger.error("nobody listens on port %s: the gRPC server is started again", self.port)
+                await self._start_again()
+
+    async def _start_again(self) -> None:
+        try:
+            self._server, _ = self._listen(self.port)
+            await self._start_grpc()
+        except Exception:
+            logger.exception("the gRPC server could not be started again; the next try is in %s s", LOOK)
+        if self.readiness.draining:  # the other one was stopped meanwhile
+            await self._server.stop(None)
 
     async def start_http(self, http: HttpServer, sockets: list[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Takes requests over HTTP, too."""
@@ -102,29 +142,34 @@ async def serving(
     # First: a gRPC server that was never started would keep its port.
     shared = settings.shares_ports
     sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port, shared=shared)
-    server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
-    server.add_generic_rpc_handlers(
-        tuple(otlp_grpc.handler(service, tenant_of, admission, requests) for service in offered)
-    )
-    address = f"{settings.host}:{settings.port}"
-    try:
+
+    def listen_grpc(port: int) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
+        server.add_generic_rpc_handlers(
+            tuple(otlp_grpc.handler(service, tenant_of, admission, requests) for service in offered)
+        )
+        address = f"{settings.host}:{port}"
         if not shared:
-            check_free(settings.host, settings.port)
-        if certificate is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, certificate.grpc_credentials())
-    except (RuntimeError, UserError) as error:
+            check_free(settings.host, port)
+        try:
+            if certificate is None:
+                return server, server.add_insecure_port(address)
+            return server, server.add_secure_port(address, certificate.grpc_credentials())
+        except RuntimeError as error:
+            raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
+
+    names = ["", *(service.name for service in offered)]
+    try:
+        running = Server(listen_grpc, settings.port, names, reflects=settings.reflection)
+    except UserError:
         for one in sockets:
             one.close()
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
-    names = ["", *(service.name for service in offered)]
-    running = Server(server, port, names, reflects=settings.reflection)
+        raise
     asking: asyncio.Task[None] | None = None
+    listening: asyncio.Task[None] | None = None
     try:
         await running.start()
+        listening = asyncio.create_task(running.keep_listening(settings.host))
         if sockets:
             receiver = Receiver(offered, limits, admission, tenant_of, requests)
             http = HttpServer(receiver, limits, settings.drain_seconds)
@@ -136,6 +181,8 @@ async def serving(
     finally:
         # Shielded: a second signal must not cut off requests whose clients would then have to guess.
         await asyncio.shield(running.drain(settings.drain_seconds))
+        if listening is not None:
+            await listening
         if asking is not None:
             # It ends by itself; a query that is cut off in the middle would leave a warning.
             await asyncio.wait({asking}, timeout=ASK_TIMEOUT)

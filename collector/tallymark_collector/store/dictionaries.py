@@ -9,6 +9,7 @@ from uuid import UUID
 from tallymark import conventions
 from tallymark_collector.model import Series, Stream, attributes_json, without_nul
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.latest import Latest
 
 MAX_REMEMBERED: Final = 500_000
 """Streams that a process remembers to have written; at the limit it forgets all and asks the database again."""
@@ -34,6 +35,7 @@ class Dictionaries:
     """Which streams this process knows to be committed. What a transaction adds counts only after its commit."""
 
     def __init__(self) -> None:
+        self.latest: Final = Latest()
         self._committed: set[tuple[int, int]] = set()  # of ids: an integer hashes in no time
         # A stream may have several series: a file of meters takes dimensions from resources and spans, which vary.
 

@@ -23,6 +23,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     # What was used is only ever added to: whoever takes over a collector cannot change or remove what it recorded.
     "usage_point": _ADD,
     "usage_sample": _ADD,
+    "usage_level": _ADD,
     "usage_evidence": _ADD,
     "usage_producer": _ADD,
     "usage_control": _ADD,
@@ -65,6 +66,8 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_hourly": _READ,
     "usage_daily": _READ,
     "usage_by_period": _READ,
+    "usage_by_period_aggregated": _READ,
+    "usage_levels": _READ,
     "usage_calls": _READ,
     "usage_lines": _READ,
 }
@@ -78,12 +81,17 @@ READER: Final = (
     "usage_hourly",
     "usage_daily",
     "usage_by_period",
+    "usage_by_period_aggregated",
+    "usage_levels",
     "usage_calls",
     "usage_lines",
     "usage_quarantine_open",
     "usage_quarantine_history",
 )
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
+
+FUNCTIONS: Final = ("usage_aggregated(text, text, timestamptz, timestamptz, jsonb)",)
+"""What writers and readers may call. A view's functions are called with the rights of who reads the view."""
 
 _STANDING_SQL: Final = """
 SELECT r.rolname = pg_get_userbyid(n.nspowner), pg_has_role(r.oid, n.nspowner, 'MEMBER'),
@@ -98,6 +106,11 @@ WHERE NOT CASE privilege
     WHEN 'UPDATE' THEN has_any_column_privilege(relation, privilege)
     ELSE has_table_privilege(relation, privilege) END
 GROUP BY relation ORDER BY relation"""
+
+
+_UNCALLABLE_SQL: Final = """
+SELECT function, 'EXECUTE' FROM unnest(%s::text[]) AS needed (function)
+WHERE NOT has_function_privilege(function, 'EXECUTE') ORDER BY function"""
 
 
 async def grant(connection: Connection, *, writer: str | None = None, reader: str | None = None) -> None:
@@ -137,6 +150,9 @@ async def check_writer(connection: Connection) -> None:
     needed = [(f"{SCHEMA}.{name}", each.split(" ")[0]) for name, several in relations for each in several]
     columns = [list(column) for column in zip(*needed, strict=True)]
     missing = await (await connection.execute(_MISSING_SQL, columns)).fetchall()
+    missing += await (
+        await connection.execute(_UNCALLABLE_SQL, [[f"{SCHEMA}.{each}" for each in FUNCTIONS]])
+    ).fetchall()
     if missing:
         user = connection.info.user
         lacks = "; ".join(f"{privileges} on {relation}" for relation, privileges in missing)
@@ -160,6 +176,10 @@ async def _only(connection: Connection, role: str, privileges: Mapping[str, tupl
                     name,
                 )
             )
+    for function in FUNCTIONS:
+        await connection.execute(
+            sql.SQL("GRANT EXECUTE ON FUNCTION {}.{} TO {}").format(schema, sql.SQL(function), name)
+        )
 
 
 async def _check(connection: Connection, role: str) -> None:

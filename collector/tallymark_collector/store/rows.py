@@ -28,6 +28,7 @@ EVIDENCE_COLUMNS: Final = (
 
 _FIELDS: Final = pack(">h", len(POINT_COLUMNS.split()))
 _STAGED_FIELDS: Final = pack(">hi", len(POINT_COLUMNS.split()) + 1, 4)
+_STAGED_KEY_FIELDS: Final = pack(">hi", 5 + 1, 4)
 _KEY_BYTES: Final = len(_FIELDS) + 4 + (4 + 8) + (4 + 16) + (4 + 8) + (4 + 8)
 """Of a row: up to the end of `part`, less the account's name."""
 
@@ -63,7 +64,7 @@ def point_rows(points: Iterable[Point]) -> list[bytes]:
     rows = []
     last = None
     time = start_and_part = b""
-    for stream, start_ns, time_ns, value, cause in points:
+    for stream, start_ns, time_ns, value, cause, _ in points:
         # The points of an interval share their times and most often follow each other.
         if (start_ns, time_ns, cause) != last:
             last = start_ns, time_ns, cause
@@ -95,6 +96,11 @@ def key(row: bytes) -> bytes:
 def staged(position: int, row: bytes) -> bytes:
     """The same row with its position before it."""
     return _STAGED_FIELDS + pack(">i", position) + row[len(_FIELDS) :]
+
+
+def staged_key(position: int, key: bytes) -> bytes:
+    """A row of the position and the unique key's columns."""
+    return _STAGED_KEY_FIELDS + pack(">i", position) + key[len(_FIELDS) :]
 
 
 def mark_row(hour: int, account: str, tenant: str) -> bytes:

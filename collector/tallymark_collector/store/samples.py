@@ -108,5 +108,8 @@ async def _known(connection: Connection, epochs: dict[_Epoch, list[Point]]) -> d
 def conflict(point: Point, refusal: Refusal) -> Quarantined:
     """A point that contradicts what is stored, kept whole."""
     series = point.stream.series
-    payload = wire.encode_point(point)
-    return Quarantined(series.tenant, series.account, series.meter, point.time_ns, refusal, "metrics", payload)
+    signal = "traces" if point.span else "metrics"
+    payload = point.span or wire.encode_point(point)
+    return Quarantined(
+        series.tenant, series.account, series.meter, point.time_ns, refusal, signal, payload, point.metered
+    )

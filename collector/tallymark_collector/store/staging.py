@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Distinct(NamedTuple):
     """Position of each other item, to the place in `firsts` of the one that it repeats."""
 
 
-def distinct(keys: Sequence[Hashable], order: Iterable[int]) -> Distinct:
+def distinct(keys: Sequence[Hashable] | Mapping[int, Hashable], order: Iterable[int]) -> Distinct:
     """Tells first items from those that repeat one, in that order of positions."""
     places: dict[Hashable, int] = {}
     found = Distinct([], {})

@@ -8,6 +8,7 @@ to what they would have come to one after the other, and each has its own result
 
 from __future__ import annotations
 
+import enum
 import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
@@ -30,14 +31,29 @@ from tallymark_collector.model import (
     WriteResult,
     without_nul,
 )
-from tallymark_collector.store import control, dictionaries, evidence, points, rows, samples
+from tallymark_collector.store import control, dictionaries, evidence, levels, points, rows, samples
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.latest import Guess, Latest
 
 _QUARANTINE_SQL: Final = """
-INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
 
+
+class _Doubt(enum.Enum):
+    """Which points are looked up before they are copied."""
+
+    LATE = enum.auto()
+    """Those that may be there already, by what this process has committed."""
+    ALL = enum.auto()
+    STAGED = enum.auto()
+    """None: the database tells new from old as it inserts them."""
+
+
+_ATTEMPTS: Final = (_Doubt.LATE, _Doubt.ALL, _Doubt.ALL, _Doubt.STAGED)
+"""One after the other, where a point was there that was taken for new: another collector's may come between a look and
+COPY, even twice."""
 
 PIECE: Final = 4096
 """Points whose rows are made between two rests."""
@@ -54,6 +70,8 @@ class Encoded:
     """Their rows."""
     totals: Sequence[Point]
     """Points of cumulative streams: what they add is found out in the transaction."""
+    levels: Sequence[Point]
+    """What streams stand at: no amounts, and in no sum."""
     streams: Iterable[Stream]
     marks: set[tuple[int, str, str]]
     """Hours of the deltas since the Unix epoch, with account and tenant."""
@@ -89,6 +107,7 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
     """The same in pieces (see `resting`)."""
     deltas: list[Point] = []
     totals: list[Point] = []
+    stands: list[Point] = []
     lines: list[bytes] = []
     streams: dict[Stream, None] = {}
     marks: set[tuple[int, str, str]] = set()
@@ -98,13 +117,14 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
         piece = batch.points[start : start + PIECE]
         found = dict.fromkeys(point.stream for point in piece)
         streams |= found
-        if any(stream.temporality is Temporality.CUMULATIVE for stream in found):
+        if any(stream.temporality is not Temporality.DELTA for stream in found):
             totals += [point for point in piece if point.stream.temporality is Temporality.CUMULATIVE]
+            stands += [point for point in piece if point.stream.temporality is Temporality.LEVEL]
             piece = [point for point in piece if point.stream.temporality is Temporality.DELTA]
         deltas += piece
         lines += rows.point_rows(piece)
         marks |= _marks(piece)
-    return Encoded(batch, deltas, lines, totals, streams, marks)
+    return Encoded(batch, deltas, lines, totals, stands, streams, marks)
 
 
 def _marks(found: Iterable[Point]) -> set[tuple[int, str, str]]:
@@ -126,22 +146,35 @@ async def write(
 ) -> list[WriteResult]:
     """Writes the batches in one transaction and returns after its commit. Idempotent where `beside` is."""
     new = known.unknown(chain.from_iterable(encoded.streams for encoded in group))
-    try:
-        tallies = await _write(connection, group, new, beside, all_new=True)
-    except UniqueViolation:
-        tallies = await _write(connection, group, new, beside, all_new=False)
+    # Where late points are taken for new ones, those are looked at first.
+    for doubt in (_Doubt.LATE, *_ATTEMPTS) if known.latest.trusting else _ATTEMPTS:
+        try:
+            tallies, guess = await _write(connection, group, new, known.latest, beside, doubt)
+        except UniqueViolation:
+            known.latest.looked_up(found=True)
+            if doubt is _ATTEMPTS[-1]:
+                raise
+        else:
+            break
     known.remember(new)
+    known.latest.committed(guess)
     return [WriteResult(tally.inserted, tally.duplicates, tally.evidence, tally.conflicts) for tally in tallies]
 
 
 async def _write(
-    connection: Connection, group: Sequence[Encoded], new: list[Stream], beside: Beside | None, *, all_new: bool
-) -> list[_Tally]:
-    """`all_new`: takes every point for a new one. Raises UniqueViolation where one is not."""
+    connection: Connection,
+    group: Sequence[Encoded],
+    new: list[Stream],
+    latest: Latest,
+    beside: Beside | None,
+    doubt: _Doubt,
+) -> tuple[list[_Tally], Guess]:
+    """Raises UniqueViolation where a point was there that was taken for a new one."""
     async with connection.transaction():
         if new:
             await dictionaries.register(connection, new)
-        tallies = await _write_points(connection, group, all_new)
+        tallies, guess = await _write_points(connection, group, latest, doubt)
+        await _write_levels(connection, group, tallies)
         await _write_evidence(connection, group, tallies)
         for tally, refused in zip(
             tallies, await control.write(connection, [encoded.batch for encoded in group]), strict=True
@@ -151,10 +184,12 @@ async def _write(
         await _quarantine(connection, chain.from_iterable(aside))
         if beside is not None:
             await beside(connection)
-        return tallies
+        return tallies, guess
 
 
-async def _write_points(connection: Connection, group: Sequence[Encoded], all_new: bool) -> list[_Tally]:
+async def _write_points(
+    connection: Connection, group: Sequence[Encoded], latest: Latest, doubt: _Doubt
+) -> tuple[list[_Tally], Guess]:
     applied = await samples.apply(connection, [encoded.totals for encoded in group])
     tallies = [_Tally(duplicates=one.duplicates, conflicts=list(one.conflicts)) for one in applied]
     found: list[Point] = []
@@ -170,17 +205,36 @@ async def _write_points(connection: Connection, group: Sequence[Encoded], all_ne
         owners += [tally] * tally.inserted
         marks |= encoded.marks
         marks |= _marks(one.points)
-    if all_new:
-        await points.insert(connection, found, lines, marks)
-        return tallies
-    for position, there in (await points.insert_new(connection, found, lines)).items():
+    guess = latest.guess(found)
+    if doubt is _Doubt.STAGED:
+        there = await points.insert_new(connection, found, lines)
+    else:
+        late = guess.late if doubt is _Doubt.LATE else range(len(found))
+        close = guess.close if doubt is _Doubt.LATE else ()
+        there = await points.there(connection, found, lines, late, close)
+        if late:
+            latest.looked_up(found=bool(there))
+        if there:
+            lines = [line for position, line in enumerate(lines) if position not in there]
+            marks = _marks(point for position, point in enumerate(found) if position not in there)
+        await points.insert(connection, lines, marks)
+    for position, quantity in there.items():
         tally = owners[position]
         tally.inserted -= 1
-        if there == found[position].value:
+        if quantity == found[position].value:
             tally.duplicates += 1
         else:
-            tally.conflicts.append(_conflict(found[position], there))
-    return tallies
+            tally.conflicts.append(_conflict(found[position], quantity))
+    return tallies, guess
+
+
+async def _write_levels(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
+    # One batch after the other: of two with the same level the second has the duplicate. Levels are few.
+    for encoded, tally in zip(group, tallies, strict=True):
+        told = await levels.insert(connection, encoded.levels)
+        tally.inserted += told.inserted
+        tally.duplicates += told.duplicates
+        tally.conflicts += told.conflicts
 
 
 async def _write_evidence(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
@@ -231,11 +285,13 @@ async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> N
             await cursor.executemany(_QUARANTINE_SQL, arguments)
 
 
-def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes]:
+def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]:
     reason, detail = item.refusal
     digest = hashlib.blake2b(digest_size=16)
     # Not the detail: it may tell how far off a time is, which differs at each retry.
-    for piece in (item.tenant.encode(), reason.value.encode(), item.payload):
+    # The meter only where a file of meters makes several of one payload: each of them is decided by itself.
+    meter = (item.meter.encode(),) if item.metered else ()
+    for piece in (item.tenant.encode(), reason.value.encode(), item.payload, *meter):
         digest.update(len(piece).to_bytes(8, "big") + piece)
     in_range = 0 < item.time_ns < 2**63
     return (
@@ -248,4 +304,5 @@ def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, 
         item.signal,
         rows.timestamp(item.time_ns) if in_range else None,
         item.payload,
+        item.metered,
     )

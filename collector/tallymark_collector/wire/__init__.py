@@ -150,7 +150,7 @@ def _encode_reading(origin: Origin, start_ns: int, time_ns: int, value: Decimal)
     kind, quantity, factor = origin.reading
     metric = metrics_pb2.Metric(name=origin.name, unit=origin.unit)
     data = getattr(metric, kind)
-    if kind != "summary":
+    if kind not in ("summary", "gauge"):
         data.aggregation_temporality = origin.temporality
     if kind == "sum":
         data.is_monotonic = origin.monotonic

@@ -61,7 +61,10 @@ class _Misfit(Exception):  # noqa: N818
 
     def sentence(self) -> str:
         """Where, what and what instead."""
-        shown = json.dumps(self.found, default=str)[:_MAX_SHOWN]
+        try:
+            shown = json.dumps(self.found, default=str)[:_MAX_SHOWN]
+        except RecursionError:  # what could just be read may be too deep to be written
+            shown = "nested deeply"
         where = "".join(reversed(self.path)).lstrip(".") or "the request"
         return f"{where} is {shown} and has to be {self.expected}"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tallymark_collector.billing import Catalog, CatalogError, read_catalog
 from tallymark_collector.billing.catalog_file import parse_catalog
-from tallymark_collector.billing.plans import FlatFee, Graduated, PerUnit, Volume
+from tallymark_collector.billing.plans import FlatFee, Graduated, PerUnit, Plan, Volume
 from tallymark_collector.documents.reading import MAX_FILE_BYTES
 
 GOOD = """\
@@ -440,3 +440,62 @@ def test_files_that_cannot_be_text(tmp_path: Path, content: bytes, message: str)
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         read_catalog(tmp_path / "prices.yaml")
+
+
+def with_meter(meter: str) -> str:
+    charge = "{meter: calls, unit_price: 1}"
+    return f"currency: EUR\nmeters:\n  calls: {meter}\nplans:\n  pro:\n    charges:\n      - {charge}\n"
+
+
+@pytest.mark.parametrize(
+    ("meter", "problem"),
+    [
+        (
+            "{unit: s, aggregation: mx}",
+            "3: meters.calls.aggregation: expected one of sum, count, max, latest, unique, average, integral, got 'mx';"
+            " did you mean max?",
+        ),
+        ("{unit: s, aggregation: 1}", "3: meters.calls.aggregation: expected one of"),
+        ("{unit: s, aggregation: unique}", "3: meters.calls.of: is required with `aggregation: unique`"),
+        ("{unit: s, aggregation: max, of: user.id}", "3: meters.calls.of: is for `aggregation: unique`; a max is not"),
+        ("{unit: s, of: user.id}", "3: meters.calls.of: is for `aggregation: unique`; a sum is not"),
+        ("{unit: s, aggregation: unique, of: tallymark.account.id}", "3: meters.calls.of: names the account itself"),
+        ("{unit: s, aggregation: unique, of: ''}", "3: meters.calls.of: must not be empty"),
+        ("{unit: s, across: sum}", "3: meters.calls.across: is for levels (average, integral, latest, max); a sum has"),
+        ("{unit: s, aggregation: count, stale_after: 5m}", "3: meters.calls.stale_after: is for levels"),
+        ("{unit: s, aggregation: max, across: max}", "3: meters.calls.across: expected one of sum, latest, got 'max'"),
+        ("{unit: s, aggregation: max, stale_after: 5}", "3: meters.calls.stale_after: expected a time of at most 31"),
+        ("{unit: s, aggregation: max, stale_after: 32d}", "3: meters.calls.stale_after: expected a time of at most 31"),
+        ("{unit: s, aggregation: max, stale_after: 0m}", "3: meters.calls.stale_after: expected a time of at most 31"),
+        ("{unit: s, agregation: max}", "3: meters.calls.agregation: unknown field; did you mean aggregation?"),
+    ],
+)
+def test_an_aggregation_that_makes_no_sense(meter: str, problem: str):
+    assert only_problem(with_meter(meter)).startswith(problem)
+
+
+def test_a_plan_has_the_aggregations_of_the_meters_that_it_charges_for():
+    catalog = parse_catalog(with_meter("{unit: s, aggregation: unique, of: user.id}") + "  free: {charges: []}\n")
+    pro = catalog.plans["pro"]
+    assert pro.to_document()["aggregations"] == {"calls": {"aggregation": "unique", "of": "user.id"}}
+    assert Plan.from_document(pro.to_document()) == pro
+    assert "aggregations" not in catalog.plans["free"].to_document()
+    summed, written = (parse_catalog(with_meter(meter)) for meter in ("{unit: s}", "{unit: s, aggregation: sum}"))
+    assert summed.plans["pro"] == written.plans["pro"]
+    assert summed.plans["pro"].version != pro.version
+
+
+@pytest.mark.parametrize(
+    ("meter", "document", "unit"),
+    [
+        ("{unit: By, aggregation: integral, stale_after: 26h}", {"stale_after": 26 * 3600}, "By.h"),
+        ("{unit: By, aggregation: average, across: latest, stale_after: 5m}", {"across": "latest"}, "By"),
+        ("{unit: '', aggregation: integral, stale_after: 31d}", {"stale_after": 31 * 86_400}, "h"),
+    ],
+)
+def test_levels_have_a_time_for_which_they_hold(meter: str, document: dict[str, object], unit: str):
+    plan = parse_catalog(with_meter(meter)).plans["pro"]
+    written = plan.to_document()["aggregations"]["calls"]
+    assert written == {"aggregation": written["aggregation"], **document}
+    assert Plan.from_document(plan.to_document()) == plan
+    assert plan.aggregations["calls"].unit("" if unit == "h" else "By") == unit

@@ -58,6 +58,7 @@ def test_the_document(catalog: Catalog):
                 "description": "Base fee",
                 "meter": None,
                 "unit": None,
+                "aggregation": None,
                 "quantity": "1",
                 "unit_price": "29.00",
                 "amount": "29.00",
@@ -66,6 +67,7 @@ def test_the_document(catalog: Catalog):
                 "description": "Requests, included (100 per period)",
                 "meter": "api.requests",
                 "unit": "{request}",
+                "aggregation": "sum",
                 "quantity": "100",
                 "unit_price": "0",
                 "amount": "0.00",
@@ -74,6 +76,7 @@ def test_the_document(catalog: Catalog):
                 "description": "Requests",
                 "meter": "api.requests",
                 "unit": "{request}",
+                "aggregation": "sum",
                 "quantity": "9900",
                 "unit_price": "0.0004",
                 "amount": "3.96",
@@ -88,6 +91,7 @@ def test_the_document(catalog: Catalog):
                 "reason": "the plan has no charge for it",
             }
         ],
+        "remarks": [],
     }
     assert json.loads(json.dumps(document)) == document
 

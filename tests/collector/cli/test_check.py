@@ -146,3 +146,20 @@ def test_the_projects_own_examples(offline: Run) -> None:
         ("greetings", "{greeting}"),
         ("pages", "{page}"),
     }
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "fits"), [("max", False), ("count", False), ("integral", False), ("sum", True)]
+)
+def test_what_the_sdk_sends_is_no_single_event(offline: Run, service: Path, aggregation: str, fits: bool) -> None:
+    """No invoice could be made of it: told before the first call is metered."""
+    plans = Path("plans.yaml").read_text()
+    Path("plans.yaml").write_text(
+        plans.replace('unit: "{request}"', f'unit: "{{request}}", aggregation: {aggregation}')
+    )
+    result = offline("check", "--plans", "plans.yaml")
+    assert result.exit_code == (0 if fits else 1)
+    message = (
+        f"app.py:4: error: meter 'api.requests' is billed by its {aggregation} (plans.yaml:3), which needs a point"
+    )
+    assert (message in result.stdout) is not fits

@@ -92,6 +92,19 @@ def test_status(run: Run, dsn: str) -> None:
         Quarantined("default", "acme", "api.requests", 1, Refusal(reason, "detail"), "metrics", bytes([number]))
         for number, reason in enumerate([Reason.TIME_AHEAD, Reason.TIME_AHEAD, Reason.VALUE_NEGATIVE])
     ]
+    nobody = Refusal(Reason.ACCOUNT_MISSING, "detail")
+    refused += [
+        Quarantined("default", "", meter, 1, nobody, signal, f"{meter}, {signal}".encode(), metered)
+        for meter, signal, metered in [
+            ("api.requests", "metrics", False),
+            ("gateway.requests", "metrics", True),
+            ("gateway.requests", "traces", True),
+            ("", "traces", False),  # evidence: what it shows is in the metrics
+        ]
+    ]
+    refused.append(
+        Quarantined("default", "", "egress", 1, Refusal(Reason.ATTRIBUTE_OVERFLOW, "detail"), "metrics", b"")
+    )
     fill(
         dsn,
         used(acme, "2024-03-01T10:00:00", 1),
@@ -110,7 +123,8 @@ def test_status(run: Run, dsn: str) -> None:
         "oldest": "2024-02-01T00:00:00Z",
         "newest": "2024-03-02T11:00:00Z",
         "hours_waiting": 3,
-        "quarantine": {"time_ahead": 2, "value_negative": 1},
+        "quarantine": {"account_missing": 4, "attribute_overflow": 1, "time_ahead": 2, "value_negative": 1},
+        "unattributed": {"gateway.requests": 2, "api.requests": 1, "egress": 1},
         "evidence": {"count": 1, "exact": True},
         "collector": {"endpoint": NOBODY, "state": "not reachable"},
     }
@@ -118,7 +132,10 @@ def test_status(run: Run, dsn: str) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     rows = cells(result.stdout)
     assert ["server", f"PostgreSQL {version}"] in rows
-    assert ["quarantine", "3 open (time_ahead 2, value_negative 1): tallymark quarantine list"] in rows
+    reasons = "account_missing 4, attribute_overflow 1, time_ahead 2, value_negative 1"
+    assert ["quarantine", f"8 open ({reasons}): tallymark quarantine list"] in rows
+    nameless = "4 items of no account (gateway.requests 2, api.requests 1, egress 1): tallymark quarantine attribute"
+    assert ["unattributed", nameless] in rows
     assert ["collector", f"{NOBODY} not reachable"] in rows
 
 

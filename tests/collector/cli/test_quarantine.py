@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from tallymark_collector.cli.app import app
+from tallymark_collector.metering import Metering, read_rules
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store
 from tests.collector.cli.conftest import Run, cells, program
+from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
 from tests.support.usage import SECOND, number, request, sum_metric
 
 ACCOUNT = "tallymark.account.id"
@@ -279,3 +283,135 @@ def test_who_decides_may_stand_in_the_environment(dsn: str) -> None:
     done = program("quarantine", "discard", "--all", "--yes", "--because", "a test", "--json", env=environment)
     assert done.returncode == 0
     assert [action["acted_by"] for action in json.loads(done.stdout)["done"]] == ["the nightly job"]
+
+
+METERS = """\
+meters:
+  requests:
+    unit: "{request}"
+    sources:
+      - {metric: h, quantity: count, account: consumer}
+      - {span: "GET *", account: consumer, spans_are_complete: true}
+  seconds:
+    unit: s
+    sources: [{metric: h, quantity: sum, account: consumer}]
+"""
+
+
+@pytest.fixture
+def meters(dsn: str, tmp_path: Path) -> str:
+    """A file of meters, and what it made usage of nobody: a histogram's point for two meters, and a span."""
+    file = tmp_path / "meters.yaml"
+    file.write_text(METERS)
+    resource = {"service.name": "kong", "service.instance.id": "one"}
+    point = histogram_point(MARCH - SECOND, MARCH, 7, 1.25, {"route": "[red]/a"})
+    times = {"start_time_unix_nano": MARCH - SECOND, "end_time_unix_nano": MARCH}
+
+    async def write() -> None:
+        store = Store(dsn)
+        await store.open()
+        try:
+            pipeline = Pipeline(store, now_ns=lambda: MARCH, metering=Metering(read_rules(file)))
+            await pipeline.metrics("default", metrics_of(resource, histogram([point], "h")).SerializeToString())
+            spans = spans_of(resource, [span(1, {"x": 1}, name="GET /a", **times)])
+            await pipeline.traces("default", spans.SerializeToString())
+        finally:
+            await store.close()
+
+    asyncio.run(write())
+    return str(file)
+
+
+def test_an_item_of_a_file_of_meters_is_explained(run: Run, meters: str) -> None:
+    by_meter = {(item["meter"], item["signal"]): item["id"] for item in listed(run)}
+    assert sorted(by_meter) == [("requests", "metrics"), ("requests", "traces"), ("seconds", "metrics")]
+    shown = run("quarantine", "show", by_meter["seconds", "metrics"], "--meters", meters)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    for sentence in (
+        "meter       seconds, by a file of meters",
+        "what it is  increase",
+        "metric      h",
+        "type        histogram, increase (delta)",
+        'attributes  {"route":"[red]/a"}',
+        "time        2024-03-15T10:53:20Z",
+        "count       7",
+        "sum         1.25",
+        "What this means. It is usage by a file of meters",
+        f"By {meters}:",
+        "Release: bills it, read with the file (--meters)",
+    ):
+        assert sentence in shown.stdout, shown.stdout
+    assert "bucket" not in shown.stdout
+    rows = cells(shown.stdout)
+    for meter in ("requests", "seconds"):
+        [row] = [row for row in rows if row[:2] == [meter, "quarantined"]]
+        assert row[-1].startswith(f"account_missing: meter {meter}: nothing names the account: looked at consumer")
+    plain = json.loads(run("quarantine", "show", by_meter["seconds", "metrics"], "--json").stdout)
+    assert (plain["metered"], plain["kind"], "by_file" in plain) == (True, "increase", False)
+    of_span = json.loads(run("quarantine", "show", by_meter["requests", "traces"], "--meters", meters, "--json").stdout)
+    assert of_span["kind"] == "span that is usage"
+    assert (of_span["content"]["span"], of_span["content"]["span kind"]) == ("GET /a", "server")
+    assert [(one["meter"], one["outcome"]) for one in of_span["by_file"]] == [("requests", "quarantined")]
+
+
+def test_an_item_that_another_file_passes_over_says_why(run: Run, meters: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(METERS.replace("metric: h,", "metric: h, where: {route: /b},").replace("GET", "PUT"))
+    [item] = [item["id"] for item in listed(run, "--meter", "seconds")]
+    shown = run("quarantine", "show", item, "--meters", str(other))
+    assert "passed over" in shown.stdout
+    assert "route is '[red]/a', not /b" in shown.stdout
+    refused = run("quarantine", "attribute", item, "--account", "acme", "--meters", str(other))
+    assert refused.exit_code == 1
+    assert "it is no usage of meter 'seconds'" in refused.stderr
+    assert "route is '[red]/a', not /b" in refused.stderr
+    other.write_text("meters: {}")
+    wrong = run("quarantine", "attribute", item, "--account", "acme", "--meters", str(other))
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert run("quarantine", "show", item, "--meters", str(tmp_path / "none.yaml")).exit_code == 2
+    assert len(listed(run)) == 3
+
+
+def test_usage_of_nobody_is_told_and_attributed_with_the_file(run: Run, meters: str, plans: Path) -> None:
+    assert run("plans", "apply", str(plans)).exit_code == 0
+    told = "warning: usage that names no account, not among this: items in quarantine 3:"
+    nobody = run("usage", "--json")
+    assert (json.loads(nobody.stdout), nobody.stderr) == ([], f"{told} tallymark quarantine list --account ''\n")
+    assert run("usage", "--json", "--account", "acme").stderr == ""
+    assert run("usage", "--json", "--to", "2024-03-01").stderr == ""
+    assert "items in quarantine 1:" in run("usage", "--json", "--meter", "seconds").stderr
+    status = json.loads(run("status", "--json", "--endpoint", "127.0.0.1:1").stdout)
+    assert status["unattributed"] == {"requests": 2, "seconds": 1}
+    document = json.loads(run("invoice", "--account", "acme", "--at", "2024-03-15", "--json").stdout)
+    assert document["in_quarantine"] == {"account": 0, "no_account": 3}
+    bulk = ("quarantine", "attribute", "--reason", "account_missing", "--account", "acme", "--yes")
+    without = run(*bulk)
+    assert (without.exit_code, without.stdout[:36]) == (1, "attribute to account 'acme': items 0")
+    assert without.stderr.count("give that file, --meters FILE (TALLYMARK_METERS)") == 3
+    # Of one meter: the other's item of the same point stays.
+    one = run(*bulk, "--meter", "requests", "--meters", meters)
+    assert (one.exit_code, one.stderr) == (0, "")
+    assert "items 2, points that are new 2, points that were there 0, spans that are new 1" in one.stdout
+    assert [item["meter"] for item in listed(run)] == ["seconds"]
+    rest = CliRunner().invoke(
+        app, [*bulk], env={"TALLYMARK_DATABASE": run.keywords["database"], "TALLYMARK_METERS": meters}
+    )  # type: ignore[attr-defined]
+    assert (rest.exit_code, listed(run)) == (0, [])
+    rows = json.loads(run("usage", "--json", "--by", "account,meter").stdout)
+    assert {(row["account"], row["meter"]): row["quantity"] for row in rows} == {
+        ("acme", "requests"): "8",
+        ("acme", "seconds"): "1.25",
+    }
+    assert run("usage", "--json").stderr == ""
+    assert run("audit").exit_code == 0
+
+
+def test_another_tenant_s_items_are_not_settled(run: Run, meters: str) -> None:
+    ids = [item["id"] for item in listed(run)]
+    for arguments in (["attribute", "--account", "acme", "--meters", meters], ["discard", "--because", "x"]):
+        other = run("quarantine", *arguments, *ids, "--tenant", "other")
+        assert (other.exit_code, other.stdout) == (2, "")
+        assert "no item of tenant 'other'" in other.stderr
+        chosen = run("quarantine", *arguments, "--all", "--yes", "--tenant", "other")
+        assert " items 0," in chosen.stdout
+    assert [item["id"] for item in listed(run)] == ids

@@ -56,7 +56,7 @@ SAID = [
     ':15: meters["api.requests"].sources[1].scope: tallymark is the scope of Tallymark\'s own SDK',
     ':16: meters["api.requests"].sources[2]: a source is either `metric: name` or `span: name`',
     ":18: meters.x.unit: 'a b' is no unit of UCUM",
-    ":19: meters.x.aggregation: max is not there yet, and neither are gauges; only sum is",
+    ":19: meters.x.aggregation: what a period is billed by (max) is said in the plans file; here it is sum",
     ":20: meters.x.sources: must not be empty",
     ":27: meters.egress.sources[0].dimensions.e.resources: unknown field; did you mean resource?",
     ":28: meters.egress.sources[0].since: expected a time such as 2026-12-01T00:00:00Z, or a day (UTC)",

@@ -204,7 +204,7 @@ def test_what_is_kept_aside_and_why(file: Rules, metric: Metric, reason: Reason,
     assert metrics_of(KONG, metric).SerializeToString() == kept.payload
 
 
-def test_one_refused_point_harms_no_other_and_two_meters_keep_it_once() -> None:
+def test_one_refused_point_harms_no_other_and_is_an_item_of_each_meter() -> None:
     file = parse_rules(
         """
 meters:
@@ -215,9 +215,10 @@ meters:
     found = decode(file, counts(point(attributes={"x": 1}), point()))
     assert len(found.points) == 2
     assert found.rejected == 1
-    [kept] = found.quarantined
-    assert "meter requests: " in kept.refusal.detail
-    assert "meter seconds: " in kept.refusal.detail
+    assert [(kept.meter, kept.metered) for kept in found.quarantined] == [("requests", True), ("seconds", True)]
+    for kept in found.quarantined:
+        assert kept.refusal.detail.startswith(f"meter {kept.meter}: nothing names the account")
+    assert len({kept.payload for kept in found.quarantined}) == 1
 
 
 @pytest.mark.parametrize("kind", ["histogram", "counter"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
 
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Reason, Temporality
@@ -174,7 +174,7 @@ def test_a_foreign_counter_that_names_an_account_is_usage() -> None:
     assert [kept.refusal.reason for kept in decoded.quarantined] == [Reason.ACCOUNT_MISSING]
 
 
-@pytest.mark.parametrize("kind", ["gauge", "histogram", "exponential_histogram", "summary"])
+@pytest.mark.parametrize("kind", ["histogram", "exponential_histogram", "summary"])
 def test_a_metric_of_a_type_that_is_not_billed_is_kept_whole(kind: str) -> None:
     metric = Metric(name="latency")
     for _ in range(2):
@@ -340,3 +340,51 @@ def test_a_large_request_is_decoded_in_pieces_and_others_in_between() -> None:
         expected = decode(body).points
         assert [(p.stream.id, p[1:]) for p in decoded.points] == [(p.stream.id, p[1:]) for p in expected]
     assert cache.size <= 500 + 2 * 700, "what was cleared is dropped with the request that still held it"
+
+
+def gauge(*points: NumberDataPoint, name: str = "seats") -> Metric:
+    metric = Metric(name=name, unit="{seat}")
+    metric.gauge.data_points.extend(points)
+    return metric
+
+
+def test_what_a_stream_stands_at_is_no_amount() -> None:
+    """A gauge, and a running total that may fall; each is another stream than a counter of its name."""
+    points = [number(BASE, NOW, -3, ACME)]
+    decoded = decode(
+        request(
+            gauge(*points, name="seats"),
+            sum_metric(points, "seats", "{seat}", temporality=2, monotonic=False),
+            sum_metric([number(BASE, NOW, 3, ACME)], "seats", "{seat}", temporality=2),
+            scope="their.library",
+        )
+    )
+    assert decoded.quarantined == []
+    assert [(p.stream.temporality, p.value) for p in decoded.points] == [
+        (Temporality.LEVEL, -3),
+        (Temporality.LEVEL, -3),
+        (Temporality.CUMULATIVE, 3),
+    ]
+    assert len({p.stream.id for p in decoded.points}) == 3
+    assert len({p.stream.series.id for p in decoded.points}) == 1
+
+
+@pytest.mark.parametrize(
+    ("point", "reason"),
+    [
+        (number(0, NOW, 1, {}), Reason.ACCOUNT_MISSING),
+        (number(0, NOW, float("nan"), ACME), Reason.VALUE_NOT_FINITE),
+        (number(0, NOW, -1e26, ACME), Reason.VALUE_OUT_OF_RANGE),
+        (number(0, 0, 1, ACME), Reason.TIME_MISSING),
+        (number(0, NOW + 3600 * SECOND, 1, ACME), Reason.TIME_AHEAD),
+    ],
+)
+def test_a_level_that_cannot_be_kept_is_in_quarantine_as_it_came(point: NumberDataPoint, reason: Reason) -> None:
+    sent = gauge(point)
+    decoded = decode(request(gauge(point, number(0, NOW, 2, ACME)), scope="their.library"))
+    assert [p.value for p in decoded.points] == [2]
+    [kept] = decoded.quarantined
+    assert (kept.refusal.reason, kept.meter, decoded.rejected) == (reason, "seats", 1)
+    payload = ExportMetricsServiceRequest.FromString(kept.payload)
+    [came] = payload.resource_metrics[0].scope_metrics[0].metrics
+    assert came == sent

@@ -83,3 +83,11 @@ def test_quantities_are_exact() -> None:
 def test_malformed() -> None:
     with pytest.raises(MalformedRequest):
         decode_spans("default", b"\x0a\xff\xff\xff\xff\x0f", TimeLimits(), NOW)
+
+
+def test_what_a_span_says_twice_of_a_meter_is_added_up_exactly() -> None:
+    twice = span({**USAGE, "tallymark.meter.api.requests": "1000000000000000000000000"})
+    more = twice.events.add(name="tallymark.usage")
+    more.attributes.extend(key_values({**USAGE, "tallymark.meter.api.requests": "0.000000000000000000000000000001"}))
+    [evidence] = decode(twice).evidence
+    assert evidence.quantity == Decimal("1000000000000000000000000.000000000000000000000000000001")

@@ -32,6 +32,14 @@ def test_in_order() -> None:
     assert result.samples == [Sample(1010, Decimal(3)), Sample(1020, Decimal(3)), Sample(1030, Decimal(8))]
 
 
+def test_increases_of_many_digits_are_exact() -> None:
+    small, late, large = Decimal("1.2345678901234567E-7"), Decimal("0.1234567890123456"), Decimal(2**63 - 1)
+    result = increases(START, [], [Point(OF, START, 1010, small), Point(OF, START, 1030, large)])
+    result.points += increases(START, result.samples, [Point(OF, START, 1020, late)]).points
+    assert sum(Fraction(point.value) for point in result.points) == 2**63 - 1
+    assert sum(Fraction(point.value) for point in result.points if point.time_ns <= 1020) == Fraction(late)
+
+
 def test_a_late_total_splits_the_later_increase_and_leaves_the_sum() -> None:
     known = [Sample(1010, Decimal(3)), Sample(1030, Decimal(8))]
     assert billed(increases(START, known, totals((1020, 7)))) == [(1010, 1020, 4), (1020, 1030, -4)]

@@ -10,6 +10,8 @@ from contextlib import suppress
 
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
@@ -145,3 +147,37 @@ def test_of_many_binds_at_the_same_moment_one_succeeds() -> None:
     for thread in threads:
         thread.join()
     assert len(bound) == 1
+
+
+async def test_a_call_whose_path_is_no_text_does_not_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """grpcio's loop dies of it before our code is asked: somebody has to listen again, on the same port, though the
+    connection stays open."""
+    counting = Counting()
+    async with receiving(counting) as server:
+        writers = []
+        for times in (1, 2, 3):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writers.append(writer)
+            writer.write(_call(b"/x\xff/Export"))
+            await asyncio.wait_for(_started_again(caplog, times), 60)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                await MetricsServiceStub(channel).Export(GOOD, timeout=30, wait_for_ready=True)
+                state = await HealthStub(channel).Check(HealthCheckRequest(), timeout=30)
+                assert state.status == HealthCheckResponse.SERVING
+        for writer in writers:
+            writer.close()
+    assert counting.points == 3
+
+
+async def _started_again(caplog: pytest.LogCaptureFixture, times: int) -> None:
+    while caplog.text.count("is started again") < times:  # noqa: ASYNC110 - a log has no event
+        await asyncio.sleep(0.01)
+
+
+def _call(path: bytes) -> bytes:
+    """A call without a message, in HTTP/2's frames."""
+    headers = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"x", b"te": b"trailers"}
+    headers[b"content-type"] = b"application/grpc"
+    block = b"".join(b"\0%c%s%c%s" % (len(name), name, len(value), value) for name, value in headers.items())
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + b"\0\0%c\1\5\0\0\0\1" % len(block) + block

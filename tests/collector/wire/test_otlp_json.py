@@ -46,7 +46,9 @@ def test_any_message_is_the_same_in_both_encodings(kind: type[Message]) -> None:
     check()
 
 
-VALUES = st.one_of(st.integers(-5, 2**63 - 1), st.floats(), st.sampled_from([0, 1, 0.1, 1e300, math.nan]))
+VALUES = st.one_of(
+    st.integers(-5, 2**63 - 1), st.floats(allow_nan=False), st.sampled_from([0, 1, 0.1, 1e300, math.nan])
+)
 ATTRIBUTES = st.dictionaries(
     st.sampled_from(["tallymark.account.id", "http.route", "n", "b"]),
     st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), st.integers(-9, 9), st.binary(max_size=3)),
@@ -199,6 +201,23 @@ def test_what_is_no_request(text: bytes, sentence: str) -> None:
 def test_more_values_than_the_limit_are_refused_unread() -> None:
     with pytest.raises(TooLarge, match="at most 1000 are taken"):
         otlp_json.to_protobuf(b"[" * 1001, ExportMetricsServiceRequest, 1000)
+
+
+def test_json_that_can_just_be_read_is_refused_as_what_it_is() -> None:
+    """What is shown of it is written by a recursion of its own, which may be at its end a level sooner."""
+    most, too_many = 1, 1_000_000
+    while most < too_many - 1:
+        depth = (most + too_many) // 2
+        try:
+            json.loads(b"[" * depth + b"]" * depth)
+        except RecursionError:
+            too_many = depth
+        else:
+            most = depth
+    for depth in range(most - 60, most + 5):
+        for text in (b"[" * depth + b"]" * depth, b'{"resourceMetrics": {"a": %s}}' % (b"[" * depth + b"]" * depth)):
+            with pytest.raises(MalformedRequest):
+                read(text)
 
 
 def test_deep_attributes_are_refused_with_a_sentence_and_unknown_ones_ignored() -> None:

@@ -1,0 +1,188 @@
+"""Items that a file of meters made of other people's telemetry: read again with such a file, for their own meter alone.
+Plain functions: value in, value out.
+
+The identity of what comes of it is the one that `serve` with the same file would give: a point that is released may
+come again, and is a duplicate then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tallymark import conventions
+from tallymark_collector import wire
+from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.metering.captured import Captured
+from tallymark_collector.metering.explain import Item as Explained
+from tallymark_collector.metering.explain import explain
+from tallymark_collector.metering.kept import decode_kept
+from tallymark_collector.metering.metrics import kind_of
+from tallymark_collector.metering.rules import Rules
+from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal, fingerprint
+from tallymark_collector.processors.decoding import identifying
+from tallymark_collector.processors.validation import TimeLimits
+from tallymark_collector.quarantine.items import ID_SHOWN, Item
+from tallymark_collector.quarantine.mending import Decision, Mended, Origin, shown
+
+_START: Final = "start_time_unix_nano"
+
+
+class Metered(NamedTuple):
+    """What an item comes to."""
+
+    point: Point
+    evidence: Sequence[Evidence]
+    origin: Origin
+    changed: dict[str, tuple[str | None, str | None]]
+    apart: bool
+    """True if it is no longer what was sent, so that it needs an identity of its own."""
+
+
+def read_metered(item: Item, decision: Decision, rules: Rules | None, limits: TimeLimits, now_ns: int) -> Metered | str:
+    """The one point of an item's meter, or a sentence that says why there is none. Raises MalformedRequest."""
+    if rules is None:
+        return (
+            f"a file of meters made it usage of meter {item.meter!r}: give that file, --meters FILE (TALLYMARK_METERS)"
+        )
+    mended = mend(item, decision)
+    batch = decode(item, mended.payload, rules, None, limits, now_ns)
+    if decision.account is not None:
+        if item.account or batch.points:
+            named = item.account or batch.points[0].stream.series.account
+            return f"it names account {named!r} itself: its usage cannot become another's"
+        batch = decode(item, mended.payload, rules, decision.account, limits, now_ns)
+    if batch.quarantined:
+        return _still(item, batch.quarantined[0].refusal)
+    if not batch.points:
+        return _not_named(item, rules)
+    if len(batch.points) > 1:
+        return f"there are {len(batch.points)} points in it, and each is a decision of its own"
+    [point] = batch.points
+    if item.signal == "traces" and _START in mended.changed and not point.value:
+        return "it starts after it ends, so nobody knows how much it is: discard it"
+    changed = dict(mended.changed)
+    if decision.account is not None:
+        changed[conventions.ACCOUNT] = (None, decision.account)
+    # A span is what its identifiers say, whatever is left out of it.
+    apart = item.signal == "metrics" and (bool(mended.changed) or decision.additional)
+    return Metered(point, batch.evidence, origin(item), changed, apart)
+
+
+def decode(item: Item, payload: bytes, rules: Rules, account: str | None, limits: TimeLimits, now_ns: int) -> Batch:
+    """What the file makes of a payload for the item's meter. Raises MalformedRequest."""
+    try:
+        found = decode_kept(
+            item.tenant,
+            item.signal,
+            item.meter,
+            payload,
+            rules=rules,
+            account=account,
+            limits=limits,
+            now_ns=now_ns,
+        )
+    except DecodeError as error:
+        raise MalformedRequest(str(error)) from None
+    # A metric that the file has forgotten might be a meter by its own name: it was never meant as that.
+    return Batch(
+        points=[point for point in found.points if point.metered],
+        evidence=found.evidence,
+        quarantined=[one for one in found.quarantined if one.metered],
+    )
+
+
+def explained(item: Item, rules: Rules) -> list[Explained]:
+    """What each meter of a file would make of the item's payload, and why. Raises MalformedRequest."""
+    return explain(rules, [Captured(item.id[:ID_SHOWN], item.signal, _request(item.signal, item.payload))]).items
+
+
+def mend(item: Item, decision: Decision) -> Mended:
+    """The payload less what a person left out. Raises MalformedRequest."""
+    request = _request(item.signal, item.payload)
+    changed: dict[str, tuple[str | None, str | None]] = {}
+    drop = {*decision.drop}
+    if decision.account is not None:
+        drop.add(conventions.OVERFLOW)
+    for one in _items(request):
+        for attribute in [each for each in one.attributes if each.key in drop]:
+            changed[attribute.key] = (shown(attribute), None)
+            one.attributes.remove(attribute)
+        end = one.end_time_unix_nano if item.signal == "traces" else one.time_unix_nano
+        if decision.start_is_end and one.start_time_unix_nano > end:
+            changed[_START] = (str(one.start_time_unix_nano), str(end))
+            one.start_time_unix_nano = end
+    return Mended(request.SerializeToString() if changed else item.payload, changed)
+
+
+def origin(item: Item) -> Origin:
+    """Who the item was when it came, for its meter: a span by its identifiers, a point by the stream that it came from
+    and its times. Raises MalformedRequest."""
+    request = _request(item.signal, item.payload)
+    [one] = _items(request)
+    if isinstance(request, ExportTraceServiceRequest):
+        span = fingerprint("metered span", item.tenant, item.meter, one.trace_id, one.span_id)
+        return Origin(span, span)
+    resource = request.resource_metrics[0]
+    scope = resource.scope_metrics[0]
+    [metric] = scope.metrics
+    sender = _attributes(resource.resource.attributes)
+    data = getattr(metric, metric.WhichOneof("data") or "sum")
+    stream = fingerprint(
+        "metered",
+        item.tenant,
+        item.meter,
+        sender if isinstance(sender, bytes) else identifying(sender),
+        scope.scope.name,
+        scope.scope.version,
+        _attributes(scope.scope.attributes),
+        metric.name,
+        metric.unit,
+        kind_of(metric),
+        int(getattr(data, "aggregation_temporality", 0)),
+        _attributes(one.attributes),
+    )
+    return Origin(stream, fingerprint(stream.hex, one.start_time_unix_nano, one.time_unix_nano))
+
+
+def _request(signal: str, payload: bytes) -> ExportMetricsServiceRequest | ExportTraceServiceRequest:
+    message = ExportTraceServiceRequest if signal == "traces" else ExportMetricsServiceRequest
+    try:
+        return message.FromString(payload)
+    except DecodeError as error:
+        raise MalformedRequest(str(error)) from None
+
+
+def _items(request: Any) -> list[Any]:
+    """Its data points or spans."""
+    if isinstance(request, ExportTraceServiceRequest):
+        return [span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    metrics = [m for resource in request.resource_metrics for scope in resource.scope_metrics for m in scope.metrics]
+    return [point for m in metrics if (kind := m.WhichOneof("data")) for point in getattr(m, kind).data_points]
+
+
+def _attributes(items: Any) -> Attributes | bytes:
+    try:
+        return wire.decode_attributes(items)
+    except MalformedRequest:
+        return b"".join(sorted(item.SerializeToString() for item in items))
+
+
+def _still(item: Item, refusal: Refusal) -> str:
+    hint = {
+        Reason.TIME_AHEAD: " (or --force)",
+        Reason.ACCOUNT_MISSING: f" (`tallymark quarantine attribute {item.id[:ID_SHOWN]} --account ACCOUNT`)",
+    }.get(refusal.reason, "")
+    return f"it stays in quarantine: {refusal.reason.value}: {refusal.detail}{hint}"
+
+
+def _not_named(item: Item, rules: Rules) -> str:
+    if item.meter not in rules.meters:
+        return f"{rules.file} has no meter {item.meter!r}: give the file that made it usage"
+    said = "; ".join(one.why for one in explained(item, rules) if one.outcome == "passed over")
+    why = f" ({said})" if said else ""
+    return f"by {rules.file} it is no usage of meter {item.meter!r}{why}: give the file that says so"

@@ -1,0 +1,84 @@
+"""Usage as plans bill it: sums of what is summed, and beside them what is billed by another aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Final
+
+from tallymark_collector.billing.aggregated import Aggregated, aggregated, in_force, remark
+from tallymark_collector.errors import UserError
+from tallymark_collector.query.usage import Usage, usage
+from tallymark_collector.store.database import Connection
+
+_GROUPS: Final = frozenset({"account", "meter", "unit"})
+"""What can be told apart where quantities are not sums."""
+_FIRST: Final = datetime(1, 1, 2, tzinfo=timezone.utc)
+_LAST: Final = datetime(9999, 12, 31, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """Rows of usage. Where any meter is billed by something else than a sum there is a column `aggregation`."""
+
+    usage: Usage
+    remarks: tuple[str, ...] = ()
+    """What is left out, cannot be told, or should be known beside it."""
+
+
+async def usage_as_billed(
+    connection: Connection,
+    *,
+    tenant: str,
+    by: Sequence[str] = ("account", "meter"),
+    start: datetime | None = None,
+    end: datetime | None = None,
+    account: str | None = None,
+    meter: str | None = None,
+) -> Billed:
+    """Usage of `[start, end)` as `query.usage.usage` has it, and each meter by its aggregation in the plans in force.
+
+    What is no sum can be grouped by account, meter and unit alone: with other dimensions, and over several accounts, it
+    is left out and named. Its quantity is None where it cannot be told. Raises UserError as `usage` does, and where
+    `meter` is such a meter and would be left out.
+    """
+    sums = await usage(connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter)
+    declared = await in_force(connection, tenant)
+    if not declared:
+        return Billed(sums)
+    where = sums.columns.index("meter")
+    position = len(sums.columns) - 2
+    columns = (*sums.columns[:position], "aggregation", *sums.columns[position:])
+    rows = [(*row[:position], "sum", *row[position:]) for row in sums.rows if row[where] not in declared]
+    wanted = {name: how for name, how in declared.items() if meter in (None, name)}
+    if not {*sums.columns[:position]} <= _GROUPS or ("account" not in sums.columns and account is None):
+        left_out = sorted({str(row[where]) for row in sums.rows} & set(wanted))
+        why = "quantities that are no sums can only be grouped by account, meter and unit"
+        if meter in left_out:
+            raise UserError(f"the meter {meter!r} is billed by its {declared[meter]}: {why}")
+        remarks = (f"left out: {', '.join(left_out)}: {why}",) if left_out else ()
+        return Billed(Usage(columns, rows), remarks)
+    found = await aggregated(connection, tenant, account, start or _FIRST, end or _LAST, wanted)
+    rows += [tuple(_cells(each)[column] for column in columns) for each in found]
+    keys = [columns.index(name) for name in sums.columns[:position]]
+    rows.sort(key=lambda row: [str(row[key]) for key in keys])
+    return Billed(Usage(columns, rows), tuple(filter(None, map(_remark, found))))
+
+
+def _cells(found: Aggregated) -> dict[str, object]:
+    return {
+        "account": found.account,
+        "meter": found.meter,
+        "unit": found.how.unit(found.unit),
+        "aggregation": str(found.how),
+        "quantity": found.quantity,
+        "points": found.points,
+    }
+
+
+def _remark(found: Aggregated) -> str | None:
+    if found.problem is not None:
+        return f"account {found.account!r}: no {found.how} of meter {found.meter!r}: {found.problem}"
+    text = remark(found)
+    return None if text is None else f"account {found.account!r}: {text}"

@@ -1,0 +1,159 @@
+"""Many inputs on three levels, and what they came to."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from tallymark_collector.store.engines import connect_string
+from tests.delivery.fuzz.corpus import NOW, Sample, corpus
+from tests.delivery.fuzz.database import Written
+from tests.delivery.fuzz.decoder import Broken, Decoder, hold
+from tests.delivery.fuzz.mutation import Input, input_of
+from tests.delivery.fuzz.server import GROWTH, MiB, Served
+from tests.support.collector import running
+from tests.support.usage import SECOND
+
+LEVELS: Final = ("decoder", "database", "server")
+SHARES: Final = {"decoder": 0.96, "database": 0.02, "server": 0.02}
+"""Of all inputs: most go where most of them fit into a second."""
+MAX_SHOWN: Final = 20
+"""Broken inputs that a level tells of."""
+
+
+@dataclass
+class Result:
+    """What one level came to."""
+
+    level: str
+    counts: Counter[str] = field(default_factory=Counter)
+    damage: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    note: Callable[[str], None] = print
+    """Is told of the first problems as they are found."""
+
+    def told(self, given: Input, error: Exception) -> None:
+        """Notes an input that broke something, with all that is needed to see it again."""
+        self.broke(f"input {given.number} ({given.signal}, {given.damage})", error)
+
+    def broke(self, where: str, error: Exception) -> None:
+        """Notes what must not be."""
+        self.counts["broken"] += 1
+        if len(self.problems) < MAX_SHOWN:
+            self.problems.append(f"{self.level}, {where}: {type(error).__name__}: {error}"[:3000])
+            self.note(self.problems[-1])
+
+
+def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Callable[[str], None]) -> Result:
+    """The inputs of these numbers on one level; `folder` is for a database."""
+    result = Result(level, note=note)
+    # A server has the machine's clock; elsewhere the same number is the same input for ever.
+    now_ns = time.time_ns() // SECOND * SECOND if level == "server" else NOW
+    inputs = _inputs(corpus(now_ns), seed, numbers, result, note)
+    if level == "decoder":
+        _decode(inputs, result)
+    elif level == "database":
+        with connect_string(f"embedded:{folder / 'pg'}") as dsn:
+            asyncio.run(_write(dsn, inputs, result))
+    else:
+        with connect_string(f"embedded:{folder / 'served'}") as dsn, running(dsn) as collector:
+            served = Served(collector, seed, now_ns)
+            with _closing(served):
+                _serve(served, inputs, result)
+    return result
+
+
+def _inputs(
+    samples: Sequence[Sample], seed: int, numbers: Sequence[int], result: Result, note: Callable[[str], None]
+) -> Iterator[Input]:
+    for done, number in enumerate(numbers):
+        if done and done % 10_000 == 0:
+            note(f"{result.level}: {done} of {len(numbers)} inputs, {result.counts['broken']} broken")
+        given = input_of(samples, seed, number)
+        result.damage.update(given.damage.split("+"))
+        yield given
+
+
+def _decode(inputs: Iterator[Input], result: Result) -> None:
+    decoder = Decoder()
+    resident: list[int] = []
+    for done, given in enumerate(inputs):
+        if done % 1000 == 999:
+            gc.collect()
+            resident.append(psutil.Process().memory_info().rss)
+        try:
+            decoder.take(given)
+        except Exception as error:
+            result.told(given, error)
+    result.counts += decoder.counts
+    if len(resident) >= 3:
+        early, late = resident[len(resident) // 3], resident[-1]
+        result.notes.append(f"memory {early / MiB:.0f} MiB after a third and {late / MiB:.0f} MiB at the end")
+        try:
+            hold(late - early <= GROWTH, "memory grows", result.notes[-1])
+        except Broken as error:
+            result.broke("at the end", error)
+
+
+async def _write(dsn: str, inputs: Iterator[Input], result: Result) -> None:
+    written = Written(dsn)
+    await written.open()
+    try:
+        for given in inputs:
+            try:
+                await written.take(given)
+            except Exception as error:
+                result.told(given, error)
+                written.empty()
+        written.settle()
+    finally:
+        await written.close()
+    result.counts += written.counts
+
+
+def _serve(served: Served, inputs: Iterator[Input], result: Result) -> None:
+    served.probe()
+    for given in inputs:
+        try:
+            served.take(given)
+        except Exception as error:
+            result.told(given, error)
+            if served.collector.process is None or served.collector.process.poll() is not None:
+                return
+    result.counts += served.counts
+    try:
+        served.probe()
+        result.notes.append(served.check_flat())
+    except Exception as error:
+        result.broke("at the end", error)
+
+
+@contextmanager
+def _closing(served: Served) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        served.close()
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """Lines: level, inputs, what became of them."""
+    names = ("inputs", "accepted", "refused", "quarantined", "duplicates", "broken")
+    lines = ["".join([f"{'level':10}", *(f"{name:>13}" for name in names)])]
+    for result in results:
+        lines.append("".join([f"{result.level:10}", *(f"{result.counts[name]:13}" for name in names)]))
+    for result in results:
+        more = [f"{count} {name}" for name, count in sorted(result.counts.items()) if name not in names]
+        lines.append(f"{result.level}: " + "; ".join([*more, *result.notes]))
+    damage = sum((result.damage for result in results), Counter[str]())
+    return [*lines, "damage: " + ", ".join(f"{count} {name}" for name, count in damage.most_common())]

@@ -1,0 +1,86 @@
+"""Damaged requests on three levels: nothing is raised but what is documented, nothing is kept by halves.
+
+These are few: `make fuzz` takes as many as it is told. TALLYMARK_TEST_FUZZ and TALLYMARK_TEST_SEED say how many here,
+and which.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.delivery.fuzz.corpus import corpus
+from tests.delivery.fuzz.decoder import Broken, Decoder
+from tests.delivery.fuzz.mutation import Input, input_of
+from tests.delivery.fuzz.runs import LEVELS, SHARES, play, table
+from tests.delivery.fuzz.wire_format import census
+
+INPUTS = int(os.environ.get("TALLYMARK_TEST_FUZZ", "5000"))
+SEED = int(os.environ.get("TALLYMARK_TEST_SEED", "0")) or random.SystemRandom().randrange(10**8)
+LEAST = 400
+"""Inputs of a level whose share would be too few to meet every kind of damage."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("level", LEVELS)
+def test_nothing_breaks(level: str) -> None:
+    numbers = range(max(LEAST, round(INPUTS * SHARES[level])))
+    # Not below pytest's folder: the server's user may not enter that, and a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="tallymark-fuzz-") as folder:
+        result = play(level, Path(folder), SEED, numbers, lambda _: None)
+    print(f"seed {SEED}", *table([result]), sep="\n")
+    assert not result.counts["broken"], "\n".join([f"seed {SEED}", *result.problems])
+    assert result.counts["accepted"] > len(numbers) / 5, "most of what is damaged beyond reading tells nothing"
+    assert result.counts["refused"] > len(numbers) / 5
+
+
+def test_a_number_is_the_same_input_for_ever() -> None:
+    samples = corpus()
+    assert [input_of(samples, 3, number) for number in range(50)] == [
+        input_of(samples, 3, number) for number in reversed(range(50))
+    ][::-1]
+    assert len({input_of(samples, 3, number).body for number in range(50)}) > 45
+
+
+def test_the_corpus_is_valid_and_every_kind_of_point_is_in_it() -> None:
+    counted: Counter[str] = Counter()
+    for number, sample in enumerate(corpus()):
+        for media, body in (("protobuf", sample.protobuf), ("json", sample.json)):
+            decoder = Decoder()
+            decoder.take(Input(number, sample.signal, media, body, "none"))
+            assert decoder.counts["accepted"] == 1
+        if sample.signal == "metrics":
+            counted.update(vars(census(sample.protobuf)))
+    kinds = ("usage", "ended", "kept_aside", "control", "foreign")
+    assert all(counted[kind] for kind in kinds)
+
+
+@pytest.mark.parametrize("promise", ["a point is lost", "another value the second time", "an error that is not ours"])
+def test_what_is_broken_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks themselves, against a decoder that is broken on purpose."""
+    from tallymark_collector.processors import decoding
+    from tests.delivery.fuzz import decoder
+
+    calls = 0
+
+    def broken(*arguments: object) -> decoding.Decoded:
+        nonlocal calls
+        calls += 1
+        found = decoding.decode_metrics(*arguments)  # type: ignore[arg-type]
+        if promise == "a point is lost":
+            found.points.pop()
+        elif promise == "an error that is not ours":
+            raise ValueError
+        elif calls == 2:
+            found.points[0] = found.points[0]._replace(value=found.points[0].value + 1)
+        return found
+
+    monkeypatch.setattr(decoder, "decode_metrics", broken)
+    sample = corpus()[0]
+    with pytest.raises((Broken, ValueError)):
+        Decoder().take(Input(0, sample.signal, "protobuf", sample.protobuf, "none"))
