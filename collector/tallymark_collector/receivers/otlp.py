@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from tallymark_collector.pipeline import Outcome, Pipeline
+from tallymark_collector.telemetry import requests
 
 Stage = Callable[[str, bytes], Awaitable[Outcome]]
 Accepted = Callable[[str, bytes], None]
@@ -52,6 +53,7 @@ def services(pipeline: Pipeline, accepted: Accepted = nothing) -> list[Service]:
 
     def told(signal: str, stage: Stage) -> Stage:
         async def take(tenant: str, body: bytes) -> Outcome:
+            requests.arrived(tenant, len(body))
             outcome = await stage(tenant, body)
             accepted(signal, body)
             return outcome

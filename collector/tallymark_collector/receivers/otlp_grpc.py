@@ -16,14 +16,19 @@ from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import status
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.otlp import Service
+from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def handler(service: Service, tenant_of: TenantOf, admission: Admission) -> grpc.GenericRpcHandler:
+def handler(service: Service, tenant_of: TenantOf, admission: Admission, requests: Requests) -> grpc.GenericRpcHandler:
     """A gRPC handler for the service's Export method."""
 
     async def export(request: bytes, context: Context) -> bytes:
+        with requests.call("grpc", service.signal, traceparent_of(context.invocation_metadata())) as call:
+            return await take(request, context, call)
+
+    async def take(request: bytes, context: Context, call: Call) -> bytes:
         try:
             admission.enter(len(request))
             try:
@@ -37,8 +42,11 @@ def handler(service: Service, tenant_of: TenantOf, admission: Admission) -> grpc
             raise
         except Exception as error:
             code, message, metadata = status.answer(error)
+            call.refused(code.name, error)
             await context.abort(code, message, metadata)
-        return service.respond(outcome).SerializeToString()
+        answer = service.respond(outcome).SerializeToString()
+        call.committed(partial=bool(outcome.rejected))
+        return answer
 
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Export": grpc.unary_unary_rpc_method_handler(export)}
     return grpc.method_handlers_generic_handler(service.name, methods)

@@ -22,6 +22,7 @@ from tallymark_collector.receivers import http_body, status
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.otlp import Service
 from tallymark_collector.settings import Limits
+from tallymark_collector.telemetry.requests import TRACEPARENT, Call, Requests
 from tallymark_collector.wire import otlp_json
 
 PROTOBUF: Final = "application/x-protobuf"
@@ -57,11 +58,13 @@ class Receiver:
         limits: Limits,
         admission: Admission,
         tenant_of: TenantOf = anybody,
+        requests: Requests | None = None,
     ) -> None:
         self._services = {f"/v1/{service.signal}": service for service in services}
         self._limits = limits
         self._admission = admission
         self._tenant_of = tenant_of
+        self._requests = requests or Requests()
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """The answer to one request, whatever it is."""
@@ -74,6 +77,10 @@ class Receiver:
         if request.method != "POST":
             said = Status(code=_UNIMPLEMENTED, message=f"{request.path} takes POST alone")
             return _reply(405, said, _answering(request), {"Allow": "POST"})
+        with self._requests.call("http", service.signal, request.headers.get(TRACEPARENT, "")) as call:
+            return await self._take(request, service, call)
+
+    async def _take(self, request: web.BaseRequest, service: Service, call: Call) -> web.Response:
         try:
             media = media_of(request.headers.get("Content-Type", ""))
             encoding = http_body.check_encoding(request.headers.get("Content-Encoding", ""))
@@ -82,12 +89,14 @@ class Receiver:
             tenant = await self._tenant_of(request.headers, shown)
             with Share(self._admission) as share:
                 outcome = await service.stage(tenant, await self._body(request, encoding, media, service, share))
-            return _reply(200, service.respond(outcome), media)
+            reply = _reply(200, service.respond(outcome), media)
         except asyncio.CancelledError:
             # The server stops. Whatever was committed, the retry will be a duplicate.
             raise
         except Exception as error:
-            return _refused(error, _answering(request))
+            return _refused(error, _answering(request), call)
+        call.committed(partial=bool(outcome.rejected))
+        return reply
 
     async def _body(
         self, request: web.BaseRequest, encoding: str, media: Media, service: Service, share: Share
@@ -129,8 +138,9 @@ def _answering(request: web.BaseRequest) -> Media:
         return Media(JSON)
 
 
-def _refused(error: Exception, media: Media) -> web.Response:
+def _refused(error: Exception, media: Media, call: Call) -> web.Response:
     refused = status.refusal(error)
+    call.refused(refused.code.name, error)
     headers = {}
     if refused.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(refused.retry_after)))

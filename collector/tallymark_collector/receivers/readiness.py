@@ -30,6 +30,8 @@ class Readiness:
         """Why not, for a person; "" while serving."""
         self.drained = asyncio.Event()
         """Set once the collector ends; it never serves again."""
+        self.told: Callable[[], None] = lambda: None
+        """Is called after each change."""
         self._failures = 0
 
     @property
@@ -41,6 +43,7 @@ class Readiness:
         """The collector ends."""
         self.serving, self.reason = False, "the collector is stopping"
         self.drained.set()
+        self.told()
 
     def note(self, trouble: str | None) -> bool:
         """Takes the database's answer; returns True where that changes the state."""
@@ -48,12 +51,16 @@ class Readiness:
             return False
         if trouble is None:
             self._failures = 0
-            changed, self.serving, self.reason = not self.serving, True, ""
-            return changed
+            return self._become("")
         self._failures += 1
         if self._failures < FAILURES:
             return False
-        changed, self.serving, self.reason = self.serving, False, trouble
+        return self._become(trouble)
+
+    def _become(self, reason: str) -> bool:
+        changed, self.serving, self.reason = self.serving is bool(reason), not reason, reason
+        if changed:
+            self.told()
         return changed
 
 

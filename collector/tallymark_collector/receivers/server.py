@@ -26,6 +26,7 @@ from tallymark_collector.receivers.otlp import Accepted, nothing, services
 from tallymark_collector.receivers.otlp_http import Receiver
 from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
 from tallymark_collector.settings import Connections, Limits, Settings
+from tallymark_collector.telemetry.requests import Requests
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Server:
         """The port that is listened on; of interest where 0 was asked for."""
         self.http_port: int | None = None
         """The same of HTTP; None without it."""
+        self.admin_port: int | None = None
+        """The same of health and metrics, which are no part of this."""
         self.readiness = Readiness()
         """Whether usage is taken, as health checks are told."""
         self._names = names
@@ -122,24 +125,32 @@ async def serving(
     accepted: Accepted = nothing,
     tenant_of: TenantOf = anybody,
     certificate: ServerCertificate | None = None,
+    requests: Requests | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[Server]:
     """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
 
     `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
     `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
-    a `certificate` nobody connects without TLS.
+    a `certificate` nobody connects without TLS. `requests` counts how requests end, `admission` bounds those under way;
+    both are made where they are left out.
     """
     limits = settings.limits
-    admission = Admission(limits.in_flight_bytes, limits.retry_after)
+    admission = admission or Admission(limits.in_flight_bytes, limits.retry_after)
+    requests = requests or Requests()
     offered = services(pipeline, accepted)
     # First: a gRPC server that was never started would keep its port.
-    sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port)
+    shared = settings.shares_ports
+    sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port, shared=shared)
 
     def listen_grpc(port: int) -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(options=grpc_options(settings.connections, limits))
-        server.add_generic_rpc_handlers(tuple(otlp_grpc.handler(service, tenant_of, admission) for service in offered))
+        server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
+        server.add_generic_rpc_handlers(
+            tuple(otlp_grpc.handler(service, tenant_of, admission, requests) for service in offered)
+        )
         address = f"{settings.host}:{port}"
-        check_free(settings.host, port)
+        if not shared:
+            check_free(settings.host, port)
         try:
             if certificate is None:
                 return server, server.add_insecure_port(address)
@@ -160,7 +171,8 @@ async def serving(
         await running.start()
         listening = asyncio.create_task(running.keep_listening(settings.host))
         if sockets:
-            http = HttpServer(Receiver(offered, limits, admission, tenant_of), limits, settings.drain_seconds)
+            receiver = Receiver(offered, limits, admission, tenant_of, requests)
+            http = HttpServer(receiver, limits, settings.drain_seconds)
             tls = None if certificate is None else certificate.ssl_context("http/1.1")
             await running.start_http(http, sockets, tls)
         if ask is not None:
@@ -177,11 +189,11 @@ async def serving(
             asking.cancel()
 
 
-def grpc_options(connections: Connections, limits: Limits) -> list[tuple[str, int]]:
+def grpc_options(connections: Connections, limits: Limits, *, shares_port: bool = False) -> list[tuple[str, int]]:
     """What gRPC is told of a server."""
     return [
         # gRPC's default would let a second collector take half of the connections without a word.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_concurrent_streams", connections.max_streams),
         ("grpc.max_connection_age_ms", round(connections.max_age * 1000)),

@@ -29,7 +29,7 @@ from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, Stream, WriteResult
 from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
-from tallymark_collector.store.database import POOL_SIZE, Connection, Database, is_worth_another_try
+from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
 from tallymark_collector.store.engines import timescale
 from tallymark_collector.store.presence import Presence
 
@@ -70,6 +70,10 @@ class Store:
     async def close(self) -> None:
         """Gives the connections back."""
         await self._database.close()
+
+    def pool(self) -> Pool:
+        """How many connections do what. Thread-safe."""
+        return self._database.pool()
 
     @asynccontextmanager
     async def presence(self) -> AsyncIterator[Presence]:

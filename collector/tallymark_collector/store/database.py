@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -53,6 +53,14 @@ _MOVING: Final = '"usage_point"'
 """The table that cannot be found while it is moved into a hypertable (see engines/timescale.py)."""
 
 Connection = psycopg.AsyncConnection[TupleRow]
+
+
+class Pool(NamedTuple):
+    """Connections of a pool, and who waits for one."""
+
+    used: int
+    idle: int
+    waiting: int
 
 
 class Database:
@@ -104,6 +112,12 @@ class Database:
             await self._pool.open(wait=True, timeout=POOL_WAIT)
         except PoolTimeout as error:
             raise UserError(f"cannot connect to the database: {error}") from error
+
+    def pool(self) -> Pool:
+        """How many connections do what. Thread-safe."""
+        stats = self._pool.get_stats()
+        idle = stats.get("pool_available", 0)
+        return Pool(max(stats.get("pool_size", 0) - idle, 0), idle, stats.get("requests_waiting", 0))
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -1,0 +1,91 @@
+"""What orchestrators and scrapers ask, on a port of its own: /livez, /readyz and /metrics over HTTP/1.1."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from tallymark_collector.receivers.listening import listen
+
+MAX_CONNECTIONS: Final = 32
+"""More are closed as they come."""
+END_SECONDS: Final = 1.0
+
+_protocol_log = logging.getLogger(f"{__name__}.protocol")
+_protocol_log.addHandler(logging.NullHandler())
+_protocol_log.propagate = False
+
+State = Callable[[], str]
+"""Why usage is not taken now; "" where it is."""
+Page = Callable[[], tuple[str, bytes]]
+"""Content type and text of the metrics; called in a thread."""
+
+
+def starting() -> str:
+    """The state until there is another."""
+    return "the collector is starting"
+
+
+class Admin:
+    """Answers for one process. `state` is set once there is somebody to ask."""
+
+    def __init__(self, page: Page, state: State = starting) -> None:
+        self.state = state
+        self.port = 0
+        """The port that is listened on."""
+        self._page = page
+        self._answering = asyncio.Lock()
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """The answer to one request, whatever it is."""
+        if request.path not in ("/livez", "/readyz", "/metrics"):
+            return _text(404, "nothing is here: ask for /livez, /readyz or /metrics\n")
+        if request.method not in ("GET", "HEAD"):
+            return _text(405, f"{request.path} takes GET alone\n", {"Allow": "GET, HEAD"})
+        if request.path == "/livez":
+            return _text(200, "alive\n")
+        if request.path == "/readyz":
+            reason = self.state()
+            return _text(503, f"{reason}\n") if reason else _text(200, "ready\n")
+        async with self._answering:  # one at a time, in a thread: nobody's requests wait for it
+            kind, page = await asyncio.to_thread(self._page)
+        return web.Response(body=page, headers={"Content-Type": kind, "Server": "tallymark"})
+
+
+@asynccontextmanager
+async def administering(host: str, port: int | None, admin: Admin) -> AsyncIterator[Admin]:
+    """Listens while the context lasts; not at all where there is no port. Raises UserError where it is taken."""
+    if port is None:
+        yield admin
+        return
+    sockets = listen(host, port)
+    admin.port = sockets[0].getsockname()[1]
+    runner = web.ServerRunner(_Connections(admin), shutdown_timeout=END_SECONDS)
+    await runner.setup()
+    try:
+        for one in sockets:
+            await web.SockSite(runner, one).start()
+        yield admin
+    finally:
+        await runner.cleanup()
+
+
+class _Connections(web.Server):
+    def __init__(self, admin: Admin) -> None:
+        super().__init__(admin.handle, keepalive_timeout=75.0, access_log=None, logger=_protocol_log)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """A client has connected."""
+        super().connection_made(handler, transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+
+
+def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=text, headers={"Server": "tallymark", **(headers or {})})
