@@ -45,6 +45,7 @@ PIECE: Final = 4096
 
 _START_TAG: Final = 0x11  # NumberDataPoint.start_time_unix_nano on the wire: field 2, eight bytes
 _TIMES_AND_VALUE: Final = 3 * 9
+_new: Final = tuple.__new__  # what a NamedTuple's own constructor comes to, in half of its time
 _TYPES: Final = {
     "gauge": "gauge",
     "histogram": "histogram",
@@ -344,6 +345,7 @@ def _decode_numbers(
     oldest, latest = window
     add = decoded.points.append
     known = streams.known()
+    last, value_of_last = 0, Decimal()  # values repeat, too: most counts are small
     for number in numbers:
         start_ns, time_ns = number.start_time_unix_nano, number.time_unix_nano
         whole = number.as_int
@@ -352,7 +354,9 @@ def _decode_numbers(
             data = number.SerializeToString()
             found = known.get(data[_TIMES_AND_VALUE:])
             if type(found) is Stream and data[0] == _START_TAG:
-                add(Point._make((found, start_ns, time_ns, Decimal(whole), 0, b"")))
+                if whole != last:
+                    last, value_of_last = whole, Decimal(whole)
+                add(_new(Point, (found, start_ns, time_ns, value_of_last, 0, b"")))
                 continue
         stream = streams.resolve(number)
         if number.flags & NO_RECORDED_VALUE:
