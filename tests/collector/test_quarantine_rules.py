@@ -137,7 +137,7 @@ def of_kind(name: str) -> Metric:
         ("histogram", Kind.DELTA, "histogram, increase (delta)"),
         ("exponential_histogram", Kind.DELTA, "exponential histogram, increase (delta)"),
         ("summary", Kind.CUMULATIVE, "summary"),
-        ("gauge", Kind.OTHER, "gauge"),
+        ("gauge", Kind.LEVEL, "gauge"),
     ],
 )
 def test_what_is_no_sum_can_be_read(name: str, kind: Kind, type_: str) -> None:
@@ -145,7 +145,8 @@ def test_what_is_no_sum_can_be_read(name: str, kind: Kind, type_: str) -> None:
     numbers = {"value": "1.5"} if name == "gauge" else {"count": "3", "sum": "1.5"}
     for metered in (True, False):
         content = read("metrics", sent, metered=metered)
-        assert content.kind is (kind if metered else Kind.OTHER), "usage only by a file"
+        by_itself = Kind.LEVEL if name == "gauge" else Kind.OTHER
+        assert content.kind is (kind if metered else by_itself), "usage only by a file"
         assert {key: content.facts.get(key) for key in ("type", *numbers)} == {"type": type_, **numbers}
         assert content.facts["time"] == time_text(BASE + SECOND)
 

@@ -98,12 +98,9 @@ def _other(facts: dict[str, str], metric: metrics_pb2.Metric, metered: bool) -> 
         facts["attributes"] = _shown(point.attributes)
         facts["start time"] = time_text(point.start_time_unix_nano)
         facts["time"] = time_text(point.time_unix_nano)
-        if kind == "gauge":
-            facts["value"] = _value(point)
-        else:
-            has_sum = kind == "summary" or point.HasField("sum")
-            facts["count"] = str(point.count)
-            facts["sum"] = repr(point.sum) if has_sum else "(not given)"
+        has_sum = kind == "summary" or point.HasField("sum")
+        facts["count"] = str(point.count)
+        facts["sum"] = repr(point.sum) if has_sum else "(not given)"
     return Content(_kind(temporality) if metered and temporality is not None else Kind.OTHER, facts)
 
 
