@@ -29,7 +29,7 @@ from tallymark_collector.metering import Metering
 from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.admin import Admin, administering
-from tallymark_collector.receivers.otlp import nothing
+from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
@@ -112,7 +112,7 @@ async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool =
                     pipeline,
                     settings,
                     ask=presence.ask,
-                    accepted=nothing if forwarder is None else forwarder.accepted,
+                    accepted=_accepted(settings, forwarder),
                     tenant_of=tenant_of(authenticator),
                     certificate=certificate,
                     requests=seen.requests,
@@ -185,6 +185,12 @@ async def kept(
             yield loops
         finally:
             await ended(loops)
+
+
+def _accepted(settings: Settings, forwarder: Forwarder | None) -> Accepted:
+    if settings.forwarding is None or forwarder is None:
+        return nothing
+    return forwarder.of_tenant(settings.forwarding.tenant)
 
 
 @asynccontextmanager

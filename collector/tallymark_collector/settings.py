@@ -123,6 +123,8 @@ class Forwarding:
     """What the folder may hold. Past it the oldest requests are dropped, counted and told."""
     max_files: int = 100_000
     """Likewise: each request is a file."""
+    tenant: str = DEFAULT_TENANT
+    """Whose requests. Where they go to they are one credential's, so those of several tenants would become one's."""
 
 
 @dataclass(frozen=True, slots=True)

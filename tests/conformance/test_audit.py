@@ -9,9 +9,10 @@ import psycopg
 
 from tallymark_collector.aggregates.audit import Report, audit
 from tallymark_collector.model import Batch, Temporality
+from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store
 from tallymark_collector.store.rows import HOUR_NS, hour_start
-from tests.support.usage import BASE, point, stream
+from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
 
 FIRST = hour_start(BASE // HOUR_NS)
 
@@ -109,3 +110,19 @@ async def test_overlapping_intervals_of_one_stream_are_found(store: Store) -> No
     found = await report(store)
     assert [(o.account, o.end - o.start) for o in found.overlaps] == [("acme", timedelta(seconds=10))]
     assert not found.differences
+
+
+async def test_a_first_total_of_a_coarse_clock_is_no_drift(store: Store) -> None:
+    """JavaScript's: it counts although it starts when it ends, and the audit agrees."""
+    for language, total in (("nodejs", 50), ("go", 7)):
+        sent = request(
+            sum_metric([number(BASE, BASE, total, {"tallymark.account.id": language})], temporality=2),
+            producer=language,
+            **{"telemetry.sdk.language": language},
+        )
+        await Pipeline(store, now_ns=lambda: BASE + SECOND).metrics("default", sent.SerializeToString())
+    found = await report(store)
+    assert (found.differences, found.drifts) == ([], [])
+    async with store.reading() as connection:
+        rows = await (await connection.execute("SELECT account, quantity FROM usage_hourly")).fetchall()
+    assert rows == [("nodejs", 50)]

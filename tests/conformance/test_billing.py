@@ -232,3 +232,17 @@ async def test_an_open_period_follows_new_time_zone_data(store: Store, dsn: str)
         await records.extend_periods(connection, "default", NOW)
     async with store.reading() as connection:
         assert (await records.invoice(connection, "default", "acme", NOW)).total == Decimal("10.00")
+
+
+async def test_an_invoice_that_would_be_too_small_is_refused(store: Store, dsn: str) -> None:
+    """Whose period begins inside an hour of UTC, once the points of that hour are gone; others are as before."""
+    await apply(store, catalog("  acme: {plan: basic, since: 2026-01-01, time_zone: Asia/Kolkata}"))
+    when = local("Asia/Kolkata", 2026, 2, 10)
+    async with store.reading() as connection:
+        await records.invoice(connection, "default", "acme", when)
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("UPDATE tallymark.usage_kept SET points_from = '2026-02-15'")
+    async with store.reading() as connection:
+        with pytest.raises(BillingError, match="its invoice would be too small"):
+            await records.invoice(connection, "default", "acme", when)
+        await records.invoice(connection, "default", "acme", local("Asia/Kolkata", 2026, 3, 10))

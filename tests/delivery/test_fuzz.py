@@ -7,7 +7,6 @@ and which.
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,8 @@ from tests.delivery.fuzz.runs import LEVELS, SHARES, play, table
 from tests.delivery.fuzz.wire_format import census
 
 INPUTS = int(os.environ.get("TALLYMARK_TEST_FUZZ", "5000"))
-SEED = int(os.environ.get("TALLYMARK_TEST_SEED", "0")) or random.SystemRandom().randrange(10**8)
+SEED = int(os.environ.get("TALLYMARK_TEST_SEED", "0")) or 78
+"""The same inputs each time: what others find is for `make fuzz`, which takes a new seed."""
 LEAST = 400
 """Inputs of a level whose share would be too few to meet every kind of damage."""
 

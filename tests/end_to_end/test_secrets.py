@@ -79,7 +79,7 @@ def test_a_token_is_written_nowhere(dsn: str, tmp_path: Path) -> None:
     password = "Basic aHVudGVyMjpodW50ZXIy"
     with serving(dsn) as process:
         assert process.stderr is not None
-        port = int(process.stderr.readline().split(":")[1].split(",")[0])
+        port = int(process.stderr.readline().split(":")[1].split()[0])
         everything.append(service(tmp_path / "good", port, f"authorization=Bearer%20{good}"))
         for number_, token in enumerate((reads, ended, unknown, good.swapcase())):
             headers = f"authorization=Bearer%20{token}"

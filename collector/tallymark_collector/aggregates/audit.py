@@ -107,7 +107,11 @@ WITH stepped AS (
     SELECT points_from, (extract(epoch FROM greatest(points_from, 'epoch')) * 1e9)::bigint AS from_ns FROM usage_kept
 ), sampled AS (
     SELECT account, stream, sum(
-        CASE WHEN before IS NULL AND start_ns IN (0, time_ns) THEN 0
+        CASE WHEN before IS NULL AND (start_ns = 0 OR start_ns = time_ns AND NOT EXISTS (
+                 -- Their clocks are too coarse to tell a start from a total: see processors/temporality.py.
+                 SELECT FROM usage_stream j WHERE j.account = stepped.account AND j.stream = stepped.stream
+                   AND j.resource ->> 'telemetry.sdk.language' IN ('nodejs', 'webjs')
+             )) THEN 0
              WHEN before IS NULL THEN value
              WHEN start_ns = 0 AND value < before THEN value
              ELSE value - before END) AS quantity

@@ -148,6 +148,7 @@ async def invoice(connection: Connection, tenant: str, account: str, at: datetim
         if period is not None:
             await _check_written_down(connection, tenant, subscription, period)
             plan = await plan_for(connection, tenant, subscription.plan, period)
+            await _check_kept(connection, period)
             usage = await _usage(connection, tenant, account, period)
             found = await aggregated(connection, tenant, account, period.start, period.end, plan.aggregations)
             billed = [each for each in found if plan.units[each.meter] == each.unit]
@@ -189,6 +190,22 @@ async def _check_written_down(connection: Connection, tenant: str, subscription:
         raise BillingError(
             f"{name} was written down as {row[0].isoformat()} to {row[1].isoformat()}: this machine's time zone data"
             f" says otherwise about {subscription.time_zone}. Use the data that the period was made with"
+        )
+
+
+async def _check_kept(connection: Connection, period: Period) -> None:
+    """The pieces of hours at a period's edges are summed from points. Raises BillingError where those are gone."""
+    edges = [edge for edge in (period.start, period.end) if edge.minute or edge.second or edge.microsecond]
+    row = await (
+        await connection.execute(
+            "SELECT points_from FROM usage_kept WHERE points_from > ANY (%s::timestamptz[])", [edges]
+        )
+    ).fetchone()
+    if row is not None:
+        raise BillingError(
+            f"the period from {period.start.isoformat()} to {period.end.isoformat()} begins or ends inside an hour of"
+            f" UTC, and points before {row[0].isoformat()} have been dropped: its invoice would be too small. Use the"
+            " one that was made while they were kept"
         )
 
 

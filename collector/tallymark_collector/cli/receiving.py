@@ -12,7 +12,7 @@ import typer
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.forwarding.hops import endpoint_of
-from tallymark_collector.settings import DEFAULT_HTTP_PORT, Connections, Forwarding, Settings
+from tallymark_collector.settings import DEFAULT_HTTP_PORT, DEFAULT_TENANT, Connections, Forwarding, Settings
 
 HEADERS_VARIABLE: Final = "TALLYMARK_FORWARD_HEADERS"
 MEBIBYTE: Final = 1024 * 1024
@@ -78,6 +78,14 @@ ForwardDirOption = Annotated[
         help="Keeps what is to be sent on until it is acknowledged there.",
     ),
 ]
+ForwardTenantOption = Annotated[
+    str,
+    typer.Option(
+        envvar="TALLYMARK_FORWARD_TENANT",
+        metavar="TENANT",
+        help="Whose requests are sent on: there they are one tenant's, whoever's they were here.",
+    ),
+]
 ForwardLimitOption = Annotated[
     int,
     typer.Option(
@@ -108,7 +116,12 @@ def connections(max_age: float, grace: float, keepalive: float) -> Connections:
 
 
 def forwarding(
-    endpoint: str | None, folder: Path | None, limit_mib: int, environ: Mapping[str, str] = os.environ
+    endpoint: str | None,
+    folder: Path | None,
+    limit_mib: int,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    tenant: str = DEFAULT_TENANT,
 ) -> Forwarding | None:
     """Where acknowledged requests are sent on to. Raises UserError."""
     if endpoint is None:
@@ -119,7 +132,7 @@ def forwarding(
         raise UserError("--forward-to needs --forward-dir, a folder that keeps what was not taken there yet")
     endpoint_of(endpoint)
     headers = _headers(environ.get(HEADERS_VARIABLE, ""))
-    return Forwarding(endpoint, folder, headers, max_bytes=limit_mib * MEBIBYTE)
+    return Forwarding(endpoint, folder, headers, max_bytes=limit_mib * MEBIBYTE, tenant=tenant)
 
 
 def check_loop(settings: Settings) -> None:

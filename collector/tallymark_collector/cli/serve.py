@@ -105,6 +105,7 @@ def serve(
     forward_to: receiving.ForwardToOption = None,
     forward_dir: receiving.ForwardDirOption = None,
     forward_limit: receiving.ForwardLimitOption = 1024,
+    forward_tenant: receiving.ForwardTenantOption = DEFAULT_TENANT,
     max_connection_age: receiving.MaxAgeOption = receiving.DEFAULTS.max_age,
     max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
     keepalive: receiving.KeepaliveOption = receiving.DEFAULTS.keepalive,
@@ -202,7 +203,7 @@ def serve(
         ),
         connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
-        forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit),
+        forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit, tenant=forward_tenant),
         meters=None if meters is None else read_meters(meters),
     )
     receiving.check_loop(settings)

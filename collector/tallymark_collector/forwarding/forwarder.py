@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,6 +46,8 @@ class Totals:
     """Refused by it for good, or unreadable on the disk: not there."""
     dropped: int = 0
     """For want of room or a working disk: not there."""
+    other_tenants: int = 0
+    """Of tenants whose requests are not to be sent on."""
 
 
 class Forwarder:
@@ -69,6 +71,20 @@ class Forwarder:
     def waiting(self) -> int:
         """Requests that are not acknowledged there yet."""
         return len(self._queue) + self._spool.waiting
+
+    def of_tenant(self, only: str) -> Callable[[str, str, bytes], None]:
+        """`accepted` for one tenant's requests, called with whose each is. The next hop knows one credential, and would
+        take everybody's for one tenant's."""
+
+        def accepted(tenant: str, signal: str, body: bytes) -> None:
+            if tenant == only:
+                self.accepted(signal, body)
+                return
+            if not self.totals.other_tenants:
+                logger.warning("requests of tenant %r are not sent on: --forward-tenant is %r", tenant, only)
+            self.totals.other_tenants += 1
+
+        return accepted
 
     def accepted(self, signal: str, body: bytes) -> None:
         """Takes a committed request; neither blocks nor raises."""

@@ -26,9 +26,9 @@ from tallymark_collector.pipeline import Outcome, Pipeline
 from tallymark_collector.telemetry import requests
 
 Stage = Callable[[str, bytes], Awaitable[Outcome]]
-Accepted = Callable[[str, bytes], None]
-"""Is told signal and body of each request that has been committed, before it is answered; must neither block nor
-raise."""
+Accepted = Callable[[str, str, bytes], None]
+"""Is told tenant, signal and body of each request that has been committed, before it is answered; must neither block
+nor raise."""
 
 
 class Service(NamedTuple):
@@ -44,7 +44,7 @@ class Service(NamedTuple):
     respond: Callable[[Outcome], Message]
 
 
-def nothing(_signal: str, _body: bytes) -> None:
+def nothing(_tenant: str, _signal: str, _body: bytes) -> None:
     """Nobody wants to know."""
 
 
@@ -55,7 +55,7 @@ def services(pipeline: Pipeline, accepted: Accepted = nothing) -> list[Service]:
         async def take(tenant: str, body: bytes) -> Outcome:
             requests.arrived(tenant, len(body))
             outcome = await stage(tenant, body)
-            accepted(signal, body)
+            accepted(tenant, signal, body)
             return outcome
 
         return take

@@ -324,3 +324,16 @@ async def test_headers_go_along_and_partial_success_is_read() -> None:
     await runner.cleanup()
     assert seen == ["Bearer hunter2"]
     assert "hunter2" not in repr(settings)
+
+
+async def test_one_tenants_requests_are_sent_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There all of them would be one tenant's, and two accounts of one name one account."""
+    hop = Scripted()
+    async with running(tmp_path, hop) as forwarder:
+        accepted = forwarder.of_tenant("acme-corp")
+        for tenant in ("other", "acme-corp", "other"):
+            accepted(tenant, "metrics", tenant.encode())
+        await until(lambda: forwarder.totals.sent == 1)
+        assert (forwarder.waiting, forwarder.totals.other_tenants) == (0, 2)
+    assert hop.taken == [b"acme-corp"]
+    assert sum("are not sent on" in record.message for record in caplog.records) == 1

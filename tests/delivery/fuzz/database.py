@@ -24,7 +24,8 @@ EMPTIED_AFTER: Final = 100
 """Inputs after which the tables are emptied, so that counting them stays cheap. Streams stay: the store knows them."""
 
 _TABLES: Final = (
-    "usage_point, usage_sample, usage_evidence, usage_quarantine, usage_control, usage_closed, usage_evidence_count"
+    "usage_point, usage_sample, usage_level, usage_evidence, usage_quarantine, usage_control, usage_closed,"
+    " usage_evidence_count"
 )
 _COUNTS_SQL: Final = """
 SELECT (SELECT count(*) FROM usage_point JOIN usage_stream USING (account, stream) WHERE temporality = 1),
@@ -32,6 +33,8 @@ SELECT (SELECT count(*) FROM usage_point JOIN usage_stream USING (account, strea
        (SELECT count(*) FROM usage_point),
        (SELECT count(*) FROM usage_sample),
        (SELECT coalesce(sum(value), 0) FROM usage_sample),
+       (SELECT count(*) FROM usage_level),
+       (SELECT coalesce(sum(value), 0) FROM usage_level),
        (SELECT count(*) FROM usage_evidence),
        (SELECT coalesce(sum(quantity), 0) FROM usage_evidence),
        (SELECT count(*) FROM usage_quarantine),
@@ -40,7 +43,7 @@ SELECT (SELECT count(*) FROM usage_point JOIN usage_stream USING (account, strea
        (SELECT count(*) FROM usage_closed),
        (SELECT count(*) FROM usage_evidence_count),
        (SELECT coalesce(sum(quantity), 0) FROM usage_evidence_count)"""
-_DELTAS, _SUM, _ROWS, _SAMPLES = range(4)
+_DELTAS, _SUM, _ROWS, _SAMPLES, _, _LEVELS = range(6)
 
 _BILLED_SQL: Final = """
 SELECT stream, sum(quantity) FROM usage_point JOIN usage_stream USING (account, stream)
@@ -124,7 +127,7 @@ class Written:
         counted = census(body)
         if counted.repeated or counted.control:
             return  # what becomes of control points, the decoder's checks tell
-        new = after[_DELTAS] - before[_DELTAS] + after[_SAMPLES] - before[_SAMPLES]
+        new = sum(after[kind] - before[kind] for kind in (_DELTAS, _SAMPLES, _LEVELS))
         sent = counted.usage + counted.kept_aside
         hold(new + duplicates + outcome.rejected == sent, "a part of it is gone", new, duplicates, outcome, counted)
 

@@ -19,7 +19,16 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tallymark import conventions
 from tallymark_collector.errors import MalformedRequest, TooLarge
-from tallymark_collector.model import Evidence, Origin, Point, Quarantined, Stream, attributes_json, fingerprint
+from tallymark_collector.model import (
+    Evidence,
+    Origin,
+    Point,
+    Quarantined,
+    Stream,
+    Temporality,
+    attributes_json,
+    fingerprint,
+)
 from tallymark_collector.processors import control, validation
 from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
 from tallymark_collector.processors.spans import DecodedSpans, decode_spans
@@ -154,8 +163,8 @@ def _same_point(one: Point, other: Point) -> bool:
 
 def check_point(point: Point) -> None:
     """What the store relies on."""
-    _, start_ns, time_ns, value, _ = point
-    _check_quantity(value)
+    stream, start_ns, time_ns, value, *_ = point
+    _check_quantity(abs(value) if stream.temporality is Temporality.LEVEL else value)
     _check_times(start_ns, time_ns)
 
 
@@ -285,6 +294,16 @@ def _scope_of(item: Quarantined) -> str:
     return StreamCache().scope_name(scopes[0]) if scopes else ""
 
 
+def _is_gauge(item: Quarantined) -> bool:
+    [metric] = [
+        metric
+        for resource in parse_metrics(item.payload).resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    ]
+    return metric.WhichOneof("data") == "gauge"
+
+
 def check_quarantined(item: Quarantined) -> None:
     """What is kept can be read again, comes to the same refusal, and a person's decisions find their way into it."""
     item.refusal.detail.encode()
@@ -302,6 +321,8 @@ def check_quarantined(item: Quarantined) -> None:
         # Under a foreign scope a metric is usage for what its other points say.
         alone = census(item.payload)
         hold(alone.usage + alone.kept_aside == 0, "it is lost the second time", item)
+        if _is_gauge(item):
+            return  # a person gives no account to a level: it is never released
         again = decode_metrics(TENANT, mended.payload, StreamCache(), LIMITS, NOW)
         hold(len(again.points) + len(again.quarantined) == 1, "it is lost with an account", item, again)
     else:

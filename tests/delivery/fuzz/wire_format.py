@@ -11,6 +11,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from tallymark import conventions
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Sum
 
 VARINT: Final = 0
 FIXED64: Final = 1
@@ -109,6 +110,7 @@ _SCOPE: Final = 1
 _METRICS: Final = 2
 _NAME: Final = 1
 _SUM: Final = 7
+_GAUGE: Final = 5
 KINDS: Final = {5: "gauge", 7: "sum", 9: "histogram", 10: "exponential_histogram", 11: "summary"}
 _POINTS: Final = 1
 _ATTRIBUTES: Final = 7
@@ -169,8 +171,10 @@ def _count(found: Census, scope_name: str, metric: bytes) -> None:
                 found.repeated = True
             kind = one.number
             values.append(value)
-    if kind not in (0, _SUM) and not _readable(metric):
+    if kind == _GAUGE and not _readable_gauge(values[-1]):
         points = [b""]  # kept whole, as one item
+    elif kind not in (0, _SUM, _GAUGE) and not _readable(metric):
+        points = [b""]
     else:
         points = [point for value in values for point in _each(value, _POINTS)]
     if scope_name == conventions.CONTROL_SCOPE:
@@ -183,9 +187,10 @@ def _count(found: Census, scope_name: str, metric: bytes) -> None:
             found.foreign += len(points)
     elif scope_name == conventions.MIRROR_SCOPE_NAME:
         found.foreign += len(points)
-    elif kind == _SUM:
+    elif kind == _SUM or (kind == _GAUGE and _readable_gauge(values[-1])):
         attributes = [list(_each(point, _ATTRIBUTES)) for point in points]
-        if scope_name != conventions.SCOPE_NAME and not any(_ACCOUNT in item for some in attributes for item in some):
+        named = _ACCOUNT in metric if kind == _GAUGE else any(_ACCOUNT in item for some in attributes for item in some)
+        if scope_name != conventions.SCOPE_NAME and not named:
             found.foreign += len(points)
             return
         ended = sum(_flags(point) & 1 for point in points)
@@ -207,6 +212,14 @@ def _flags(point: bytes) -> int:
         if one.number == _FLAGS and one.kind == VARINT:
             flags = _varint(point, one.value)[0] & 0xFFFFFFFF
     return flags
+
+
+def _readable_gauge(gauge: bytes) -> bool:
+    try:
+        Sum.FromString(gauge)
+    except DecodeError:
+        return False
+    return True
 
 
 def _readable(metric: bytes) -> bool:
