@@ -456,7 +456,8 @@ async def test_a_writer_on_its_way_and_a_drop_do_not_miss_each_other(store: Stor
     outcomes = set()
 
     async def dropping(retention: Retention) -> None:
-        with suppress(StoreUnavailable):  # of a writer and a drop that wait for each other one is ended, and tries again
+        # Of a writer and a drop that wait for each other one is ended, and tries again.
+        with suppress(StoreUnavailable):
             await drop_old(store, retention, now)
 
     for step in range(6):
