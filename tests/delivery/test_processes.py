@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -105,7 +106,7 @@ def post(port: int, messages: list[bytes], deadline: float, failures: list[str])
                 if error.code not in (429, 502, 503, 504):
                     failures.append(f"{error.code}: {error.read()!r}")
                     return
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 pass  # refused, reset or cut off in the middle
             if time.monotonic() > deadline:
                 failures.append("no answer in time")
