@@ -286,11 +286,11 @@ def test_addresses_that_are_none_are_a_sentence_without_them(text: str) -> None:
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 async def test_from_collector_to_collector_as_the_bytes_that_came(tmp_path: Path, scheme: str) -> None:
     last, heard = Counting(), list[tuple[str, bytes]]()
-    async with receiving(last, serve={"accepted": lambda *request: heard.append(request)}) as end:
+    async with receiving(last, serve={"accepted": lambda _, *request: heard.append(request)}) as end:
         port = end.port if scheme == "grpc" else end.http_port
         settings = Forwarding(f"{scheme}://127.0.0.1:{port}", tmp_path)
         async with forwarding(settings) as forwarder, aiohttp.ClientSession() as session:
-            async with receiving(Counting(), serve={"accepted": forwarder.accepted}) as start:
+            async with receiving(Counting(), serve={"accepted": forwarder.of_tenant("default")}) as start:
                 base = f"http://127.0.0.1:{start.http_port}/v1/"
                 for signal, body, media in [
                     ("metrics", GOOD.SerializeToString(), "application/x-protobuf"),
