@@ -150,7 +150,8 @@ def test_totals_are_exact_while_a_child_is_killed_under_load(dsn: str) -> None:
         parent.process.send_signal(signal.SIGTERM)
         _, err = parent.process.communicate(timeout=PATIENCE)
     assert parent.process.returncode == 0, err
-    assert err.count("status -9: another in") == killed == 3
+    assert err.count("status -9: another in") == killed, "all may have been sent before the third"
+    assert killed >= 1
     with psycopg.connect(dsn) as connection:
         [stored] = connection.execute("SELECT sum(quantity) FROM tallymark.usage_point").fetchone() or [None]
     assert stored == sum(total for _, total in loads)
