@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+from tallymark_collector.processors.temporality import COARSE_CLOCKS, SDK_LANGUAGE
 from tallymark_collector.store.database import Connection
 
 MAX_OVERLAPS: Final = 1000
@@ -110,7 +111,7 @@ WITH stepped AS (
         CASE WHEN before IS NULL AND (start_ns = 0 OR start_ns = time_ns AND NOT EXISTS (
                  -- Their clocks are too coarse to tell a start from a total: see processors/temporality.py.
                  SELECT FROM usage_stream j WHERE j.account = stepped.account AND j.stream = stepped.stream
-                   AND j.resource ->> 'telemetry.sdk.language' IN ('nodejs', 'webjs')
+                   AND j.resource ->> %(language)s = ANY (%(coarse)s::text[])
              )) THEN 0
              WHEN before IS NULL THEN value
              WHEN start_ns = 0 AND value < before THEN value
@@ -167,6 +168,7 @@ async def audit(
     bounds = {"tenant": tenant, "account": account, "start": start or "-infinity", "end": end or "infinity"}
     rows = await (await connection.execute(_COMPARE_SQL, bounds)).fetchall()
     differences = [Difference(*row[:6]) for row in rows if row[0] is not None]
-    drifts = [Drift(*row) for row in await (await connection.execute(_DRIFT_SQL, bounds)).fetchall()]
+    clocks = {"language": SDK_LANGUAGE, "coarse": [*COARSE_CLOCKS]}
+    drifts = [Drift(*row) for row in await (await connection.execute(_DRIFT_SQL, bounds | clocks)).fetchall()]
     overlaps = [Overlap(*row) for row in await (await connection.execute(_OVERLAP_SQL, bounds)).fetchall()]
     return Report(rows[0][6], rows[0][7], differences, drifts, overlaps)

@@ -22,6 +22,7 @@ from tallymark_collector.billing.invoice import Invoice, build_invoice
 from tallymark_collector.billing.periods import Period, period_containing, periods_between
 from tallymark_collector.billing.plans import Catalog, Plan, Subscription
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.keeping import dropped_before
 
 AHEAD: Final = timedelta(days=62)
 """How far beyond now periods are written down: two of the longest months."""
@@ -196,15 +197,11 @@ async def _check_written_down(connection: Connection, tenant: str, subscription:
 async def _check_kept(connection: Connection, period: Period) -> None:
     """The pieces of hours at a period's edges are summed from points. Raises BillingError where those are gone."""
     edges = [edge for edge in (period.start, period.end) if edge.minute or edge.second or edge.microsecond]
-    row = await (
-        await connection.execute(
-            "SELECT points_from FROM usage_kept WHERE points_from > ANY (%s::timestamptz[])", [edges]
-        )
-    ).fetchone()
-    if row is not None:
+    dropped = await dropped_before(connection, edges)
+    if dropped is not None:
         raise BillingError(
             f"the period from {period.start.isoformat()} to {period.end.isoformat()} begins or ends inside an hour of"
-            f" UTC, and points before {row[0].isoformat()} have been dropped: its invoice would be too small. Use the"
+            f" UTC, and points before {dropped.isoformat()} have been dropped: its invoice would be too small. Use the"
             " one that was made while they were kept"
         )
 

@@ -29,8 +29,8 @@ ZERO = Decimal(0)
 # increases would not be the total any more. What `validation` lets through has 55 digits.
 _EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
-_SDK_LANGUAGE: Final = "telemetry.sdk.language"
-_COARSE_CLOCKS: Final = ("nodejs", "webjs")
+SDK_LANGUAGE: Final = "telemetry.sdk.language"
+COARSE_CLOCKS: Final = ("nodejs", "webjs")
 """Languages whose SDK takes a point's times from a clock of milliseconds."""
 
 
@@ -98,7 +98,7 @@ def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases)
 
 
 def _knows_its_start(stream: Stream) -> bool:
-    return stream.resource.get(_SDK_LANGUAGE) in _COARSE_CLOCKS
+    return stream.resource.get(SDK_LANGUAGE) in COARSE_CLOCKS
 
 
 def _increase(start_ns: int, base_ns: int, before: Sample | None, sample: Sample) -> Decimal:

@@ -10,6 +10,7 @@ from typing import Final
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.keeping import dropped_before
 
 DIMENSIONS: Final = {
     "account": "u.account",
@@ -114,15 +115,10 @@ Span = tuple[datetime, datetime]
 
 async def _check_kept(connection: Connection, edges: Sequence[Span]) -> None:
     """Pieces of hours are summed from points: where those have been dropped the sum would be too small."""
-    starts = [edge[0] for edge in edges]
-    row = await (
-        await connection.execute(
-            "SELECT points_from FROM usage_kept WHERE points_from > ANY (%s::timestamptz[])", [starts]
-        )
-    ).fetchone()
-    if row is not None:
+    dropped = await dropped_before(connection, [start for start, _ in edges])
+    if dropped is not None:
         raise UserError(
-            f"points before {row[0].isoformat()} have been dropped, and what is left of their time is whole hours:"
+            f"points before {dropped.isoformat()} have been dropped, and what is left of their time is whole hours:"
             " begin and end a range there on a whole hour (UTC)"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from tallymark_collector.store import days, hours
@@ -11,6 +13,17 @@ from tallymark_collector.store.locks import REFRESHING, shared_if_free
 
 # Asked every time: a migration beside a running collector changes it.
 _NATIVE_SQL: Final = "SELECT relkind = 'v' FROM pg_class WHERE oid = 'usage_hour'::regclass"
+
+
+async def dropped_before(connection: Connection, instants: Sequence[datetime]) -> datetime | None:
+    """Before when points have been dropped, where one of these instants lies there; then only whole hours are left of
+    its time, and a sum of a piece of one would be too small."""
+    row = await (
+        await connection.execute(
+            "SELECT points_from FROM usage_kept WHERE points_from > ANY (%s::timestamptz[])", [[*instants]]
+        )
+    ).fetchone()
+    return None if row is None else row[0]
 
 
 async def refresh(connection: Connection, limit: int | None = None) -> int:
