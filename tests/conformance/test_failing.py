@@ -142,3 +142,41 @@ async def test_a_write_without_an_answer_is_given_up(dsn: str) -> None:
     finally:
         for one in (patient, impatient):
             await one.close()
+
+
+@pytest.mark.parametrize("last", ["COPY usage_evidence FROM STDIN", "SELECT 1"])
+async def test_a_session_whose_collector_is_gone_is_ended_by_those_who_wait_for_it(last: str, dsn: str) -> None:
+    """A collector that was killed behind a connection that carries nothing any more leaves its session in the middle of
+    a COPY, with its locks: no time-out of the server's reaches that."""
+    store = Store(dsn, patience=0.5)
+    await store.open()
+    gone = await psycopg.AsyncConnection.connect(dsn, options="-c search_path=tallymark", application_name="tallymark")
+    try:
+        await gone.execute("LOCK TABLE usage_point IN SHARE MODE")
+        gone.pgconn.exec_(last.encode())
+        batch = Batch(points=[point(stream(), 0, 10, 7)])
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.5 s"):
+            await store.write(batch)
+        await asyncio.wait_for(write_until_it_is_in(store, batch.points), 60)
+        assert await total(store) == 7
+    finally:
+        await gone.close()
+        await store.close()
+
+
+async def test_a_session_that_is_not_a_collectors_is_left_alone(dsn: str) -> None:
+    """Whatever it holds: somebody sits before it."""
+    store = Store(dsn, patience=0.5)
+    await store.open()
+    try:
+        batch = Batch(points=[point(stream(), 0, 10, 7)])
+        async with await psycopg.AsyncConnection.connect(dsn, options="-c search_path=tallymark") as somebody:
+            await somebody.execute("LOCK TABLE usage_point IN SHARE MODE")
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await store.write(batch)
+            assert (await (await somebody.execute("SELECT 1")).fetchone()) == (1,)
+        await write_until_it_is_in(store, batch.points)
+        assert await total(store) == 7
+    finally:
+        await store.close()

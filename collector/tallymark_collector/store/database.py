@@ -52,6 +52,23 @@ rollback (deadlock), resources, object state (lock), operator intervention (shut
 _MOVING: Final = '"usage_point"'
 """The table that cannot be found while it is moved into a hypertable (see engines/timescale.py)."""
 
+_LEFT_SQL: Final = """
+WITH RECURSIVE ahead (pid) AS (
+    SELECT unnest(pg_blocking_pids(%(pid)s))
+    UNION
+    SELECT unnest(pg_blocking_pids(ahead.pid)) FROM ahead
+)
+SELECT pid FROM ahead JOIN pg_stat_activity USING (pid)
+WHERE application_name = %(application)s AND usename = current_user
+  AND wait_event_type = 'Client' AND clock_timestamp() - state_change > %(patience)s * interval '1 s'"""
+"""Sessions of collectors ahead of ours that have waited for their client longer than it would: it was killed
+behind a connection that carries nothing any more, or behind a proxy that keeps it open. A collector that lives is never
+so long within one statement that it feeds, nor between two of one transaction."""
+
+_END_SQL: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = ANY(%(pids)s) AND application_name = %(application)s AND usename = current_user"""
+
 Connection = psycopg.AsyncConnection[TupleRow]
 
 
@@ -168,18 +185,23 @@ class Database:
         ending.add_done_callback(self._ending.discard)
 
     async def _end(self, pid: int) -> None:
+        """Ends a session of ours, and those it waits for that nobody is behind any more."""
+        mine = {"pid": pid, "application": APPLICATION, "patience": self._patience}
         try:
             # Not one of the pool: those may all wait for that session.
             async with await psycopg.AsyncConnection.connect(
                 self.dsn, connect_timeout=int(POOL_WAIT), autocommit=True
             ) as other:
-                await other.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE pid = %s AND application_name = %s AND usename = current_user",
-                    [pid, APPLICATION],
-                )
+                left = await (await other.execute(_LEFT_SQL, mine)).fetchall()
+                await other.execute(_END_SQL, {**mine, "pids": [pid, *(left_pid for (left_pid,) in left)]})
         except psycopg.Error as error:
             logger.warning("the session %s could not be ended at the server, which may do so itself: %s", pid, error)
+            return
+        for (left_pid,) in left:
+            logger.warning(
+                "the session %s held what a write waited for, and no collector was behind it any more: it was ended",
+                left_pid,
+            )
 
 
 async def configure(connection: Connection) -> None:
