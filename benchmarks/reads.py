@@ -6,7 +6,8 @@ are 62 points in each, what one process sends that exports every minute; 100 mil
 export every 12 s; a million is one point in 10 minutes. So what grows with the number is raw alone, and the views
 should not notice. All have been refreshed but the last hour, which a running service keeps writing to.
 
-Each statement is planned each time, as a dashboard's is. Points are written by the server itself: this is about
+Each statement is asked twice over: planned anew each time, as an ad-hoc query is, and prepared, as drivers do after
+some calls (psycopg: five). Points are written by the server itself: this is about
 reading.
 """
 
@@ -20,8 +21,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -35,7 +37,6 @@ DAYS: Final = 90
 ACCOUNTS: Final = 15
 ROUTES: Final = 5
 ROUNDS: Final = 9
-RAW_ROUNDS: Final = 3
 STEP: Final = 5000
 """Points of each series that one transaction writes."""
 NAME: Final = "tallymark_bench_reads"
@@ -71,29 +72,46 @@ FROM generate_series(1, {ACCOUNTS}) a,
              (timestamptz '2026-02-01', timestamptz '2026-03-01', 3),
              (timestamptz '2026-03-01', timestamptz '2026-04-01', 4)) p (starts, ends, number)"""
 
-_FEBRUARY: Final = "time >= '2026-02-01' AND time < '2026-03-01'"
 _RAW: Final = "usage_point p JOIN usage_series s ON s.account = p.account AND s.series = p.series"
 
 
-def _period(start: str, end: str) -> tuple[str, str]:
-    return (
-        f"SELECT sum(quantity) FROM usage_by_period WHERE account = 'account-7' AND period_start = '{start}'",
-        f"SELECT sum(quantity) FROM {_RAW} WHERE p.account = 'account-7' AND time >= '{start}' AND time < '{end}'",
+class Question(NamedTuple):
+    """The same asked of a view and of the raw points."""
+
+    view: str
+    raw: str
+    given: tuple[object, ...] = ()
+    """What both are given."""
+
+
+def _period(start: datetime, end: datetime) -> Question:
+    return Question(
+        "SELECT sum(quantity) FROM usage_by_period WHERE account = %s AND period_start = %s AND period_end = %s",
+        f"SELECT sum(quantity) FROM {_RAW} WHERE p.account = %s AND time >= %s AND time < %s",
+        ("account-7", start, end),
     )
 
 
+_KOLKATA: Final = timezone(timedelta(hours=5, minutes=30))
+_FEBRUARY, _MARCH, _APRIL = (datetime(2026, month, 1, tzinfo=timezone.utc) for month in (2, 3, 4))
+
 QUESTIONS: Final = {
-    "an account's period total": _period("2026-02-01", "2026-03-01"),
-    "the same in Kolkata (half hours at its ends)": _period("2026-01-31 18:30Z", "2026-02-28 18:30Z"),
-    "the running period's, its last hour written to": _period("2026-03-01", "2026-04-01"),
-    "the top accounts of a month": (
-        "SELECT account, sum(quantity) FROM usage_daily WHERE bucket >= '2026-02-01' AND bucket < '2026-03-01'"
-        " GROUP BY account ORDER BY 2 DESC, 1 LIMIT 10",
-        f"SELECT p.account, sum(quantity) FROM {_RAW} WHERE {_FEBRUARY} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10",
+    "an account's period total": _period(_FEBRUARY, _MARCH),
+    "the same in Kolkata (half hours at its ends)": _period(
+        _FEBRUARY.replace(tzinfo=_KOLKATA), _MARCH.replace(tzinfo=_KOLKATA)
     ),
-    f"a meter by route and plan, {DAYS} days": (
-        "SELECT route, plan, sum(quantity) FROM usage_daily WHERE meter = 'api.requests' GROUP BY 1, 2 ORDER BY 1, 2",
-        f"SELECT route, plan, sum(quantity) FROM {_RAW} WHERE s.meter = 'api.requests' GROUP BY 1, 2 ORDER BY 1, 2",
+    "the running period's, its last hour written to": _period(_MARCH, _APRIL),
+    "the top accounts of a month": Question(
+        "SELECT account, sum(quantity) FROM usage_daily WHERE bucket >= %s AND bucket < %s"
+        " GROUP BY account ORDER BY 2 DESC, 1 LIMIT 10",
+        f"SELECT p.account, sum(quantity) FROM {_RAW} WHERE time >= %s AND time < %s"
+        " GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10",
+        (_FEBRUARY, _MARCH),
+    ),
+    f"a meter by route and plan, {DAYS} days": Question(
+        "SELECT route, plan, sum(quantity) FROM usage_daily WHERE meter = %s GROUP BY 1, 2 ORDER BY 1, 2",
+        f"SELECT route, plan, sum(quantity) FROM {_RAW} WHERE s.meter = %s GROUP BY 1, 2 ORDER BY 1, 2",
+        ("api.requests",),
     ),
 }
 
@@ -104,9 +122,7 @@ def tables() -> Iterator[Table]:
         began = time.perf_counter()
         asyncio.run(_fill(dsn))
         filled = time.perf_counter() - began
-        with psycopg.connect(
-            dsn, autocommit=True, prepare_threshold=None, options="-c search_path=tallymark,public -c timezone=utc"
-        ) as connection:
+        with _connected(dsn, prepares=False) as connection, _connected(dsn, prepares=True) as prepared:
             row = connection.execute("SELECT count(*) FROM usage_point").fetchone()
             assert row is not None
             hours = ACCOUNTS * ROUTES * DAYS * 24
@@ -114,29 +130,45 @@ def tables() -> Iterator[Table]:
                 title=f"{row[0]:,} points of {ACCOUNTS} accounts, {ROUTES} routes, {DAYS} days: {row[0] / hours:,.0f}"
                 f" an hour and series; written and refreshed in {filled:,.0f} s"
             )
-            for column in ("question", "views, ms", "pages", "raw, ms", "raw over views"):
+            for column in ("question", "views, ms", "prepared, ms", "pages", "raw, ms", "over views", "over prepared"):
                 table.add_column(column, justify="left" if column == "question" else "right")
-            for question, (view, raw) in QUESTIONS.items():
-                assert connection.execute(view).fetchall() == connection.execute(raw).fetchall(), "a fast wrong answer"
-                fast, slow = _milliseconds(connection, view, ROUNDS), _milliseconds(connection, raw, RAW_ROUNDS)
-                pages = f"{_pages(connection, view):,}"
-                table.add_row(question, f"{fast:,.1f}", pages, f"{slow:,.1f}", f"{slow / fast:,.0f}")
+            for name, question in QUESTIONS.items():
+                answer = connection.execute(question.raw, question.given).fetchall()
+                assert connection.execute(question.view, question.given).fetchall() == answer, "a fast wrong answer"
+                planned, slow = (_milliseconds(connection, q, question.given) for q in (question.view, question.raw))
+                _milliseconds(prepared, question.view, question.given)  # until the server keeps one plan for all
+                fast = _milliseconds(prepared, question.view, question.given)
+                table.add_row(
+                    name,
+                    *(f"{planned:,.1f}", f"{fast:,.1f}", f"{_pages(connection, question):,}", f"{slow:,.1f}"),
+                    *(f"{slow / each:,.0f}" for each in (planned, fast)),
+                )
     yield table
 
 
-def _milliseconds(connection: psycopg.Connection, query: str, rounds: int) -> float:
+def _connected(dsn: str, *, prepares: bool) -> psycopg.Connection:
+    return psycopg.connect(
+        dsn,
+        autocommit=True,
+        prepare_threshold=0 if prepares else None,
+        options="-c search_path=tallymark,public -c timezone=utc",
+    )
+
+
+def _milliseconds(connection: psycopg.Connection, query: str, given: tuple[object, ...]) -> float:
     """Median of some runs."""
     taken = []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         start = time.perf_counter()
-        connection.execute(query).fetchall()
+        connection.execute(query, given).fetchall()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken) * 1000
 
 
-def _pages(connection: psycopg.Connection, query: str) -> int:
-    """Pages that the query touches, wherever they are."""
-    row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT json) " + query).fetchone()
+def _pages(connection: psycopg.Connection, question: Question) -> int:
+    """Pages that the view's query touches, wherever they are."""
+    query = "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) " + question.view
+    row = connection.execute(query, question.given).fetchone()
     assert row is not None
     [document] = row[0] if isinstance(row[0], list) else json.loads(row[0])
     return int(document["Plan"]["Shared Hit Blocks"] + document["Plan"]["Shared Read Blocks"])
