@@ -173,10 +173,13 @@ async def test_the_digest_tells_what_was_changed_and_not_what_came_later(store: 
     [document] = (await finalize(store, "default", "acme", INSIDE, asked())).documents
     await store.write(Batch(points=[at(INSIDE + timedelta(hours=1), 7), at(START + timedelta(days=9), 1)]))
     assert await changed(store, document) is None, "late usage is not a change"
-    for change, back in [
-        ("UPDATE usage_point SET quantity = 8 WHERE quantity = 9", "UPDATE usage_point SET quantity = 9 WHERE quantity = 8"),
-        ("UPDATE usage_series SET meter = 'x' WHERE meter = 'users'", "UPDATE usage_series SET meter = 'users' WHERE meter = 'x'"),
-    ]:  # fmt: skip
+    for table, assignment, was in [
+        ("point", "quantity = 8", "quantity = 9"),
+        ("series", "meter = 'x'", "meter = 'users'"),
+    ]:
+        change, back = (
+            f"UPDATE usage_{table} SET {to} WHERE {of}" for to, of in ((assignment, was), (was, assignment))
+        )
         execute(dsn, change)
         assert "points were 7 with the digest" in str(await changed(store, document))
         execute(dsn, back)

@@ -25,8 +25,8 @@ CREATE TABLE invoice_document (
         WHEN 'credit_note' THEN number > 0 AND corrects IS NOT NULL AND total < 0
         ELSE number > 0 AND corrects IS NOT NULL AND total >= 0 END)
 );
--- The first period that a tenant finalised: what holds points back begins there (aggregates/retention.py).
-CREATE INDEX invoice_document_tenant ON invoice_document (tenant, period_end);
+-- When a tenant began to finalise: points are held back from there on (aggregates/unfinalized.py).
+CREATE INDEX invoice_document_tenant ON invoice_document (tenant, finalized_at);
 
 -- Whoever adds one: a document that does not add up, or that corrects what is not there, is none.
 CREATE FUNCTION invoice_document_is_whole() RETURNS trigger LANGUAGE plpgsql
