@@ -1,74 +1,26 @@
-"""Finalised invoices on the command line: they are made, corrected, verified and shown."""
+"""Finalised invoices as the command line shows them: documents, what came later, whether their points are the same."""
 
 from __future__ import annotations
 
-import getpass
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Any
 from zoneinfo import ZoneInfo
 
-import typer
-
-from tallymark_collector.billing import Subscription, periods_between
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.money import exact, grouped, plain
 from tallymark_collector.cli import output
-from tallymark_collector.errors import UserError
 from tallymark_collector.invoicing import (
-    ACCEPTABLE,
-    GRACE,
-    Asked,
     Document,
     Later,
     Obstacle,
-    Outcome,
-    RefusedError,
     chain,
-    correct,
-    finalize,
     later,
     unchanged,
 )
-from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
-
-FinalizeOption = Annotated[
-    bool, typer.Option("--finalize", help="Make the period's invoice, for good. Again is fine: it is made once.")
-]
-CorrectOption = Annotated[
-    bool, typer.Option("--correct", help="Bill or credit what came after a period was finalised, as a document.")
-]
-VerifyOption = Annotated[
-    bool, typer.Option("--verify", help="Compare the points behind finalised invoices with their digests.")
-]
-GraceOption = Annotated[
-    float,
-    typer.Option(
-        "--grace",
-        envvar="TALLYMARK_INVOICE_GRACE",
-        min=0,
-        metavar="HOURS",
-        help="How long after a period's end late usage has time before it is finalised.",
-    ),
-]
-DespiteOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--despite",
-        metavar="WHAT",
-        help=f"Finalise although this was found; again for more: {', '.join(ACCEPTABLE)}. Needs --because.",
-    ),
-]
-BecauseOption = Annotated[str, typer.Option("--because", metavar="TEXT", help="Why, for the document.")]
-ByOption = Annotated[
-    str | None,
-    typer.Option("--by", envvar="TALLYMARK_BY", metavar="NAME", help="Who finalises.", show_default="the login name"),
-]
-DEFAULT_GRACE: Final = GRACE / timedelta(hours=1)
-_LONGEST_CYCLE: Final = timedelta(days=367)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,47 +36,6 @@ class Finalized:
     error: str = ""
     changed: tuple[str, ...] | None = None
     """Of --verify: which documents' points are not what they were."""
-
-
-def asked(by: str | None, now: datetime, grace: float, despite: Sequence[str], because: str) -> Asked:
-    """Who finalises, and how. Raises UserError."""
-    name = (by or "").strip()
-    if not name:
-        try:
-            name = getpass.getuser()
-        except (OSError, KeyError):
-            raise UserError("this process has no login name: say who finalises with --by NAME") from None
-    for text, option in ((name, "--by"), (because, "--because")):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{option} is not UTF-8") from None
-        if "\0" in text:
-            raise UserError(f"{option} holds a NUL: leave it out")
-    return Asked(name, now, timedelta(hours=grace), frozenset(despite), because.strip())
-
-
-def last_closed(terms: Sequence[Subscription], now: datetime, grace: timedelta) -> datetime | None:
-    """An instant in the account's latest period that ended at least `grace` ago; None where there is none."""
-    found = None
-    for subscription in terms:
-        for period in periods_between(subscription, now - 2 * _LONGEST_CYCLE - grace, now):
-            if period.end + grace <= now:
-                found = period.start
-    return found
-
-
-async def made(store: Store, tenant: str, account: str, at: datetime, how: Asked, *, correcting: bool) -> Finalized:
-    """The account's period, finalised or corrected where that can be done."""
-    work: Callable[..., Awaitable[Outcome]] = correct if correcting else finalize
-    try:
-        outcome = await work(store, tenant, account, at, how)
-    except RefusedError as refused:
-        return Finalized(account, obstacles=refused.obstacles, error=str(refused))
-    except BillingError as error:
-        return Finalized(account, error=str(error))
-    async with store.reading() as connection:
-        return Finalized(account, outcome.documents, outcome.new, await later(connection, outcome.documents))
 
 
 async def shown(connection: Connection, tenant: str, account: str, at: datetime, *, verify: bool) -> Finalized | None:

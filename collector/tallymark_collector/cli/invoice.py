@@ -23,23 +23,22 @@ from tallymark_collector.billing.pricing import Line
 from tallymark_collector.cli import finalized, opening, output
 from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, TenantOption, day_or_instant, hours_touched
 from tallymark_collector.cli.audit import write_differences, write_drifts
-from tallymark_collector.cli.finalized import (
+from tallymark_collector.cli.finalized import Finalized, shown
+from tallymark_collector.cli.finalizing import (
     DEFAULT_GRACE,
     BecauseOption,
-    ByOption,
     CorrectOption,
     DespiteOption,
-    Finalized,
     FinalizeOption,
     GraceOption,
+    Making,
     VerifyOption,
     asked,
     last_closed,
     made,
-    shown,
 )
+from tallymark_collector.cli.settle import ByOption
 from tallymark_collector.errors import UserError
-from tallymark_collector.invoicing import Asked
 from tallymark_collector.quarantine.items import beside_invoice
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store
@@ -123,7 +122,7 @@ def invoice(
     moment = None if at is None else day_or_instant(at, "--at")
     how = None
     if finalize or correct:
-        how = _Making(asked(by, now, grace, despite or (), because), correcting=correct)
+        how = Making(asked(by, now, grace, despite or (), because), correcting=correct)
     with output.progress("pricing") as saying:
         outcomes = asyncio.run(
             _outcomes(opening.named(database), tenant, account, _Wanted(moment, now, how, verify), saying)
@@ -149,18 +148,10 @@ def invoice(
 
 
 @dataclass(frozen=True, slots=True)
-class _Making:
-    """Documents are made."""
-
-    asked: Asked
-    correcting: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Wanted:
     at: date | datetime | None
     now: datetime
-    making: _Making | None
+    making: Making | None
     verify: bool
 
     def instant(self, terms: Sequence[Subscription]) -> datetime | None:
@@ -215,7 +206,7 @@ async def _made(
     account: str | None,
     terms: Mapping[str, Sequence[Subscription]],
     wanted: _Wanted,
-    making: _Making,
+    making: Making,
     saying: output.Saying,
 ) -> list[_Outcome]:
     """Documents, one transaction each: what was finalised stays, whatever becomes of the next account."""
@@ -232,8 +223,7 @@ async def _made(
             async with store.reading() as connection:
                 if await shown(connection, tenant, name, at, verify=False) is None:
                     continue
-        one = await made(store, tenant, name, at, making.asked, correcting=making.correcting)
-        found.append(_Outcome(name, finalized=one))
+        found.append(_Outcome(name, finalized=await made(store, tenant, name, at, making)))
     return found
 
 
