@@ -20,7 +20,17 @@ from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.errors import UserError
-from tallymark_collector.invoicing import Asked, Outcome, RefusedError, chain, correct, finalize, later, unchanged
+from tallymark_collector.invoicing import (
+    Asked,
+    Outcome,
+    RefusedError,
+    chain,
+    correct,
+    finalize,
+    finalizing,
+    later,
+    unchanged,
+)
 from tallymark_collector.invoicing.documents import Document
 from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal, Temporality
 from tallymark_collector.store import Store
@@ -472,3 +482,81 @@ async def test_the_document_and_its_corrections_are_the_price_of_all_that_came(
     lines = execute(dsn, "SELECT sum(amount) FROM invoice_lines WHERE account = 'acme'")
     assert lines == execute(dsn, "SELECT sum(total) FROM invoices WHERE account = 'acme'")
     assert lines == [(bill(requests, users),)]
+
+
+LEVELS = """currency: EUR
+meters: {storage: {unit: "{request}", aggregation: integral, stale_after: 30m}}
+plans: {basic: {charges: [{meter: storage, unit_price: "0.5"}]}}
+accounts: {acme: {plan: basic, since: 2026-06-15, anchor_day: 15, time_zone: Asia/Kolkata}}
+"""
+
+
+async def test_levels_are_billed_digested_and_corrected(store: Store, dsn: str) -> None:
+    """5 from ten minutes before the period hold for twenty minutes of it, 6 hold for half an hour."""
+    of = stream(meter="storage", temporality=Temporality.LEVEL)
+    await subscribe(store, LEVELS)
+    before = at(START - timedelta(minutes=10), 5, of)._replace(start_ns=0)
+    await store.write(Batch(points=[before, at(INSIDE, 6, of)._replace(start_ns=0)]))
+    [invoice] = (await finalize(store, "default", "acme", INSIDE, asked())).documents
+    quantity = Decimal(5) / 3 + 3
+    assert invoice.lines[0].quantity.quantize(Decimal("0.000001")) == quantity.quantize(Decimal("0.000001"))
+    assert invoice.total == Decimal("2.33")
+    assert (invoice.stands_on["points"], invoice.stands_on["levels"]) == (0, 2)
+    await store.write(Batch(points=[at(INSIDE + timedelta(minutes=15), 2, of)._replace(start_ns=0)]))
+    assert await changed(store, invoice) is None
+    correction = (await correct(store, "default", "acme", INSIDE, asked())).documents[-1]
+    # 6 for a quarter of an hour and 2 for half of one instead of 6 for half an hour: half a unit less.
+    assert (correction.kind, correction.total) == ("credit_note", Decimal("-0.25"))
+    execute(dsn, "UPDATE usage_level SET value = 7 WHERE value = 5")
+    assert str(await changed(store, invoice)).startswith("levels were 2 with the digest")
+
+
+async def test_two_tenants_accounts_of_one_name_have_documents_of_their_own(store: Store) -> None:
+    for tenant, price in (("default", "0.5"), ("other", "7")):
+        async with store.transaction() as connection:
+            plans = LEVELS.replace(", aggregation: integral, stale_after: 30m", "").replace("0.5", price)
+            await records.apply(connection, tenant, parse_catalog(plans), NOW)
+        await store.write(Batch(points=[at(INSIDE, 2, stream(meter="storage", tenant=tenant))]))
+    totals, names = [], set()
+    for tenant in ("default", "other"):
+        [document] = (await finalize(store, tenant, "acme", INSIDE, asked())).documents
+        totals.append(document.total)
+        names.add(document.invoice)
+        async with store.reading() as connection:
+            assert await chain(connection, tenant, "acme", INSIDE) == [document]
+    assert (totals, len(names)) == ([Decimal("1.00"), Decimal("14.00")], 2)
+
+
+async def test_a_transaction_that_fails_leaves_nothing_and_the_next_one_works(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the lock of the account is free again."""
+    await subscribe(store)
+    await store.write(Batch(points=USED))
+    real = finalizing.documents.add
+
+    async def killed(connection: Any, document: Document) -> Document:
+        await real(connection, document)
+        raise RuntimeError("killed before the commit")
+
+    monkeypatch.setattr(finalizing.documents, "add", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        await finalize(store, "default", "acme", INSIDE, asked())
+    monkeypatch.undo()
+    assert await documents(store) == []
+    assert (await finalize(store, "default", "acme", INSIDE, asked())).new
+
+
+async def test_a_document_of_an_overlapping_period_is_a_sentence(store: Store, dsn: str) -> None:
+    """Periods that follow from other time zone data, say: no call is billed twice."""
+    await subscribe(store)
+    await finalize(store, "default", "acme", INSIDE, asked())
+    execute(
+        dsn,
+        """INSERT INTO invoice_document
+           SELECT (jsonb_populate_record(d, '{"account": "globex"}')).* FROM invoice_document d""",
+    )
+    execute(dsn, "ALTER TABLE invoice_document DISABLE TRIGGER invoice_document_stays")
+    execute(dsn, "UPDATE invoice_document SET period_start = period_start + interval '1 day'")
+    with pytest.raises(BillingError, match="is on a finalised invoice already"):
+        await finalize(store, "default", "globex", START, asked())

@@ -63,14 +63,19 @@ class Making:
     """Corrections of what is finalised; else invoices of what is not."""
 
 
-def asked(by: str | None, now: datetime, grace: float, despite: Sequence[str], because: str) -> Asked:
-    """Who finalises, and how. Raises UserError."""
+def hours(grace: float) -> timedelta:
+    """The grace. Raises UserError."""
     if math.isnan(grace):
         raise UserError("--grace is not a number: write hours, such as 24")
+    return timedelta(hours=grace)
+
+
+def asked(by: str | None, now: datetime, grace: timedelta, despite: Sequence[str], because: str) -> Asked:
+    """Who finalises, and how. Raises UserError."""
     person = signed(by, because)
     if "\0" in person.name + person.because:
         raise UserError("--by or --because holds a NUL: leave it out")
-    return Asked(person.name, now, timedelta(hours=grace), frozenset(despite), person.because.strip())
+    return Asked(person.name, now, grace, frozenset(despite), person.because.strip())
 
 
 def last_closed(terms: Sequence[Subscription], now: datetime, grace: timedelta) -> datetime | None:

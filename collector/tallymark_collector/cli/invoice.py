@@ -6,7 +6,7 @@ import asyncio
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -34,6 +34,7 @@ from tallymark_collector.cli.finalizing import (
     Making,
     VerifyOption,
     asked,
+    hours,
     last_closed,
     made,
 )
@@ -110,9 +111,9 @@ def invoice(
     invoice, and the exit status is 1. JSON is one invoice, or without --account a list, in which an account
     without an invoice has `differences` or `error` instead.
 
-    --finalize makes the invoice of a period that has ended, --correct a credit or debit note of what came after that;
-    without --at of the latest period that ended at least --grace ago. Where something is in the way it says what, and
-    the exit status is 1.
+    --finalize makes the invoice of a period that has ended, --correct a credit or debit note of what came after that,
+    --verify looks at what they stand on; without --at of the latest period that ended at least --grace ago. Where
+    something is in the way it says what, and the exit status is 1.
     """
     if finalize + correct + verify > 1:
         raise UserError("--finalize, --correct and --verify are three things: give one of them")
@@ -120,12 +121,12 @@ def invoice(
         raise UserError("--despite and --because are for --finalize and --correct: a draft records no decision")
     now = datetime.now(timezone.utc)
     moment = None if at is None else day_or_instant(at, "--at")
-    how = None
+    patience, how = hours(grace), None
     if finalize or correct:
-        how = Making(asked(by, now, grace, despite or (), because), correcting=correct)
+        how = Making(asked(by, now, patience, despite or (), because), correcting=correct)
     with output.progress("pricing") as saying:
         outcomes = asyncio.run(
-            _outcomes(opening.named(database), tenant, account, _Wanted(moment, now, how, verify), saying)
+            _outcomes(opening.named(database), tenant, account, _Wanted(moment, now, how, verify, patience), saying)
         )
     if as_json:
         documents = [_as_document(outcome) for outcome in outcomes]
@@ -153,11 +154,12 @@ class _Wanted:
     now: datetime
     making: Making | None
     verify: bool
+    grace: timedelta
 
     def instant(self, terms: Sequence[Subscription]) -> datetime | None:
         """The instant that is meant of an account, if it has a period then."""
-        if self.at is None and self.making is not None:
-            return last_closed(terms, self.now, self.making.asked.grace)
+        if self.at is None and (self.making is not None or self.verify):
+            return last_closed(terms, self.now, self.grace)
         return _instant(terms, self.at or self.now, self.now)
 
 
@@ -193,6 +195,8 @@ async def _drafts(
         instant = wanted.instant(subscriptions)
         if instant is None:
             continue
+        if wanted.verify and await shown(connection, tenant, name, instant, verify=False) is None:
+            continue
         try:
             found.append(await _priced(connection, tenant, name, instant, wanted, nameless))
         except BillingError as error:
@@ -217,7 +221,7 @@ async def _made(
         if instant is None and account is None:
             continue
         if instant is None and wanted.at is None:
-            raise BillingError(f"account {name!r} has no period that ended {making.asked.grace} ago or earlier")
+            raise BillingError(f"account {name!r} has no period that ended {wanted.grace} ago or earlier")
         at = instant or _utc(wanted.at or wanted.now)
         if making.correcting and account is None:
             async with store.reading() as connection:
@@ -243,6 +247,8 @@ async def _priced(
     document = await shown(connection, tenant, account, at, verify=wanted.verify)
     if document is not None:
         return _Outcome(account, finalized=document)
+    if wanted.verify:
+        raise BillingError(f"account {account!r} is not finalised at {at.isoformat()}: there is nothing to verify")
     priced = await records.invoice(connection, tenant, account, at)
     start, end = hours_touched(priced.period.start, priced.period.end)
     report = await compare(connection, tenant=tenant, account=account, start=start, end=end)

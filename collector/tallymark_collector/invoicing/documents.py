@@ -8,8 +8,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
+import psycopg
 from psycopg.types.json import Jsonb
 
+from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.metered import Key
 from tallymark_collector.billing.periods import Period
 from tallymark_collector.billing.plans import Plan
@@ -99,34 +101,25 @@ async def chain(connection: Connection, tenant: str, account: str, at: datetime)
     return [Document(*row) for row in rows]
 
 
-async def finalized_accounts(connection: Connection, tenant: str, at: datetime) -> list[str]:
-    """Accounts with a finalised period that contains `at`."""
-    rows = await (
-        await connection.execute(
-            """SELECT account FROM invoice_document
-               WHERE tenant = %s AND period_start <= %s AND period_end > %s AND number = 0 ORDER BY account""",
-            [tenant, at, at],
-        )
-    ).fetchall()
-    return [account for (account,) in rows]
-
-
 async def add(connection: Connection, document: Document) -> Document:
-    """Adds a document; returns it as it is kept, with when and by which user of the database."""
+    """Adds a document; returns it as it is kept, with when and by which user of the database.
+
+    Raises BillingError where the database finds that it does not add up, or bills what another one bills.
+    """
     values: Sequence[object] = (*document[:-1], Jsonb(document.content))
     kept = [
         (name, value)
         for name, value in zip((*Document._fields[:-1], "document"), values, strict=True)
         if name not in ("finalized_at", "database_user")  # the database says these
     ]
-    row = await (
-        await connection.execute(
-            f"""INSERT INTO invoice_document ({", ".join(name for name, _ in kept)})
-                VALUES ({", ".join(["%s"] * len(kept))})
-                RETURNING {_COLUMNS}, document""",  # noqa: S608 - names of columns
-            [value for _, value in kept],
-        )
-    ).fetchone()
+    statement = f"""
+        INSERT INTO invoice_document ({", ".join(name for name, _ in kept)})
+        VALUES ({", ".join(["%s"] * len(kept))})
+        RETURNING {_COLUMNS}, document"""  # noqa: S608 - names of columns
+    try:
+        row = await (await connection.execute(statement, [value for _, value in kept])).fetchone()
+    except psycopg.errors.CheckViolation as error:
+        raise BillingError(f"account {document.account!r} is not finalised: {error.diag.message_primary}") from None
     assert row is not None  # INSERT without ON CONFLICT returns its row or raises
     return Document(*row)
 

@@ -130,6 +130,7 @@ def test_what_makes_no_sense_is_told(run: Run) -> None:
         (("--finalize", "--grace", "nan"), "--grace"),
         (("--finalize", "--grace", "-1"), "--grace"),
         (("--finalize", "--by", "a\0b"), "holds a NUL"),
+        (("--verify",), "is not finalised at 2024-03-14T23:00:00+00:00: there is nothing to verify"),
         (("--correct",), "has no finalised period at 2024-03-14T23:00:00+00:00"),
         (("--finalize", "--account", "nobody"), "has no subscription"),
     ]:
@@ -147,6 +148,8 @@ def test_without_a_time_it_is_the_latest_period_that_is_over(run: Run, plans: Pa
     made = json.loads(run("invoice", "--account", "globex", "--finalize", "--grace", "0", "--json").stdout)
     end = datetime.fromisoformat(made["period"]["end"].replace("Z", "+00:00"))
     assert timedelta(0) < datetime.now(timezone.utc) - end < timedelta(days=32)
+    [verified] = json.loads(run("invoice", "--verify", "--grace", "0", "--json").stdout)
+    assert (verified["invoice"], verified["changed"]) == (made["invoice"], [])
 
 
 @pytest.mark.usefixtures("billed")
