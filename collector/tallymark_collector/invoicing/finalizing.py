@@ -6,8 +6,8 @@ finds the first one's document and makes none.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -29,7 +29,6 @@ from tallymark_collector.invoicing.documents import Document
 from tallymark_collector.invoicing.later import later
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.locks import held
 
 GRACE: Final = timedelta(hours=24)
 """How long after a period's end usage may be late."""
@@ -137,15 +136,9 @@ _OF_THE_PERIOD: Final = ("account", "plan", "plan_name", "plan_version", "period
 """Of a document's content: the same in a correction."""
 
 
-@asynccontextmanager
-async def _alone(store: Store, tenant: str, account: str) -> AsyncIterator[Connection]:
+def _alone(store: Store, tenant: str, account: str) -> AbstractAsyncContextManager[Connection]:
     """A transaction that sees one moment and may write, begun once nobody else makes documents of the account."""
-    async with (
-        store.session() as waiting,
-        held(waiting, f"{_INVOICES}.{len(tenant)}.{tenant}.{account}"),
-        store.auditing() as connection,
-    ):
-        yield connection
+    return store.auditing(alone=f"{_INVOICES}.{len(tenant)}.{tenant}.{account}")
 
 
 async def _add(
