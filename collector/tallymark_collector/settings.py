@@ -41,6 +41,8 @@ class Retention:
     """Spans."""
     billing_grace: timedelta = timedelta(days=35)
     """After a billing period's end its points are kept for at least so long."""
+    keep_unfinalized: bool = True
+    """Where a tenant finalises invoices, its points are kept until the periods that they belong to are finalised."""
     columnstore_after: timedelta | None = None
     """Age at which points are laid out as columns (TimescaleDB's community edition)."""
 

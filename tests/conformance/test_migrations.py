@@ -39,6 +39,10 @@ RELATIONS = {
     "plan_version": "table",
     "subscription": "table",
     "billing_period": "table",
+    "invoice_document": "table",
+    "invoices": "view",
+    "invoice_lines": "view",
+    "invoice_days": "view",
     "usage_producer": "table",
     "usage_control": "table",
     "usage_closed": "table",
@@ -72,6 +76,11 @@ COLUMNS = {
     "usage_quarantine_history": "id tenant account meter reason signal time number action acted_at database_user"
     " acted_by because changed billed_to quantity inserted duplicates evidence",
     "usage_lines": "tenant account meter unit time quantity source file line attributes",
+    "invoices": "tenant account period_start period_end invoice number kind corrects plan plan_version currency total"
+    " finalized_at finalized_by database_user because recorded_until points digest document",
+    "invoice_lines": "tenant account period_start period_end invoice number line description meter unit aggregation"
+    " quantity unit_price amount currency points",
+    "invoice_days": "tenant account period_start period_end invoice number meter unit day quantity points",
 }
 """The public interface: a column may be added at a release, none may go or change its name."""
 

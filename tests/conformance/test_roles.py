@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from itertools import count
 
@@ -24,6 +24,7 @@ from tallymark_collector.application import opened
 from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.errors import UserError
+from tallymark_collector.invoicing import Asked, finalize
 from tallymark_collector.model import Attributes, Batch, Evidence, Temporality
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store, keeping, roles
@@ -143,6 +144,9 @@ FORBIDDEN = [
     " VALUES ('', '', 1, 'released', '', '')",
     "DELETE FROM quarantine_action",
     "UPDATE quarantine_action SET acted_by = 'somebody else'",
+    "INSERT INTO invoice_document SELECT * FROM invoice_document",
+    "UPDATE invoice_document SET total = 0",
+    "DELETE FROM invoice_document",
     "DELETE FROM audit_finding",
     "DELETE FROM usage_import_line",
     "UPDATE usage_import_line SET account = 'other'",
@@ -396,3 +400,27 @@ async def test_the_owner_serves_as_before(people: Roles) -> None:
         assert await store.prepare() == []
         assert (await store.write(BATCH)).inserted == 3
         assert await store.refresh() == 1
+
+
+async def test_finalising_takes_one_right_more_than_the_writer_has(granted: Roles, unmigrated: str) -> None:
+    """As docs/invoices.md says: a member of the writer's role that may add documents."""
+    clerk, writer = granted.name(granted.stranger), granted.name(granted.writer)
+    with psycopg.connect(granted.owner, autocommit=True) as owner:
+        owner.execute(sql.SQL("GRANT INSERT ON tallymark.invoice_document TO {}").format(sql.Identifier(clerk)))
+    with psycopg.connect(unmigrated, autocommit=True) as administrator:
+        administrator.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(writer), sql.Identifier(clerk)))
+    asked = Asked("anne", NOW + timedelta(days=20), settled=timedelta(0))
+    async with opened(granted.writer) as store:
+        await store.write(BATCH)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table invoice_document"):
+            await finalize(store, "default", "acme", NOW, asked)
+    async with opened(granted.stranger) as store:
+        [document] = (await finalize(store, "default", "acme", NOW, asked)).documents
+    assert (document.total, document.database_user) == (Decimal("10.50"), clerk)
+    for statement in ("UPDATE invoice_document SET total = 0", "DELETE FROM invoice_document"):
+        refused(granted.stranger, statement)
+    with psycopg.connect(granted.reader, autocommit=True, options="-c search_path=tallymark") as reader:
+        assert reader.execute("SELECT total, finalized_by FROM invoices").fetchall() == [(Decimal("10.50"), "anne")]
+        assert reader.execute("SELECT sum(amount) FROM invoice_lines").fetchone() == (Decimal("10.50"),)
+        assert reader.execute("SELECT sum(quantity) FROM invoice_days").fetchone() == (TOTAL,)
+    refused(granted.reader, "SELECT FROM invoice_points('default', 'acme', now(), now(), now())")

@@ -1,10 +1,11 @@
 """Dropping what is old: whole pieces of a hypertable, and nothing that somebody still needs.
 
 Points go only when all of this holds: they are older than they have to be kept; no billing period that is open, or
-ended less than `billing_grace` ago, reaches into them; none of their hours has a mark or awaits an audit; and their
-hours and days say what they say, which is compared one last time in the transaction that drops them. What cannot be
-told from a point that was counted, because that was dropped, is refused by the database itself (sql/0006_upkeep.sql);
-collectors with this retention set such points aside earlier (`settings.Limits`). Hours and days stay for ever.
+ended less than `billing_grace` ago, or waits for its invoice (`unfinalized`) reaches into them; none of their hours has
+a mark or awaits an audit; and their hours and days say what they say, which is compared one last time in the
+transaction that drops them. What cannot be told from a point that was counted, because that was dropped, is refused by
+the database itself (sql/0006_upkeep.sql); collectors with this retention set such points aside earlier
+(`settings.Limits`). Hours and days stay for ever.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from tallymark_collector.aggregates.unfinalized import WAITING_SQL
 from tallymark_collector.errors import UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
@@ -24,7 +26,7 @@ LOCK_TIMEOUT: Final = "2s"
 """How long dropping may wait for readers and writers, others behind it; then it is tried again another time."""
 
 # The newest end of a piece that nobody needs. A period's first hour may begin before the period does.
-_CUT_SQL: Final = """
+_CUT_SQL: Final = f"""
 SELECT max(c.range_end)
 FROM timescaledb_information.chunks c
 WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
@@ -32,11 +34,12 @@ WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
   AND c.range_end <= least(
       %(wanted)s::timestamptz,
       (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM billing_period WHERE period_end > %(billed)s),
+      (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM ({WAITING_SQL}) w WHERE %(keep_unfinalized)s),
       (SELECT min(bucket) FROM usage_dirty),
       (SELECT min(bucket) FROM usage_day_dirty),
       (SELECT min(bucket) FROM usage_unaudited),
       (SELECT min(bucket) FROM usage_day_unaudited)
-  )"""
+  )"""  # noqa: S608 - a constant of ours
 
 _DIFFERENT_SQL: Final = """
 WITH raw AS (
@@ -112,7 +115,12 @@ async def drop_old(store: Store, retention: Retention, now: datetime) -> Dropped
     """Drops what may go. Safe to call from several processes at once. Raises StoreUnavailable."""
     dropped = Dropped()
     if retention.points is not None:
-        bounds = {"wanted": now - retention.points, "billed": now - retention.billing_grace}
+        bounds: dict[str, object] = {
+            "wanted": now - retention.points,
+            "billed": now - retention.billing_grace,
+            "grace": retention.billing_grace,
+            "keep_unfinalized": retention.keep_unfinalized,
+        }
         async with store.session() as connection, held(connection, REFRESHING), connection.transaction():
             dropped = await _drop_points(connection, bounds)
     if retention.evidence is not None:
@@ -121,7 +129,7 @@ async def drop_old(store: Store, retention: Retention, now: datetime) -> Dropped
     return dropped
 
 
-async def _drop_points(connection: Connection, bounds: dict[str, datetime]) -> Dropped:
+async def _drop_points(connection: Connection, bounds: dict[str, object]) -> Dropped:
     # Readers hold the pieces that they may look at; writers must not wait long behind us for one that is slow.
     await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
     # From here on no writer can add a mark, so none can commit a point; each looks at usage_kept when we are done.

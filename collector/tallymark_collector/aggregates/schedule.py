@@ -9,6 +9,7 @@ from typing import Final
 
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.retention import drop_old
+from tallymark_collector.aggregates.unfinalized import held_back
 from tallymark_collector.errors import TransientError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
@@ -52,6 +53,7 @@ async def keep_retained(
         now = datetime.now(timezone.utc)
         try:
             dropped = await drop_old(store, retention, now)
+            held = await held_back(store, retention, now)
             if retention.columnstore_after is not None:
                 pieces = await store.lay_out(now - retention.columnstore_after)
                 logger.info("%s pieces of points were laid out as columns", pieces)
@@ -61,4 +63,6 @@ async def keep_retained(
         else:
             for sentence in dropped.sentences():
                 logger.info("%s", sentence)
+            if held is not None:
+                logger.warning("%s", held)
             await asyncio.sleep(interval)

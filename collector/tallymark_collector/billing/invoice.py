@@ -1,6 +1,6 @@
 """The invoice: one account's usage of one period, in money."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -49,28 +49,9 @@ class Invoice:
                 "time_zone": self.time_zone,
             },
             "currency": self.currency,
-            "lines": [
-                {
-                    "description": line.description,
-                    "meter": line.meter,
-                    "unit": line.unit,
-                    "aggregation": line.aggregation,
-                    "quantity": plain(line.quantity),
-                    "unit_price": plain(line.unit_price),
-                    "amount": plain(line.amount),
-                }
-                for line in self.lines
-            ],
+            "lines": lines_document(self.lines),
             "total": plain(self.total),
-            "unpriced": [
-                {
-                    "meter": entry.meter,
-                    "unit": entry.unit,
-                    "quantity": plain(entry.quantity),
-                    "reason": entry.reason,
-                }
-                for entry in self.unpriced
-            ],
+            "unpriced": unpriced_document(self.unpriced),
             "remarks": list(self.remarks),
         }
 
@@ -109,6 +90,30 @@ def build_invoice(
         unpriced=priced.unpriced,
         remarks=remarks,
     )
+
+
+def lines_document(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """JSON-able."""
+    return [
+        {
+            "description": line.description,
+            "meter": line.meter,
+            "unit": line.unit,
+            "aggregation": line.aggregation,
+            "quantity": plain(line.quantity),
+            "unit_price": plain(line.unit_price),
+            "amount": plain(line.amount),
+        }
+        for line in lines
+    ]
+
+
+def unpriced_document(unpriced: Iterable[Unpriced]) -> list[dict[str, Any]]:
+    """JSON-able."""
+    return [
+        {"meter": entry.meter, "unit": entry.unit, "quantity": plain(entry.quantity), "reason": entry.reason}
+        for entry in unpriced
+    ]
 
 
 def _iso(instant: datetime) -> str:

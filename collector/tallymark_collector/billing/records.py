@@ -10,19 +10,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from tallymark_collector.billing.aggregated import aggregated, levels_beside, quantity_of, remark
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.fields import WEEKDAYS
 from tallymark_collector.billing.invoice import Invoice, build_invoice
+from tallymark_collector.billing.metered import metered
 from tallymark_collector.billing.periods import Period, period_containing, periods_between
 from tallymark_collector.billing.plans import Catalog, Plan, Subscription
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.keeping import dropped_before
 
 AHEAD: Final = timedelta(days=62)
 """How far beyond now periods are written down: two of the longest months."""
@@ -141,6 +139,15 @@ async def invoice(connection: Connection, tenant: str, account: str, at: datetim
     Raises BillingError where the account has no period then, or a quantity cannot be told by the meter's aggregation.
     Periods must have been extended up to `at`.
     """
+    subscription, period = await period_at(connection, tenant, account, at)
+    plan = await plan_for(connection, tenant, subscription.plan, period)
+    used = await metered(connection, tenant, account, period, plan)
+    return build_invoice(subscription, plan, period, used.quantities, used.remarks)
+
+
+async def period_at(connection: Connection, tenant: str, account: str, at: datetime) -> tuple[Subscription, Period]:
+    """The account's period that contains `at`, and its subscription. Raises BillingError where there is none, or it was
+    not written down as it is."""
     terms = (await subscriptions(connection, tenant, account)).get(account, [])
     if not terms:
         raise BillingError(f"account {account!r} has no subscription: add it to the plans file and apply that")
@@ -148,31 +155,36 @@ async def invoice(connection: Connection, tenant: str, account: str, at: datetim
         period = period_containing(subscription, at)
         if period is not None:
             await _check_written_down(connection, tenant, subscription, period)
-            plan = await plan_for(connection, tenant, subscription.plan, period)
-            await _check_kept(connection, period)
-            usage = await _usage(connection, tenant, account, period)
-            found = await aggregated(connection, tenant, account, period.start, period.end, plan.aggregations)
-            billed = [each for each in found if plan.units[each.meter] == each.unit]
-            usage.update(((each.meter, each.unit), quantity_of(each)) for each in billed)
-            remarks = tuple(filter(None, map(remark, billed)))
-            remarks += await levels_beside(connection, tenant, account, period.start, period.end, plan)
-            return build_invoice(subscription, plan, period, usage, remarks)
+            return subscription, period
     first = terms[0].since
     raise BillingError(f"account {account!r} has no period at {at.isoformat()}: it is subscribed since {first}")
 
 
+class Version(NamedTuple):
+    """A plan as it was applied."""
+
+    number: int
+    applied_at: datetime
+    plan: Plan
+
+
 async def plan_for(connection: Connection, tenant: str, plan: str, period: Period) -> Plan:
     """The plan as it prices the period: the newest version applied before the period's end, or else the first."""
+    return (await version_for(connection, tenant, plan, period)).plan
+
+
+async def version_for(connection: Connection, tenant: str, plan: str, period: Period) -> Version:
+    """The same, with which version that is."""
     row = await (
         await connection.execute(
-            """SELECT document FROM plan_version WHERE tenant = %s AND plan = %s
+            """SELECT version, applied_at, document FROM plan_version WHERE tenant = %s AND plan = %s
                ORDER BY applied_at < %s DESC, CASE WHEN applied_at < %s THEN -version ELSE version END LIMIT 1""",
             [tenant, plan, period.end, period.end],
         )
     ).fetchone()
     if row is None:
         raise BillingError(f"plan {plan!r} is in no catalogue that was applied")
-    return Plan.from_document(row[0])
+    return Version(row[0], row[1], Plan.from_document(row[2]))
 
 
 async def _check_written_down(connection: Connection, tenant: str, subscription: Subscription, period: Period) -> None:
@@ -192,29 +204,6 @@ async def _check_written_down(connection: Connection, tenant: str, subscription:
             f"{name} was written down as {row[0].isoformat()} to {row[1].isoformat()}: this machine's time zone data"
             f" says otherwise about {subscription.time_zone}. Use the data that the period was made with"
         )
-
-
-async def _check_kept(connection: Connection, period: Period) -> None:
-    """The pieces of hours at a period's edges are summed from points. Raises BillingError where those are gone."""
-    edges = [edge for edge in (period.start, period.end) if edge.minute or edge.second or edge.microsecond]
-    dropped = await dropped_before(connection, edges)
-    if dropped is not None:
-        raise BillingError(
-            f"the period from {period.start.isoformat()} to {period.end.isoformat()} begins or ends inside an hour of"
-            f" UTC, and points before {dropped.isoformat()} have been dropped: its invoice would be too small. Use the"
-            " one that was made while they were kept"
-        )
-
-
-async def _usage(connection: Connection, tenant: str, account: str, period: Period) -> dict[tuple[str, str], Decimal]:
-    rows = await (
-        await connection.execute(
-            """SELECT meter, unit, quantity FROM usage_by_period
-               WHERE tenant = %s AND account = %s AND period_start = %s AND period_end = %s""",
-            [tenant, account, period.start, period.end],
-        )
-    ).fetchall()
-    return {(meter, unit): quantity for meter, unit, quantity in rows}
 
 
 async def _apply_plan(connection: Connection, tenant: str, plan: Plan, now: datetime) -> int | None:

@@ -1,12 +1,12 @@
-"""`tallymark invoice`: one period in money, shown only where the audit finds nothing wrong with it."""
+"""`tallymark invoice`: one period in money, shown only where the audit finds nothing wrong with it, or as finalised."""
 
 from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -20,9 +20,25 @@ from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.billing.local_days import start_of_day
 from tallymark_collector.billing.money import grouped
 from tallymark_collector.billing.pricing import Line
-from tallymark_collector.cli import opening, output
+from tallymark_collector.cli import finalized, opening, output
 from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, TenantOption, day_or_instant, hours_touched
 from tallymark_collector.cli.audit import write_differences, write_drifts
+from tallymark_collector.cli.finalized import Finalized, shown
+from tallymark_collector.cli.finalizing import (
+    DEFAULT_GRACE,
+    BecauseOption,
+    CorrectOption,
+    DespiteOption,
+    FinalizeOption,
+    GraceOption,
+    Making,
+    VerifyOption,
+    asked,
+    hours,
+    last_closed,
+    made,
+)
+from tallymark_collector.cli.settle import ByOption
 from tallymark_collector.errors import UserError
 from tallymark_collector.quarantine.items import beside_invoice
 from tallymark_collector.settings import DEFAULT_TENANT
@@ -40,6 +56,8 @@ class _Outcome:
     invoice: Invoice | None = None
     report: Report | None = None
     error: str = ""
+    finalized: Finalized | None = None
+    """The period is finalised, was to be, or could not be; then there is nothing else."""
     preliminary: bool = False
     quarantined: int = 0
     """Open items of the account's usage in the period."""
@@ -49,6 +67,16 @@ class _Outcome:
     @property
     def differs(self) -> bool:
         return self.report is not None and bool(self.report.differences or self.report.drifts)
+
+    @property
+    def withheld(self) -> bool:
+        """True if something was found that kept a period from being finalised, or contradicts what was."""
+        return self.finalized is not None and bool(self.finalized.obstacles or self.finalized.changed)
+
+    @property
+    def failed(self) -> bool:
+        """True if there is an error."""
+        return bool(self.error or (self.finalized is not None and self.finalized.error))
 
 
 def invoice(
@@ -67,18 +95,39 @@ def invoice(
             show_default="now",
         ),
     ] = None,
+    finalize: FinalizeOption = False,
+    correct: CorrectOption = False,
+    verify: VerifyOption = False,
+    grace: GraceOption = DEFAULT_GRACE,
+    despite: DespiteOption = None,
+    because: BecauseOption = "",
+    by: ByOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Price the billing period that contains an instant, from the usage that is stored now.
+    """Price the billing period that contains an instant: a draft, from the usage that is stored now; or show its
+    invoice as it was finalised, and apart what came later.
 
-    The period's hours are audited first. Where one differs from its points, the hours are shown instead of the
+    A draft's hours are audited first. Where one differs from its points, the hours are shown instead of the
     invoice, and the exit status is 1. JSON is one invoice, or without --account a list, in which an account
     without an invoice has `differences` or `error` instead.
+
+    --finalize makes the invoice of a period that has ended, --correct a credit or debit note of what came after that,
+    --verify looks at what they stand on; without --at of the latest period that ended at least --grace ago. Where
+    something is in the way it says what, and the exit status is 1.
     """
+    if finalize + correct + verify > 1:
+        raise UserError("--finalize, --correct and --verify are three things: give one of them")
+    if (despite or because) and not (finalize or correct):
+        raise UserError("--despite and --because are for --finalize and --correct: a draft records no decision")
     now = datetime.now(timezone.utc)
-    moment = now if at is None else day_or_instant(at, "--at")
+    moment = None if at is None else day_or_instant(at, "--at")
+    patience, how = hours(grace), None
+    if finalize or correct:
+        how = Making(asked(by, now, patience, despite or (), because), correcting=correct)
     with output.progress("pricing") as saying:
-        outcomes = asyncio.run(_outcomes(opening.named(database), tenant, account, moment, now, saying))
+        outcomes = asyncio.run(
+            _outcomes(opening.named(database), tenant, account, _Wanted(moment, now, how, verify, patience), saying)
+        )
     if as_json:
         documents = [_as_document(outcome) for outcome in outcomes]
         output.write_json(documents if account is None else documents[0])
@@ -93,35 +142,93 @@ def invoice(
             f"points in quarantine of the same time that name no account {nameless:,}, on no invoice:"
             " tallymark quarantine list --account ''"
         )
-    if any(outcome.differs for outcome in outcomes):
+    if any(outcome.differs or outcome.withheld for outcome in outcomes):
         raise typer.Exit(1)
-    if any(outcome.error for outcome in outcomes):
+    if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(2)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    at: date | datetime | None
+    now: datetime
+    making: Making | None
+    verify: bool
+    grace: timedelta
+
+    def instant(self, terms: Sequence[Subscription]) -> datetime | None:
+        """The instant that is meant of an account, if it has a period then."""
+        if self.at is None and (self.making is not None or self.verify):
+            return last_closed(terms, self.now, self.grace)
+        return _instant(terms, self.at or self.now, self.now)
+
+
 async def _outcomes(
-    database: str, tenant: str, account: str | None, at: date | datetime, now: datetime, saying: output.Saying
+    database: str, tenant: str, account: str | None, wanted: _Wanted, saying: output.Saying
 ) -> list[_Outcome]:
     async with opening.opened(database) as store:
-        await _extend(store, tenant, now)
+        await _extend(store, tenant, wanted.now)
         async with store.reading() as connection:
             await check_tenant(connection, tenant)
             terms = await records.subscriptions(connection, tenant, account)
-            if account is not None:
-                instant = _instant(terms.get(account, ()), at, now)
-                return [await _priced(connection, tenant, account, instant or _utc(at), now, {})]
-            found = []
-            nameless: _Nameless = {}
-            for number, (name, subscriptions) in enumerate(terms.items(), 1):
-                saying(f"pricing {number:,} of {len(terms):,} accounts")
-                instant = _instant(subscriptions, at, now)
-                if instant is None:
+            if wanted.making is None:
+                return await _drafts(connection, tenant, account, terms, wanted, saying)
+        return await _made(store, tenant, account, terms, wanted, wanted.making, saying)
+
+
+async def _drafts(
+    connection: Connection,
+    tenant: str,
+    account: str | None,
+    terms: Mapping[str, Sequence[Subscription]],
+    wanted: _Wanted,
+    saying: output.Saying,
+) -> list[_Outcome]:
+    """Drafts, and documents of what is finalised."""
+    nameless: _Nameless = {}
+    if account is not None:
+        known = wanted.instant(terms.get(account, ())) or _utc(wanted.at or wanted.now)
+        return [await _priced(connection, tenant, account, known, wanted, nameless)]
+    found = []
+    for number, (name, subscriptions) in enumerate(terms.items(), 1):
+        saying(f"pricing {number:,} of {len(terms):,} accounts")
+        instant = wanted.instant(subscriptions)
+        if instant is None:
+            continue
+        if wanted.verify and await shown(connection, tenant, name, instant, verify=False) is None:
+            continue
+        try:
+            found.append(await _priced(connection, tenant, name, instant, wanted, nameless))
+        except BillingError as error:
+            found.append(_Outcome(name, error=str(error)))
+    return found
+
+
+async def _made(
+    store: Store,
+    tenant: str,
+    account: str | None,
+    terms: Mapping[str, Sequence[Subscription]],
+    wanted: _Wanted,
+    making: Making,
+    saying: output.Saying,
+) -> list[_Outcome]:
+    """Documents, one transaction each: what was finalised stays, whatever becomes of the next account."""
+    found = []
+    for number, name in enumerate([account] if account is not None else terms, 1):
+        saying(f"finalising {number:,} of {len(terms):,} accounts")
+        instant = wanted.instant(terms.get(name, ()))
+        if instant is None and account is None:
+            continue
+        if instant is None and wanted.at is None:
+            raise BillingError(f"account {name!r} has no period that ended {wanted.grace} ago or earlier")
+        at = instant or _utc(wanted.at or wanted.now)
+        if making.correcting and account is None:
+            async with store.reading() as connection:
+                if await shown(connection, tenant, name, at, verify=False) is None:
                     continue
-                try:
-                    found.append(await _priced(connection, tenant, name, instant, now, nameless))
-                except BillingError as error:
-                    found.append(_Outcome(name, error=str(error)))
-            return found
+        found.append(_Outcome(name, finalized=await made(store, tenant, name, at, making)))
+    return found
 
 
 async def _extend(store: Store, tenant: str, now: datetime) -> None:
@@ -134,9 +241,14 @@ _Nameless: TypeAlias = "dict[tuple[datetime, datetime], int]"
 
 
 async def _priced(
-    connection: Connection, tenant: str, account: str, at: datetime, now: datetime, nameless: _Nameless
+    connection: Connection, tenant: str, account: str, at: datetime, wanted: _Wanted, nameless: _Nameless
 ) -> _Outcome:
-    """Invoice and audit see the same moment of the database."""
+    """Invoice and audit see the same moment of the database. What is finalised is shown as it is."""
+    document = await shown(connection, tenant, account, at, verify=wanted.verify)
+    if document is not None:
+        return _Outcome(account, finalized=document)
+    if wanted.verify:
+        raise BillingError(f"account {account!r} is not finalised at {at.isoformat()}: there is nothing to verify")
     priced = await records.invoice(connection, tenant, account, at)
     start, end = hours_touched(priced.period.start, priced.period.end)
     report = await compare(connection, tenant=tenant, account=account, start=start, end=end)
@@ -147,7 +259,7 @@ async def _priced(
         account,
         None if report.differences or report.drifts else priced,
         report,
-        preliminary=priced.period.end > now,
+        preliminary=priced.period.end > wanted.now,
         quarantined=await beside_invoice(connection, tenant, account, *period),
         unattributed=nameless[period],
     )
@@ -170,6 +282,8 @@ def _utc(at: date | datetime) -> datetime:
 
 def _remark(outcome: _Outcome) -> None:
     """What a person has to know beside the invoice, whatever form it has."""
+    if outcome.finalized is not None:
+        finalized.remark(outcome.finalized)
     if outcome.error:
         output.fail(outcome.error)
     if outcome.differs:
@@ -199,9 +313,12 @@ def _remark(outcome: _Outcome) -> None:
 
 
 def _as_document(outcome: _Outcome) -> dict[str, Any]:
+    if outcome.finalized is not None:
+        return finalized.as_document(outcome.finalized)
     if outcome.invoice is not None:
         return {
             **outcome.invoice.to_document(),
+            "status": "draft",
             "preliminary": outcome.preliminary,
             "in_quarantine": {"account": outcome.quarantined, "no_account": outcome.unattributed},
         }
@@ -219,6 +336,8 @@ def _described(line: Line) -> str:
 
 
 def _write(outcome: _Outcome) -> None:
+    if outcome.finalized is not None and outcome.finalized.documents:
+        finalized.write(outcome.finalized)
     if outcome.report is not None:
         if outcome.report.differences:
             write_differences(outcome.report.differences)

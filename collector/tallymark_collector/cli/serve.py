@@ -62,6 +62,14 @@ def serve(
             help="Drop raw points that are older, once they are billed. Needs TimescaleDB.",
         ),
     ] = None,
+    keep_unfinalized: Annotated[
+        bool,
+        typer.Option(
+            "--keep-unfinalized/--drop-unfinalized",
+            envvar="TALLYMARK_KEEP_UNFINALIZED",
+            help="Of tenants that finalise invoices: keep raw points until their period is finalised.",
+        ),
+    ] = True,
     keep_evidence: Annotated[
         int | None,
         typer.Option(
@@ -180,7 +188,10 @@ def serve(
     how = logs.Logs(log_format, log_level, names_process=processes > 1)
     logs.start(how)
     retention = Retention(
-        points=_days(keep_points), evidence=_days(keep_evidence), columnstore_after=_days(columnstore_after)
+        points=_days(keep_points),
+        evidence=_days(keep_evidence),
+        keep_unfinalized=keep_unfinalized,
+        columnstore_after=_days(columnstore_after),
     )
     http = receiving.http_port(http_port, off=no_http, grpc_port=port)
     settings = Settings(

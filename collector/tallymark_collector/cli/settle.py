@@ -133,7 +133,7 @@ def release(
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     rules = None if meters is None else read_meters(meters)
     _check_reason(meant, decision, rules)
-    _bill(database, meant, decision, rules, _person(by, because), "release", as_json)
+    _bill(database, meant, decision, rules, signed(by, because), "release", as_json)
 
 
 def attribute(
@@ -162,7 +162,7 @@ def attribute(
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     rules = None if meters is None else read_meters(meters)
     _check_reason(meant, decision, rules)
-    _bill(database, meant, decision, rules, _person(by, because), f"attribute to account {account!r}", as_json)
+    _bill(database, meant, decision, rules, signed(by, because), f"attribute to account {account!r}", as_json)
 
 
 def discard(
@@ -185,7 +185,7 @@ def discard(
     if not because.strip():
         raise UserError("--because is empty: say why these are not to be billed")
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
-    person = _person(by, because)
+    person = signed(by, because)
     _run(database, meant, lambda store, item: settling.discard(store, item, person), "discard", as_json)
 
 
@@ -198,7 +198,7 @@ def reopen(
     as_json: JsonOption = False,
 ) -> None:
     """Undo a discard. What was billed stays billed."""
-    person = _person(by, because)
+    person = signed(by, because)
     meant = _Meant(ids, Filter(tenant), yes=True)
     _run(database, meant, lambda store, item: settling.reopen(store, item, person), "reopen", as_json)
 
@@ -234,7 +234,8 @@ def _check_reason(meant: _Meant, decision: Decision, rules: Rules | None) -> Non
         raise UserError(f"{meant.wanted.reason} needs a decision, {named}: release {found.release}")
 
 
-def _person(by: str | None, because: str) -> Person:
+def signed(by: str | None, because: str) -> Person:
+    """Who decides, by default who is logged in, and why. Raises UserError."""
     name = (by or "").strip()
     if not name:
         try:

@@ -31,6 +31,7 @@ from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
 from tallymark_collector.store.engines import timescale
+from tallymark_collector.store.locks import held
 from tallymark_collector.store.presence import Presence
 
 MAX_ATTEMPTS: Final = POOL_SIZE + 2
@@ -221,14 +222,17 @@ class Store:
             yield await _tried_again(lambda: self._begin(stack, "READ ONLY"))
 
     @asynccontextmanager
-    async def auditing(self) -> AsyncIterator[Connection]:
-        """A connection whose statements all see one moment of the database, and may write what they found."""
+    async def auditing(self, alone: str | None = None) -> AsyncIterator[Connection]:
+        """A connection whose statements all see one moment of the database, and may write what they found. `alone`: a
+        lock that nobody else has from before that moment until after the commit; waits for it."""
         async with AsyncExitStack() as stack:
-            yield await _tried_again(lambda: self._begin(stack, "READ WRITE"))
+            yield await _tried_again(lambda: self._begin(stack, "READ WRITE", alone))
 
-    async def _begin(self, stack: AsyncExitStack, access: str) -> Connection:
+    async def _begin(self, stack: AsyncExitStack, access: str, alone: str | None = None) -> Connection:
         async with AsyncExitStack() as beginning:
             connection = await beginning.enter_async_context(self._database.connection())
+            if alone is not None:
+                await beginning.enter_async_context(held(connection, alone))
             row = await (await connection.execute(_MIGRATED_SQL)).fetchone()
             await beginning.enter_async_context(connection.transaction())
             await connection.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, {access}")

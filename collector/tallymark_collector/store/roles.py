@@ -56,6 +56,11 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
     "subscription": _READ,
     "plan_version": _READ,
+    # Invoices are finalised by people (docs/invoices.md): whoever takes over a collector can make none.
+    "invoice_document": _READ,
+    "invoices": _READ,
+    "invoice_lines": _READ,
+    "invoice_days": _READ,
     # Who serves knows a token when it sees one, and can make none.
     "tenant": _READ,
     "credential": _READ,
@@ -87,6 +92,9 @@ READER: Final = (
     "usage_lines",
     "usage_quarantine_open",
     "usage_quarantine_history",
+    "invoices",
+    "invoice_lines",
+    "invoice_days",
 )
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
 
