@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
+from tallymark_collector.processors import decoding
 from tests.delivery.fuzz.corpus import corpus
 from tests.delivery.fuzz.decoder import Broken, Decoder
 from tests.delivery.fuzz.mutation import Input, input_of
@@ -60,10 +64,40 @@ def test_the_corpus_is_valid_and_every_kind_of_point_is_in_it() -> None:
     assert all(counted[kind] for kind in kinds)
 
 
+@pytest.mark.parametrize("name", ["tallymark.control.part", "tallymark.control.parts"])
+def test_an_index_of_profiles_says_nothing_of_a_total(name: str) -> None:
+    """OTLP has such a value "processed as if it were absent"; to some versions of its messages it is unknown."""
+    [sample] = [found for found in corpus() if b"tallymark.control.total" in found.protobuf]
+    message = ExportMetricsServiceRequest.FromString(sample.protobuf)
+    scope = message.resource_metrics[0].scope_metrics[0]
+    [metric] = [found for found in scope.metrics if found.name == "tallymark.control.total"]
+    del metric.sum.data_points[:2]
+    index = KeyValue(key=name)
+    index.value.MergeFromString(b"\x40\x07")
+    metric.sum.data_points[0].attributes.append(index)
+    decoder = Decoder()
+    decoder.take(Input(0, "metrics", "protobuf", message.SerializeToString(), "none"))
+    assert (decoder.counts["accepted"], decoder.counts["quarantined"]) == (1, 0)
+
+
+@pytest.mark.parametrize("change", [Decimal(1), Decimal(-1), Decimal("0.5")])
+def test_a_total_that_nobody_sent_is_seen(change: Decimal, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.delivery.fuzz import decoder
+
+    def broken(*arguments: object) -> decoding.Decoded:
+        found = decoding.decode_metrics(*arguments)  # type: ignore[arg-type]
+        found.controls[:] = [told._replace(total=told.total + change) for told in found.controls]
+        return found
+
+    monkeypatch.setattr(decoder, "decode_metrics", broken)
+    [sample] = [found for found in corpus() if b"tallymark.control.total" in found.protobuf]
+    with pytest.raises(Broken, match="a total that nobody sent"):
+        Decoder().take(Input(0, "metrics", "protobuf", sample.protobuf, "none"))
+
+
 @pytest.mark.parametrize("promise", ["a point is lost", "another value the second time", "an error that is not ours"])
 def test_what_is_broken_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks themselves, against a decoder that is broken on purpose."""
-    from tallymark_collector.processors import decoding
     from tests.delivery.fuzz import decoder
 
     calls = 0

@@ -252,10 +252,15 @@ def control_points(found: Decoded, body: bytes) -> int:
 _PARTS: Final = ((conventions.CONTROL_PART, 0), (conventions.CONTROL_PARTS, 1))
 
 
+# An index into the strings of profiles: "process the data as if this value were absent or empty" (OTLP, common.proto).
+_ABSENT: Final = (None, "string_value_strindex")
+
+
 def _whole(value: AnyValue | None, default: int) -> int:
-    if value is None or value.WhichOneof("value") is None:
+    kind = None if value is None else value.WhichOneof("value")
+    if value is None or kind in _ABSENT:
         return default
-    return value.int_value if value.HasField("int_value") else -1
+    return value.int_value if kind == "int_value" else -1
 
 
 def _whole_totals(body: bytes) -> dict[tuple[object, ...], list[int]]:
