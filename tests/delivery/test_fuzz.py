@@ -67,14 +67,36 @@ def test_the_corpus_is_valid_and_every_kind_of_point_is_in_it() -> None:
 @pytest.mark.parametrize("name", ["tallymark.control.part", "tallymark.control.parts"])
 def test_an_index_of_profiles_says_nothing_of_a_total(name: str) -> None:
     """OTLP has such a value "processed as if it were absent"; to some versions of its messages it is unknown."""
-    [sample] = [found for found in corpus() if b"tallymark.control.total" in found.protobuf]
-    message = ExportMetricsServiceRequest.FromString(sample.protobuf)
-    scope = message.resource_metrics[0].scope_metrics[0]
-    [metric] = [found for found in scope.metrics if found.name == "tallymark.control.total"]
+    message = control_request()
+    [metric] = [one for one in message.resource_metrics[0].scope_metrics[0].metrics if one.name.endswith(".total")]
     del metric.sum.data_points[:2]
     index = KeyValue(key=name)
     index.value.MergeFromString(b"\x40\x07")
     metric.sum.data_points[0].attributes.append(index)
+    assert_accepted(message)
+
+
+@pytest.mark.parametrize("other", ["before", "after"])
+@pytest.mark.parametrize("scope", ["tallymark.control", "foreign"])
+def test_the_same_total_of_another_metric_is_another_statement(scope: str, other: str) -> None:
+    """It has as many points as it has: a part of one of them is said twice."""
+    message = control_request()
+    scopes = message.resource_metrics[0].scope_metrics
+    added = scopes.add()
+    added.CopyFrom(scopes[0])
+    added.scope.name = scope
+    [metric] = [one for one in scopes[0 if other == "after" else 1].metrics if one.name.endswith(".total")]
+    metric.sum.data_points.append(metric.sum.data_points[0])
+    assert_accepted(message)
+
+
+def control_request() -> ExportMetricsServiceRequest:
+    """The corpus's control totals: one of two parts, one of one."""
+    [sample] = [found for found in corpus() if b"tallymark.control.total" in found.protobuf]
+    return ExportMetricsServiceRequest.FromString(sample.protobuf)
+
+
+def assert_accepted(message: ExportMetricsServiceRequest) -> None:
     decoder = Decoder()
     decoder.take(Input(0, "metrics", "protobuf", message.SerializeToString(), "none"))
     assert (decoder.counts["accepted"], decoder.counts["quarantined"]) == (1, 0)
@@ -90,9 +112,8 @@ def test_a_total_that_nobody_sent_is_seen(change: Decimal, monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(decoder, "decode_metrics", broken)
-    [sample] = [found for found in corpus() if b"tallymark.control.total" in found.protobuf]
     with pytest.raises(Broken, match="a total that nobody sent"):
-        Decoder().take(Input(0, "metrics", "protobuf", sample.protobuf, "none"))
+        Decoder().take(Input(0, "metrics", "protobuf", control_request().SerializeToString(), "none"))
 
 
 @pytest.mark.parametrize("promise", ["a point is lost", "another value the second time", "an error that is not ours"])
