@@ -37,6 +37,10 @@ class Link:
         forgotten it; new ones work."""
         self._loop.call_soon_threadsafe(self._fall_silent)
 
+    def bury(self) -> None:
+        """Ends what was left half open, as keepalives do over TCP after a while: a Unix socket has none."""
+        self._loop.call_soon_threadsafe(self._bury)
+
     def close(self) -> None:
         """Cuts all connections and stops listening."""
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -55,8 +59,7 @@ class Link:
         await self._stop.wait()
         server.close()
         self._cut()
-        for writer in self._forgotten:
-            writer.transport.abort()
+        self._bury()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -66,6 +69,11 @@ class Link:
         for pair in list(self._pairs.values()):
             for writer in pair:
                 writer.transport.abort()
+
+    def _bury(self) -> None:
+        for writer in self._forgotten:
+            writer.transport.abort()
+        self._forgotten.clear()
 
     def _fall_silent(self) -> None:
         self.silent += len(self._pairs)
