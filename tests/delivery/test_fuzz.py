@@ -20,7 +20,7 @@ from tallymark_collector.processors import decoding
 from tests.delivery.fuzz.corpus import corpus
 from tests.delivery.fuzz.decoder import Broken, Decoder
 from tests.delivery.fuzz.mutation import Input, input_of
-from tests.delivery.fuzz.runs import LEVELS, SHARES, play, table
+from tests.delivery.fuzz.runs import LEVELS, SHARES, Result, failures, play, table
 from tests.delivery.fuzz.wire_format import census
 
 INPUTS = int(os.environ.get("TALLYMARK_TEST_FUZZ", "5000"))
@@ -38,7 +38,7 @@ def test_nothing_breaks(level: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tallymark-fuzz-") as folder:
         result = play(level, Path(folder), SEED, numbers, lambda _: None)
     print(f"seed {SEED}", *table([result]), sep="\n")
-    assert not result.counts["broken"], "\n".join([f"seed {SEED}", *result.problems])
+    assert not result.counts["broken"], "\n".join([f"seed {SEED}", *failures([result])])
     assert result.counts["accepted"] > len(numbers) / 5, "most of what is damaged beyond reading tells nothing"
     assert result.counts["refused"] > len(numbers) / 5
 
@@ -139,3 +139,16 @@ def test_what_is_broken_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -
     sample = corpus()[0]
     with pytest.raises((Broken, ValueError)):
         Decoder().take(Input(0, sample.signal, "protobuf", sample.protobuf, "none"))
+
+
+def test_what_broke_is_told_with_the_command_that_sends_it_again() -> None:
+    result = Result("server", 3, range(100, 200), note=lambda _: None)
+    result.told(Input(117, "metrics", "protobuf", b"", "cut"), ValueError("x" * 5000))
+    result.broke("at the end", ValueError("memory grows"))
+    result.log = ["the last line"]
+    lines = failures([Result("decoder"), result])
+    assert lines[1] == "FAILED: server, input 117 (metrics, cut)"
+    assert "  again: make fuzz INPUTS=1 SEED=3 ARGS='--level server --first 117'" in lines
+    assert "  again: make fuzz INPUTS=100 SEED=3 ARGS='--level server --first 100'" in lines
+    assert lines[-2:] == ["  the collector's log, its last lines:", "    the last line"]
+    assert sum(map(len, lines)) < 3_000
