@@ -157,9 +157,9 @@ def _number(point: Any) -> Fraction:
 
 def test_the_reckoning_sees_a_single_unit() -> None:
     reckoning = Reckoning()
-    reckoning._equal("points", {"a": Decimal(1), "b": Decimal("2.0")}, {"a": Decimal(1), "b": 2})
+    reckoning.equal("points", {"a": Decimal(1), "b": Decimal("2.0")}, {"a": Decimal(1), "b": 2})
     assert (reckoning.lost, reckoning.doubled, reckoning.problems) == (0, 0, [])
-    reckoning._equal("points", {"a": Decimal(2), "b": Decimal(1), "c": 1}, {"a": Decimal(1), "b": Decimal(2), "d": 1})
+    reckoning.equal("points", {"a": Decimal(2), "b": Decimal(1), "c": 1}, {"a": Decimal(1), "b": Decimal(2), "d": 1})
     assert (reckoning.lost, reckoning.doubled, len(reckoning.problems)) == (2, 2, 4)
 
 

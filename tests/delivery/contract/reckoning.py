@@ -44,14 +44,14 @@ class Reckoning:
                     ours,
                 ).fetchall()
                 self.points += sum(row[3] for row in rows) if name == "points" else 0
-                self._equal(f"{name} of tenant {tenant}", {row[:2]: row[2] for row in rows}, tally.used)
+                self.equal(f"{name} of tenant {tenant}", {row[:2]: row[2] for row in rows}, tally.used)
             levels = Counter(connection.execute(_LEVELS_SQL, ours).fetchall())
             self.points += levels.total()
-            self._equal(f"levels of tenant {tenant}", levels, tally.levels)
+            self.equal(f"levels of tenant {tenant}", levels, tally.levels)
             calls = connection.execute(
                 "SELECT account, count(*) FROM usage_calls WHERE tenant = %s AND account LIKE %s GROUP BY account", ours
             ).fetchall()
-            self._equal(f"calls of tenant {tenant}", dict(calls), tally.calls)
+            self.equal(f"calls of tenant {tenant}", dict(calls), tally.calls)
             aside = connection.execute(
                 "SELECT reason, detail FROM usage_quarantine WHERE tenant = %s AND (account LIKE %s OR account = '')"
                 " LIMIT 3",
@@ -92,9 +92,9 @@ class Reckoning:
         found: dict[str, Any] = json.loads(done.stdout)
         proved = {(one["producer"], one["meter"]): one for one in found["completeness"]}
         said = {key: Decimal(str(one["control"])) for key, one in proved.items()}
-        self._equal(f"control totals of tenant {tenant}", said, tally.told)
+        self.equal(f"control totals of tenant {tenant}", said, tally.told)
         shown = {one["account"]: Decimal(str(one["counted"])) for one in found["evidence"] if one["meter"] == CALLED}
-        self._equal(f"counts of calls of tenant {tenant}", shown, tally.calls)
+        self.equal(f"counts of calls of tenant {tenant}", shown, tally.calls)
         self.problems += [
             f"the audit calls {meter} of {producer} {one['status']}: {one['difference']} of {one['control']}"
             for (producer, meter), one in proved.items()
@@ -104,7 +104,7 @@ class Reckoning:
             differs = {name: found[name] for name in ("differences", "drifts", "overlaps", "unproved_producers")}
             self.problems.append(f"the audit of tenant {tenant} is not clean: {differs}"[:1000])
 
-    def _equal(self, what: str, stored: Any, sent: Any) -> None:
+    def equal(self, what: str, stored: Any, sent: Any) -> None:
         """Compares two tables of numbers by their keys."""
         for key in sorted({*stored, *sent}):
             right, got = sent.get(key, 0), stored.get(key, 0)
