@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 
 from tests.delivery.contract.faults import SLOW
 from tests.delivery.contract.items import Item, request
+from tests.delivery.contract.link import SOCKET, Link
 from tests.delivery.contract.load import Gateway
 from tests.delivery.contract.reckoning import Reckoning
 from tests.delivery.contract.runs import KINDS, Result, World, planned, play, worlds
@@ -161,6 +163,51 @@ def test_the_reckoning_sees_a_single_unit() -> None:
     assert (reckoning.lost, reckoning.doubled, reckoning.problems) == (0, 0, [])
     reckoning.equal("points", {"a": Decimal(2), "b": Decimal(1), "c": 1}, {"a": Decimal(1), "b": Decimal(2), "d": 1})
     assert (reckoning.lost, reckoning.doubled, len(reckoning.problems)) == (2, 2, 4)
+
+
+def test_a_link_that_falls_silent_is_noticed_by_its_client_alone(tmp_path: Path) -> None:
+    """Whatever becomes of the client: the server's side stays open until it is buried."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "server"))
+        server.listen()
+        link = Link(tmp_path / "link", tmp_path / "server")
+        try:
+            with through(link) as client:
+                there, _ = server.accept()
+                client.sendall(b"a")
+                assert there.recv(1) == b"a"
+                link.fall_silent()
+                assert ended(client)
+            there.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                there.recv(1)
+            with through(link) as other:
+                again, _ = server.accept()
+                other.sendall(b"c")
+                assert again.recv(1) == b"c"
+                again.close()
+            link.bury()
+            there.settimeout(20)
+            assert ended(there)
+            there.close()
+        finally:
+            link.close()
+
+
+def ended(connection: socket.socket) -> bool:
+    """Waits for the other side's end; raises TimeoutError."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def through(link: Link) -> socket.socket:
+    """A connection by way of the link."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(20)
+    client.connect(str(link.folder / SOCKET))
+    return client
 
 
 def test_a_failed_run_is_told_whole(tmp_path: Path) -> None:
