@@ -14,6 +14,7 @@ import pytest
 
 from tests.delivery.faults import harness
 from tests.delivery.faults.scenario import KINDS, scenario
+from tests.delivery.faults.table import failures
 from tests.delivery.faults.tally import THREADS, UNITS, Tally
 from tests.support.collector import running
 
@@ -32,13 +33,13 @@ def test_what_was_recorded_is_stored(first: int, tmp_path: Path, request: pytest
     print(f"seeds {SEED + first} to {SEED + first + len(planned) - 1}")
     if first // BATCH % REAL_EVERY == REAL_EVERY - 1:
         dsn = request.getfixturevalue("faults_database")
-        with running(dsn) as collector:
-            found = harness.play(planned, tmp_path, dsn, collector.port)
+        log = tmp_path / "collector.log"
+        with running(dsn, log=log) as collector:
+            found = harness.play(planned, tmp_path, dsn, collector.port, log=log)
     else:
         found = harness.play(planned, tmp_path)
     results.extend(found)
-    wrong = [str(result) for result in found if result.problems]
-    assert not wrong, "\n".join(wrong)
+    assert not any(result.problems for result in found), "\n".join(failures(found))
 
 
 @pytest.fixture
@@ -74,3 +75,15 @@ def test_the_reckoning_sees_a_single_unit(tmp_path: Path) -> None:
         run._reckon({(0, "whole"): Decimal(got)})
         assert (got, run.result.lost, run.result.doubled) == (got, lost, doubled)
     assert set(UNITS) == {"whole", "tenths", "fine", "wide"}
+
+
+def test_a_failed_run_is_told_with_what_its_processes_wrote(tmp_path: Path) -> None:
+    planned = scenario(1, "fork")
+    good = harness.Result(planned, real=False)
+    logs = {"its processes' log": ["the outbox is full"], "the collector's log": []}
+    bad = harness.Result(planned, real=True, problems=["2 units lost"], kept=tmp_path, logs=logs)
+    lines = failures([good, bad])
+    assert "  2 units lost" in lines
+    assert "  again: make faults RUNS=1 SEED=1 ARGS='--real-share 1'" in lines
+    assert "    the outbox is full" in lines
+    assert len([line for line in lines if line.startswith("FAILED: seed 1 ")]) == 1

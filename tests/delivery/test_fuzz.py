@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
+from tallymark_collector.processors import decoding
 from tests.delivery.fuzz.corpus import corpus
 from tests.delivery.fuzz.decoder import Broken, Decoder
 from tests.delivery.fuzz.mutation import Input, input_of
-from tests.delivery.fuzz.runs import LEVELS, SHARES, play, table
+from tests.delivery.fuzz.runs import LEVELS, SHARES, Result, failures, play, table
 from tests.delivery.fuzz.wire_format import census
 
 INPUTS = int(os.environ.get("TALLYMARK_TEST_FUZZ", "5000"))
@@ -34,7 +38,7 @@ def test_nothing_breaks(level: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tallymark-fuzz-") as folder:
         result = play(level, Path(folder), SEED, numbers, lambda _: None)
     print(f"seed {SEED}", *table([result]), sep="\n")
-    assert not result.counts["broken"], "\n".join([f"seed {SEED}", *result.problems])
+    assert not result.counts["broken"], "\n".join([f"seed {SEED}", *failures([result])])
     assert result.counts["accepted"] > len(numbers) / 5, "most of what is damaged beyond reading tells nothing"
     assert result.counts["refused"] > len(numbers) / 5
 
@@ -60,10 +64,61 @@ def test_the_corpus_is_valid_and_every_kind_of_point_is_in_it() -> None:
     assert all(counted[kind] for kind in kinds)
 
 
+@pytest.mark.parametrize("name", ["tallymark.control.part", "tallymark.control.parts"])
+def test_an_index_of_profiles_says_nothing_of_a_total(name: str) -> None:
+    """OTLP has such a value "processed as if it were absent"; to some versions of its messages it is unknown."""
+    message = control_request()
+    [metric] = [one for one in message.resource_metrics[0].scope_metrics[0].metrics if one.name.endswith(".total")]
+    del metric.sum.data_points[:2]
+    index = KeyValue(key=name)
+    index.value.MergeFromString(b"\x40\x07")
+    metric.sum.data_points[0].attributes.append(index)
+    assert_accepted(message)
+
+
+@pytest.mark.parametrize("other", ["before", "after"])
+@pytest.mark.parametrize("scope", ["tallymark.control", "foreign"])
+def test_the_same_total_of_another_metric_is_another_statement(scope: str, other: str) -> None:
+    """It has as many points as it has: a part of one of them is said twice."""
+    message = control_request()
+    scopes = message.resource_metrics[0].scope_metrics
+    added = scopes.add()
+    added.CopyFrom(scopes[0])
+    added.scope.name = scope
+    [metric] = [one for one in scopes[0 if other == "after" else 1].metrics if one.name.endswith(".total")]
+    metric.sum.data_points.append(metric.sum.data_points[0])
+    assert_accepted(message)
+
+
+def control_request() -> ExportMetricsServiceRequest:
+    """The corpus's control totals: one of two parts, one of one."""
+    [sample] = [found for found in corpus() if b"tallymark.control.total" in found.protobuf]
+    return ExportMetricsServiceRequest.FromString(sample.protobuf)
+
+
+def assert_accepted(message: ExportMetricsServiceRequest) -> None:
+    decoder = Decoder()
+    decoder.take(Input(0, "metrics", "protobuf", message.SerializeToString(), "none"))
+    assert (decoder.counts["accepted"], decoder.counts["quarantined"]) == (1, 0)
+
+
+@pytest.mark.parametrize("change", [Decimal(1), Decimal(-1), Decimal("0.5")])
+def test_a_total_that_nobody_sent_is_seen(change: Decimal, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.delivery.fuzz import decoder
+
+    def broken(*arguments: object) -> decoding.Decoded:
+        found = decoding.decode_metrics(*arguments)  # type: ignore[arg-type]
+        found.controls[:] = [told._replace(total=told.total + change) for told in found.controls]
+        return found
+
+    monkeypatch.setattr(decoder, "decode_metrics", broken)
+    with pytest.raises(Broken, match="a total that nobody sent"):
+        Decoder().take(Input(0, "metrics", "protobuf", control_request().SerializeToString(), "none"))
+
+
 @pytest.mark.parametrize("promise", ["a point is lost", "another value the second time", "an error that is not ours"])
 def test_what_is_broken_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks themselves, against a decoder that is broken on purpose."""
-    from tallymark_collector.processors import decoding
     from tests.delivery.fuzz import decoder
 
     calls = 0
@@ -84,3 +139,16 @@ def test_what_is_broken_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -
     sample = corpus()[0]
     with pytest.raises((Broken, ValueError)):
         Decoder().take(Input(0, sample.signal, "protobuf", sample.protobuf, "none"))
+
+
+def test_what_broke_is_told_with_the_command_that_sends_it_again() -> None:
+    result = Result("server", 3, range(100, 200), note=lambda _: None)
+    result.told(Input(117, "metrics", "protobuf", b"", "cut"), ValueError("x" * 5000))
+    result.broke("at the end", ValueError("memory grows"))
+    result.log = ["the last line"]
+    lines = failures([Result("decoder"), result])
+    assert lines[1] == "FAILED: server, input 117 (metrics, cut)"
+    assert "  again: make fuzz INPUTS=1 SEED=3 ARGS='--level server --first 117'" in lines
+    assert "  again: make fuzz INPUTS=100 SEED=3 ARGS='--level server --first 100'" in lines
+    assert lines[-2:] == ["  the collector's log, its last lines:", "    the last line"]
+    assert sum(map(len, lines)) < 3_000

@@ -6,18 +6,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import grpc
+import psutil
 
 
 class Collector:
     """A collector process that can be killed and started again on its ports."""
 
-    def __init__(self, dsn: str, *more: str) -> None:
-        """`more` are further arguments of `serve`."""
+    def __init__(self, dsn: str, *more: str, log: Path | None = None) -> None:
+        """`more` are further arguments of `serve`; what it writes to stderr is added to the file `log`."""
         self.dsn = dsn
         self.more = more
+        self.log = log
         self.port = 0
         self.http_port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -25,11 +28,12 @@ class Collector:
     def start(self) -> None:
         arguments = ["serve", "--database", self.dsn, "--port", str(self.port), "--json"]
         arguments += ["--http-port", str(self.http_port), *self.more]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tallymark_collector", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        with ExitStack() as stack:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tallymark_collector", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if self.log is None else stack.enter_context(self.log.open("ab")),
+            )
         assert self.process.stdout is not None
         ready = json.loads(self.process.stdout.readline())
         self.port, self.http_port = ready["port"], ready["http_port"]
@@ -46,10 +50,24 @@ class Collector:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes of it beside the first."""
+        assert self.process is not None
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children(recursive=True)
+        return []
+
+    def kill_all(self) -> None:
+        """Every process of it, which leaves none the time to see the others go."""
+        for worker in self.workers():
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        self.kill()
+
 
 @contextmanager
-def running(dsn: str, *more: str) -> Iterator[Collector]:
-    collector = Collector(dsn, *more)
+def running(dsn: str, *more: str, log: Path | None = None) -> Iterator[Collector]:
+    collector = Collector(dsn, *more, log=log)
     collector.start()
     try:
         yield collector

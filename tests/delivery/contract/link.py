@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 SOCKET: Final = ".s.PGSQL.5432"
+KEEPALIVE_S: Final = 3.0
+"""After which a client hears that a silent connection is none: as of TCP's keepalives, in the tempo of these runs."""
 
 
 class Link:
@@ -34,8 +36,12 @@ class Link:
 
     def fall_silent(self) -> None:
         """Every connection that is there stays open and carries nothing any more, as behind a firewall that has
-        forgotten it; new ones work."""
+        forgotten it; new ones work. The clients find out after a while, the server does not."""
         self._loop.call_soon_threadsafe(self._fall_silent)
+
+    def bury(self) -> None:
+        """Ends what was left half open, also at the server."""
+        self._loop.call_soon_threadsafe(self._bury)
 
     def close(self) -> None:
         """Cuts all connections and stops listening."""
@@ -55,8 +61,7 @@ class Link:
         await self._stop.wait()
         server.close()
         self._cut()
-        for writer in self._forgotten:
-            writer.transport.abort()
+        self._bury()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -67,9 +72,15 @@ class Link:
             for writer in pair:
                 writer.transport.abort()
 
+    def _bury(self) -> None:
+        for writer in self._forgotten:
+            writer.transport.abort()
+        self._forgotten.clear()
+
     def _fall_silent(self) -> None:
         self.silent += len(self._pairs)
         for task, pair in list(self._pairs.items()):
+            self._loop.call_later(KEEPALIVE_S, pair[0].transport.abort)
             # The server's side too: a session that holds locks must be found and ended by the server alone.
             self._forgotten.extend(pair)
             task.cancel()

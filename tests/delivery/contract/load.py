@@ -8,95 +8,53 @@ from __future__ import annotations
 
 import random
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
 
-from tests.support.usage import SECOND, key_values, number
+from tests.delivery.contract.foreign import Foreign, ForeignTotals
+from tests.delivery.contract.items import Item, request
+from tests.delivery.contract.producer import CALLED, Producer
+from tests.delivery.contract.sources import Counters, Levels, Source, Totals
+from tests.delivery.contract.tally import Tally
+from tests.support.usage import SECOND, key_values
 
 ACCOUNTS: Final = 4
-METERS: Final = {"whole": (1, 1000), "tenths": (1, 99)}
-"""Meter to the smallest and the largest count of its units: integers, and doubles of tenths."""
-CUMULATIVE: Final = 2
-DELTA: Final = 1
-
-
-class Item(NamedTuple):
-    """One point of one stream, as a gateway holds it."""
-
-    producer: str
-    meter: str
-    temporality: int
-    point: NumberDataPoint
-
-
-@dataclass
-class Source:
-    """One process with any OpenTelemetry client. Its streams are its own: one writer each."""
-
-    name: str
-    temporality: int
-    rng: random.Random
-    accounts: list[str]
-    at_ns: int
-    began_ns: int = 0
-    running: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    recorded: dict[tuple[str, str], Decimal] = field(default_factory=lambda: defaultdict(Decimal))
-    """(account, meter) to what was used: the tally that what is stored is compared with."""
-
-    def __post_init__(self) -> None:
-        self.began_ns = self.at_ns
-
-    def step(self) -> list[Item]:
-        """What is used in one interval."""
-        start, self.at_ns = self.at_ns, self.at_ns + self.rng.randint(1, 3 * SECOND)
-        if self.temporality == CUMULATIVE and self.rng.random() < 0.15:
-            self.began_ns = start  # the process was restarted: its totals begin anew
-            self.running.clear()
-        found = []
-        for meter, (least, most) in METERS.items():
-            for account in self.rng.sample(self.accounts, self.rng.randint(1, len(self.accounts))):
-                units = self.rng.randint(least, most)
-                self.recorded[account, meter] += Decimal(units) / (1 if meter == "whole" else 10)
-                if self.temporality == CUMULATIVE:
-                    self.running[account, meter] += units
-                    units = self.running[account, meter]
-                value = units if meter == "whole" else units / 10
-                since = self.began_ns if self.temporality == CUMULATIVE else start
-                attributes = {"tallymark.account.id": account, "http.route": f"/r{self.rng.randrange(3)}"}
-                if self.temporality == CUMULATIVE:
-                    attributes["http.route"] = "/r"  # one stream has one running total
-                found.append(Item(self.name, meter, self.temporality, number(since, self.at_ns, value, attributes)))
-        return found
 
 
 class Gateway:
-    """Holds points until they are acknowledged."""
+    """Holds points until they are acknowledged. Those of one run have accounts and producers of the same names: their
+    tenants are others."""
 
-    def __init__(self, seed: int, name: str) -> None:
+    def __init__(self, seed: int, run: str) -> None:
         self.rng = random.Random(seed)
-        self.name = name
+        self.tally = Tally()
+        self.run = run
+        self.accounts = [f"{run}-{i}" for i in range(ACCOUNTS)]
         began = time.time_ns() // SECOND * SECOND - 6 * 3600 * SECOND
-        accounts = [f"{name}-{i}" for i in range(ACCOUNTS)]
-        self.sources = [
-            Source(f"{name}-{i}", temporality, random.Random(self.rng.random()), accounts, began)
-            for i, temporality in enumerate((DELTA, DELTA, CUMULATIVE, CUMULATIVE))
+        kinds = (Counters, Counters, Totals, Totals, Levels, Foreign, ForeignTotals, Producer)
+        self.sources: list[Source] = [
+            kind(f"{run}-{i}", random.Random(self.rng.random()), self.accounts, began, self.tally)
+            for i, kind in enumerate(kinds)
+        ]
+        # Whose usage nobody may store: its tally is nobody's.
+        self._stolen: list[Source] = [
+            kind(f"{run}-thief", random.Random(self.rng.random()), [f"{run}-stolen"], began, Tally())
+            for kind in (Counters, Levels, Foreign, Producer)
         ]
         self.waiting: list[Item] = []
         self.sent: list[Item] = []
-        self.spans: dict[str, int] = defaultdict(int)
-        """Account to the calls that spans show."""
-        self.calls = 0
 
     def use(self) -> None:
         """Some sources go on by an interval."""
         for source in self.rng.sample(self.sources, self.rng.randint(1, len(self.sources))):
             self.waiting += source.step()
+
+    def end(self) -> None:
+        """No more is used."""
+        for source in self.sources:
+            self.waiting += source.end()
 
     def batch(self, whole: bool = False) -> list[Item]:
         """What the next request holds: of what waits, out of order, and of what was acknowledged before."""
@@ -115,54 +73,26 @@ class Gateway:
         self.waiting = [item for item in self.waiting if id(item) not in arrived]
 
     def calls_behind(self) -> ExportTraceServiceRequest:
-        """Spans of single calls, each with an identity of its own."""
+        """Spans of single calls, each with an identity of its own, which the producer counts."""
         whole = ExportTraceServiceRequest()
         spans = whole.resource_spans.add().scope_spans.add().spans
+        producer = self.sources[-1]
+        assert isinstance(producer, Producer)
         for _ in range(self.rng.randint(1, 5)):
-            account = f"{self.name}-{self.rng.randrange(ACCOUNTS)}"
-            self.calls += 1
-            self.spans[account] += 1
-            at = self.sources[0].at_ns
+            account = self.rng.choice(self.accounts)
+            self.tally.calls[account] += 1
+            producer.on_spans[account] += 1
+            at = producer.at_ns
             spans.add(
                 trace_id=self.rng.randbytes(16),
                 span_id=self.rng.randbytes(8),
                 name="call",
                 start_time_unix_nano=at,
                 end_time_unix_nano=at + 1000,
-                attributes=key_values({"tallymark.account.id": account, "tallymark.meter.whole": 1}),
+                attributes=key_values({"tallymark.account.id": account, f"tallymark.meter.{CALLED}": 1}),
             )
         return whole
 
-    def recorded(self) -> dict[tuple[str, str], Decimal]:
-        """(account, meter) to what was used."""
-        found: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
-        for source in self.sources:
-            for key, quantity in source.recorded.items():
-                found[key] += quantity
-        return dict(found)
-
-
-def request(items: list[Item]) -> ExportMetricsServiceRequest:
-    """The items as one request; those of one producer's meter under one metric, in the order in which they come."""
-    whole = ExportMetricsServiceRequest()
-    resources: dict[str, object] = {}
-    metrics: dict[tuple[str, str, int], Metric] = {}
-    for item in items:
-        if item.producer not in resources:
-            added = whole.resource_metrics.add()
-            added.resource.attributes.extend(
-                key_values({"service.name": "contract", "service.instance.id": item.producer})
-            )
-            scope = added.scope_metrics.add()
-            scope.scope.name = "some.library"
-            resources[item.producer] = scope
-        key = item[:3]
-        if key not in metrics:
-            metric = resources[item.producer].metrics.add(  # type: ignore[attr-defined]
-                name=item.meter, unit="{unit}"
-            )
-            metric.sum.aggregation_temporality = item.temporality
-            metric.sum.is_monotonic = True
-            metrics[key] = metric
-        metrics[key].sum.data_points.append(item.point)
-    return whole
+    def stolen(self) -> ExportMetricsServiceRequest:
+        """Usage with nothing wrong but who sends it."""
+        return request([item for source in self._stolen for item in source.step()])

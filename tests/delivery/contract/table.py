@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.delivery.contract.runs import KINDS, Result
+from tests.support.failures import told
 
 
 def table(results: Sequence[Result]) -> list[str]:
@@ -29,3 +30,18 @@ def table(results: Sequence[Result]) -> list[str]:
     points = sum(result.points for result in results)
     memory = [result.resident / 2**20 for result in results]
     return [*lines, f"{points} points; a collector's memory from {min(memory):.0f} to {max(memory):.0f} MiB"]
+
+
+def failures(results: Sequence[Result]) -> list[str]:
+    """Lines: every run that failed, how to repeat it, and what its collectors wrote last."""
+    return [
+        line
+        for result in results
+        if result.problems
+        for line in told(
+            f"seed {result.seed} ({', '.join(result.kinds)})",
+            result.problems,
+            f"make contract RUNS=1 SEED={result.seed}",
+            result.logs,
+        )
+    ]

@@ -51,8 +51,8 @@ class Answer(NamedTuple):
 class Target(Protocol):
     """Where one collector takes requests."""
 
-    def send(self, request: Request) -> Answer:
-        """One attempt."""
+    def send(self, request: Request, token: str) -> Answer:
+        """One attempt, by whoever holds the token; without one where it is empty."""
         ...
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class Grpc:
     def __init__(self, port: int) -> None:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=_QUICK)
 
-    def send(self, request: Request) -> Answer:
+    def send(self, request: Request, token: str) -> Answer:
         """One attempt."""
         metrics = isinstance(request, ExportMetricsServiceRequest)
         service = "metrics.v1.MetricsService" if metrics else "trace.v1.TraceService"
@@ -76,7 +76,7 @@ class Grpc:
             response_deserializer=_response(request).FromString,
         )
         try:
-            return _read(call(request, timeout=CALL_S))
+            return _read(call(request, timeout=CALL_S, metadata=list(_credential(token).items())))
         except grpc.RpcError as error:
             code = error.code()
             if code not in _RETRYABLE:
@@ -98,7 +98,7 @@ class Http:
         self._port = port
         self._as_json = as_json
 
-    def send(self, request: Request) -> Answer:
+    def send(self, request: Request, token: str) -> Answer:
         """One attempt."""
         metrics = isinstance(request, ExportMetricsServiceRequest)
         # Protobuf's own JSON is OTLP's but for the ids of spans.
@@ -110,7 +110,7 @@ class Http:
                 "POST",
                 "/v1/metrics" if metrics else "/v1/traces",
                 body,
-                {"Content-Type": "application/json" if as_json else "application/x-protobuf"},
+                {"Content-Type": "application/json" if as_json else "application/x-protobuf", **_credential(token)},
             )
             answer = connection.getresponse()
             text = answer.read()
@@ -128,6 +128,10 @@ class Http:
 
     def close(self) -> None:
         """No more."""
+
+
+def _credential(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _response(request: Request) -> type[ExportMetricsServiceResponse] | type[ExportTraceServiceResponse]:

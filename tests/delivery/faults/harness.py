@@ -32,6 +32,7 @@ from tests.delivery.faults.scenario import KINDS, LAST, SLOW_S, TINY_DISK_BYTES,
 from tests.delivery.faults.tally import METERS, Tally
 from tests.delivery.faults.wire import Wire
 from tests.sdk.fake_collector import FakeCollector
+from tests.support.failures import tail
 
 PATIENCE_S: Final = 60.0
 EXACT: Final = Context(prec=200)
@@ -52,10 +53,8 @@ class Result:
     """Faults that came about: a run may be over before its turn comes."""
     kept: Path | None = None
     """The run's folder, which is there only if something was wrong."""
-
-    def __str__(self) -> str:
-        collector = "the real collector" if self.real else "the fake collector"
-        return f"seed {self.scenario.seed} ({', '.join(self.scenario.kinds)}) with {collector}: {self.problems}"
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    """Then also the ends of the logs."""
 
 
 class Recorders:
@@ -318,9 +317,14 @@ def fill(path: Path) -> None:
 
 
 def play(
-    planned: Sequence[Scenario], folder: Path, dsn: str | None = None, port: int = 0, workers: int = 3
+    planned: Sequence[Scenario],
+    folder: Path,
+    dsn: str | None = None,
+    port: int = 0,
+    workers: int = 3,
+    log: Path | None = None,
 ) -> list[Result]:
-    """Runs the scenarios, some at a time; against the real collector where one is named."""
+    """Runs the scenarios, some at a time; against the real collector where one is named, which writes that log."""
     local = threading.local()
     opened: list[Recorders] = []
 
@@ -337,6 +341,9 @@ def play(
             result.problems.append(f"{type(error).__name__}: {error}")
         if result.problems:
             result.kept = own
+            result.logs["its processes' log"] = tail(own / "log")
+            if log is not None:
+                result.logs["the collector's log"] = tail(log)
         else:
             shutil.rmtree(own)
         return result

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tests.delivery.faults.harness import Result
 from tests.delivery.faults.scenario import KINDS
+from tests.support.failures import told
 
 
 def table(results: Sequence[Result]) -> list[str]:
@@ -27,3 +28,20 @@ def table(results: Sequence[Result]) -> list[str]:
     )
     real, processes = sum(result.real for result in results), sum(result.processes for result in results)
     return [*lines, f"{processes} processes; {real} runs against the collector with PostgreSQL, the others a fake one"]
+
+
+def failures(results: Sequence[Result]) -> list[str]:
+    """Lines: every run that failed, how to repeat it, and what was written last."""
+    return [line for result in results if result.problems for line in _told(result)]
+
+
+def _told(result: Result) -> list[str]:
+    seed, kinds = result.scenario.seed, ", ".join(result.scenario.kinds)
+    collector = "the real collector" if result.real else "the fake collector"
+    more = " ARGS='--real-share 1'" if result.real else ""
+    return told(
+        f"seed {seed} ({kinds}) with {collector}, kept in {result.kept}",
+        result.problems,
+        f"make faults RUNS=1 SEED={seed}{more}",
+        result.logs,
+    )

@@ -1,4 +1,4 @@
-"""Many malformed inputs, and what became of them as a table.
+"""Many malformed inputs, and what became of them as a table; then once more whatever was wrong.
 
 python -m tests.delivery.fuzz --inputs 1000000 [--seed 1] [--level decoder] [--first 17]
 
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.delivery.fuzz.runs import LEVELS, SHARES, Result, play, table
+from tests.delivery.fuzz.runs import LEVELS, SHARES, Result, failures, play, table
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
         for level, share in shares.items():
             numbers = range(given.first, given.first + round(given.inputs * share))
             results.append(play(level, Path(folder), given.seed, numbers, _note))
-    print("\n".join(table(results)))
+    print("\n".join([*table(results), *failures(results)]))
     return int(any(result.counts["broken"] for result in results))
 
 

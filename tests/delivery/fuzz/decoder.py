@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -36,6 +35,7 @@ from tallymark_collector.quarantine import mending
 from tallymark_collector.wire import otlp_json, parse_metrics
 from tests.delivery.fuzz.corpus import MESSAGES, NOW
 from tests.delivery.fuzz.mutation import Input
+from tests.delivery.fuzz.totals import whole_totals
 from tests.delivery.fuzz.wire_format import Census, census
 
 TENANT: Final = "default"
@@ -240,51 +240,13 @@ def check_counted(body: bytes, counted: Census, found: Decoded) -> None:
 
 def control_points(found: Decoded, body: bytes) -> int:
     """How many control points of a request became totals, ends and counts; the totals are added up again."""
-    sizes = _whole_totals(body) if found.controls else {}
+    sizes = whole_totals(body) if found.controls else {}
     parts = 0
     for told in found.controls:
         key = (told.origin.resource, told.meter, told.unit, told.start_ns, told.time_ns, Fraction(told.total))
         hold(sizes.get(key), "a total that nobody sent", told, sizes)
-        parts += sizes[key].pop()
+        parts += sizes[key].pop(0)
     return parts + len(found.closings) + len(found.counts)
-
-
-_PARTS: Final = ((conventions.CONTROL_PART, 0), (conventions.CONTROL_PARTS, 1))
-
-
-def _whole(value: AnyValue | None, default: int) -> int:
-    if value is None or value.WhichOneof("value") is None:
-        return default
-    return value.int_value if value.HasField("int_value") else -1
-
-
-def _whole_totals(body: bytes) -> dict[tuple[object, ...], list[int]]:
-    """(resource, meter, unit, start, time, total) to how many points say so, of each metric."""
-    found: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for resource in parse_metrics(body).resource_metrics:
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                if metric.name != conventions.CONTROL_TOTAL:
-                    continue
-                totals: dict[tuple[object, ...], list[tuple[int, Fraction]]] = defaultdict(list)
-                for point in metric.sum.data_points:
-                    try:
-                        said = {item.key: item.value for item in map(KeyValue.FromString, point.attributes)}
-                    except DecodeError:
-                        continue
-                    value = Fraction(point.as_int) if point.HasField("as_int") else exact(point.as_double)
-                    if value < 0 or (point.HasField("as_double") and not math.isfinite(point.as_double)):
-                        continue
-                    names = (conventions.CONTROL_METER, conventions.CONTROL_UNIT)
-                    meter, unit = (said[name].string_value if name in said else "" for name in names)
-                    part, parts = (_whole(said.get(name), default) for name, default in _PARTS)
-                    if not 0 <= part < parts <= control.MAX_PARTS:
-                        continue  # refused for itself
-                    key = (meter, unit, point.start_time_unix_nano, point.time_unix_nano)
-                    totals[key].append((part, value))
-                for key, parts in totals.items():
-                    found[(resource.resource, *key, sum(dict(parts).values()))].append(len(parts))
-    return found
 
 
 def _scope_of(item: Quarantined) -> str:
@@ -380,8 +342,3 @@ def _said(span: Span, items: Iterable[KeyValue]) -> dict[tuple[object, ...], Fra
                 Decimal(text)
             )
     return found
-
-
-def exact(value: float) -> Fraction:
-    """The shortest decimal of a double, as a fraction."""
-    return Fraction(repr(value)) if math.isfinite(value) else Fraction(0)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -21,6 +21,7 @@ from tests.delivery.fuzz.decoder import Broken, Decoder, hold
 from tests.delivery.fuzz.mutation import Input, input_of
 from tests.delivery.fuzz.server import GROWTH, MiB, Served
 from tests.support.collector import running
+from tests.support.failures import tail, told
 from tests.support.usage import SECOND
 
 LEVELS: Final = ("decoder", "database", "server")
@@ -30,33 +31,51 @@ MAX_SHOWN: Final = 20
 """Broken inputs that a level tells of."""
 
 
+class Problem(NamedTuple):
+    """What must not be."""
+
+    where: str
+    what: str
+    number: int | None
+    """Of the input; None where it cannot be said which it was."""
+
+
 @dataclass
 class Result:
     """What one level came to."""
 
     level: str
+    seed: int = 0
+    numbers: Sequence[int] = ()
     counts: Counter[str] = field(default_factory=Counter)
     damage: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    log: list[str] | None = None
+    """The end of the collector's log, where there are problems and a collector."""
     notes: list[str] = field(default_factory=list)
     note: Callable[[str], None] = print
     """Is told of the first problems as they are found."""
 
     def told(self, given: Input, error: Exception) -> None:
         """Notes an input that broke something, with all that is needed to see it again."""
-        self.broke(f"input {given.number} ({given.signal}, {given.damage})", error)
+        self.broke(f"input {given.number} ({given.signal}, {given.damage})", error, given.number)
 
-    def broke(self, where: str, error: Exception) -> None:
-        """Notes what must not be."""
+    def broke(self, where: str, error: Exception, number: int | None = None) -> None:
+        """Notes what must not be; of an input, or of all of them."""
         self.counts["broken"] += 1
         if len(self.problems) < MAX_SHOWN:
-            self.problems.append(f"{self.level}, {where}: {type(error).__name__}: {error}"[:3000])
-            self.note(self.problems[-1])
+            self.problems.append(Problem(f"{self.level}, {where}", f"{type(error).__name__}: {error}", number))
+            self.note(f"{self.problems[-1].where}: {self.problems[-1].what}"[:3000])
+
+    def again(self, number: int | None) -> str:
+        """The command that sends an input again, or all of them."""
+        first, count = (self.numbers[0], len(self.numbers)) if number is None else (number, 1)
+        return f"make fuzz INPUTS={count} SEED={self.seed} ARGS='--level {self.level} --first {first}'"
 
 
 def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Callable[[str], None]) -> Result:
     """The inputs of these numbers on one level; `folder` is for a database."""
-    result = Result(level, note=note)
+    result = Result(level, seed, numbers, note=note)
     # A server has the machine's clock; elsewhere the same number is the same input for ever.
     now_ns = time.time_ns() // SECOND * SECOND if level == "server" else NOW
     inputs = _inputs(corpus(now_ns), seed, numbers, result, note)
@@ -66,10 +85,13 @@ def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Call
         with connect_string(f"embedded:{folder / 'pg'}") as dsn:
             asyncio.run(_write(dsn, inputs, result))
     else:
-        with connect_string(f"embedded:{folder / 'served'}") as dsn, running(dsn) as collector:
+        log = folder / "collector.log"
+        with connect_string(f"embedded:{folder / 'served'}") as dsn, running(dsn, log=log) as collector:
             served = Served(collector, seed, now_ns)
             with _closing(served):
                 _serve(served, inputs, result)
+        if result.problems:
+            result.log = tail(log)
     return result
 
 
@@ -157,3 +179,14 @@ def table(results: Sequence[Result]) -> list[str]:
         lines.append(f"{result.level}: " + "; ".join([*more, *result.notes]))
     damage = sum((result.damage for result in results), Counter[str]())
     return [*lines, "damage: " + ", ".join(f"{count} {name}" for name, count in damage.most_common())]
+
+
+def failures(results: Sequence[Result]) -> list[str]:
+    """Lines: every input that broke something, how to send it again, and what the collector wrote last."""
+    lines = []
+    for result in results:
+        for place, problem in enumerate(result.problems, 1):
+            is_last = place == len(result.problems)
+            logs = {"the collector's log": result.log} if is_last and result.log is not None else {}
+            lines += told(problem.where, [problem.what], result.again(problem.number), logs)
+    return lines
