@@ -51,7 +51,7 @@ class Rule:
 
     def refusal(self, kind: Kind) -> str | None:
         """Why an item of this kind cannot be released, if so."""
-        return _NO_LEVEL if kind is Kind.LEVEL else self.never.get(kind)
+        return self.never.get(kind)
 
     def allows(self, option: Option) -> bool:
         """True if the option makes sense for this Reason."""
@@ -72,9 +72,6 @@ _NO_TIME: Final = "two points without a time cannot be told from one that was se
 _NO_TEMPORALITY: Final = "nobody knows whether the value is an increase or a running total"
 _FALLING: Final = (
     "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
-)
-_NO_LEVEL: Final = (
-    "what a stream stood at then is told by its samples before and after; mend the producer, and discard this"
 )
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
@@ -157,6 +154,7 @@ RULES: Final[Mapping[Reason, Rule]] = {
         takes=frozenset({Option.FORCE}),
         never={
             Kind.CUMULATIVE: "two running totals of one time are two answers to one question, not two amounts",
+            Kind.LEVEL: "a stream stands at one level at a time: two are two answers to one question, not two amounts",
             Kind.SPAN: _NO_EVIDENCE_TWICE,
             Kind.USAGE_SPAN: "one span has one quantity of a meter",
             Kind.CONTROL: "a producer cannot have recorded two totals by one time: the audit must not choose",

@@ -124,7 +124,7 @@ async def release(
     kind = reading.read(item.signal, item.payload, metered=item.metered).kind
     _check(item, found, kind, decision)
     # Of what lacks an account, too, the clock may have been set back.
-    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.SPAN, Kind.USAGE_SPAN))
+    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.LEVEL, Kind.SPAN, Kind.USAGE_SPAN))
 
     async def work(connection: Connection) -> Settled:
         last = await _taken(connection, item)
