@@ -73,6 +73,7 @@ _NO_TEMPORALITY: Final = "nobody knows whether the value is an increase or a run
 _FALLING: Final = (
     "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
 )
+_NO_INCREASE: Final = "it is a level where an increase is billed, or a change of a level that nobody knows"
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
 RULES: Final[Mapping[Reason, Rule]] = {
@@ -119,7 +120,7 @@ RULES: Final[Mapping[Reason, Rule]] = {
         "count with a Counter; send an UpDownCounter with cumulative temporality; name a histogram's count or sum in a"
         " file of meters",
         _NO_SUM,
-        never=_not_at_all(_NO_SUM),
+        never={**_not_at_all(_NO_SUM), Kind.LEVEL: _NO_INCREASE},
     ),
     Reason.TEMPORALITY_MISSING: Rule(
         "The sum says neither that it is an increase (delta) nor that it is a running total (cumulative).",
