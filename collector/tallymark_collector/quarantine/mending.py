@@ -116,7 +116,10 @@ def mend(signal: str, payload: bytes, decision: Decision) -> Mended:
                     if wanted is not None and wanted != before:
                         changed["meter" if name == "name" else name] = (_short(before), wanted)
                         setattr(metric, name, wanted)
-                header = _sum(metric)
+                try:
+                    header = _sum(metric)
+                except MalformedRequest:
+                    continue  # whoever reads it again says so
                 for number in header.data_points:
                     _mend_number(number, decision, changed)
                 if _is_gauge(metric):
