@@ -103,6 +103,20 @@ class Origin(NamedTuple):
     reading: Reading | None = None
 
 
+class Source(NamedTuple):
+    """Where a stream's running totals come from, if a file of meters takes them: its totals belong to the source, so
+    that counting goes on where it was when the file says that somebody else is billed."""
+
+    id: UUID
+    """128 bits over the sender's stream, the meter and what is read of a point. Not over who is billed."""
+    factor: Decimal
+    """What a measured total was multiplied by."""
+    since_ns: int = 0
+    """What ended by then does not count; 0 where the file says nothing."""
+    earlier: UUID | None = None
+    """The stream under which an earlier version kept totals that began before `since`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """What an account is billed by: a meter and its dimensions, whichever process counted it."""
@@ -119,6 +133,12 @@ class Series:
         identity = fingerprint("series", self.tenant, self.account, self.meter, self.unit, self.attributes)
         object.__setattr__(self, "id", identity)
 
+    def stored(self, account: str, identity: UUID) -> Series:
+        """Another one of the same meter that the dictionary has under this identity; its dimensions are not read."""
+        found = Series(self.tenant, account, self.meter, self.unit, Attributes())
+        object.__setattr__(found, "id", identity)
+        return found
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
@@ -130,6 +150,8 @@ class Stream:
     resource: Attributes
     scope_name: str
     origin: Origin
+    source: Source | None = None
+    """Of running totals that a file of meters takes."""
     row: tuple[bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
     """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
 
@@ -156,6 +178,12 @@ class Point(NamedTuple):
         """True if a file of meters made it of what somebody else's software sent."""
         reading = self.stream.origin.reading
         return bool(self.span) or (reading is not None and self.stream.temporality is not Temporality.LEVEL)
+
+    @property
+    def is_base(self) -> bool:
+        """True for a total from before its meter's `since`: it bills nothing, and what comes later counts from it."""
+        source = self.stream.source
+        return source is not None and self.time_ns <= source.since_ns
 
 
 class Evidence(NamedTuple):

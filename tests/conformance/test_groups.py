@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,7 @@ TABLES = {
     "series": "SELECT account, meter, unit FROM usage_series WHERE tenant = %s",
     "samples": "SELECT s.account, start_ns, time_ns, value"
     " FROM usage_sample s JOIN usage_stream USING (account, stream) WHERE tenant = %s",
+    "levels": "SELECT account, time, part, value FROM usage_level WHERE tenant = %s",
     "evidence": "SELECT account, time, meter, quantity FROM usage_evidence WHERE tenant = %s",
     "controls": "SELECT meter, time, start_time, total FROM usage_control WHERE tenant = %s",
     "counts": "SELECT account, meter, time, quantity FROM usage_evidence_count WHERE tenant = %s",
@@ -57,10 +59,11 @@ _times = st.integers(1, 4)
 _quantities = st.sampled_from(["1", "1.0", "2", "0.000001"])
 _deltas = st.tuples(st.just("delta"), _accounts, _times, _quantities, st.integers(0, 1))
 _totals = st.tuples(st.just("total"), _accounts, _times, st.sampled_from(["1", "5", "10"]), st.integers(0, 1))
+_levels = st.tuples(st.just("level"), _accounts, _times, _quantities, st.integers(0, 1))
 _spans = st.tuples(st.just("span"), _accounts, _times, _quantities, st.just(0))
 _controls = st.tuples(st.just("control"), st.just(""), _times, _quantities, st.just(0))
 _counts = st.tuples(st.just("count"), _accounts, _times, _quantities, st.just(0))
-_items = st.one_of(_deltas, _deltas, _totals, _spans, _controls, _counts)
+_items = st.one_of(_deltas, _deltas, _totals, _levels, _spans, _controls, _counts)
 _requests = st.lists(st.tuples(st.lists(_items, max_size=6), st.booleans()), min_size=1, max_size=7)
 
 
@@ -75,6 +78,9 @@ def batch(items: Sequence[tuple[str, str, int, str, int]], tenant: str) -> Batch
                 points.append(point(decorated(stream(account, tenant=tenant), decoration), at - 1, at, quantity))
             case "total":
                 of = decorated(stream(account, "jobs", tenant=tenant, temporality=Temporality.CUMULATIVE), decoration)
+                points.append(point(of, 0, at, quantity))
+            case "level":
+                of = decorated(stream(account, "seats", tenant=tenant, temporality=Temporality.LEVEL), decoration)
                 points.append(point(of, 0, at, quantity))
             case "span":
                 evidence.append(span(account, at, quantity, tenant))
@@ -241,3 +247,32 @@ async def test_backends_that_are_ended_in_the_middle_of_groups(store: Store, ser
     async with store.reading() as connection:
         rows = await (await connection.execute("SELECT count(*), sum(quantity) FROM usage_point")).fetchall()
     assert rows == [(120 * 60, 120 * sum(range(60)))]
+
+
+async def test_levels_of_a_group_are_inserted_in_one_order(store: Store, dsn: str) -> None:
+    """Two collectors that insert the same in two orders wait for each other until the server ends one of them."""
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute(
+            """CREATE TABLE noted (number serial, kind text, account text, time timestamptz);
+               CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN
+                   IF TG_LEVEL = 'ROW' THEN
+                       INSERT INTO tallymark.noted (kind, account, time) VALUES ('row', NEW.account, NEW.time);
+                   ELSE
+                       INSERT INTO tallymark.noted (kind) VALUES ('statement');
+                   END IF;
+                   RETURN NULL;
+               END $$;
+               CREATE TRIGGER note_row AFTER INSERT ON usage_level FOR EACH ROW EXECUTE FUNCTION note();
+               CREATE TRIGGER note_statement AFTER INSERT ON usage_level FOR EACH STATEMENT EXECUTE FUNCTION note()"""
+        )
+    of = {name: stream(name, "seats", temporality=Temporality.LEVEL) for name in ("a", "b", "c")}
+    sent = [(name, at) for name in "cab" for at in (30, 10, 20)]
+    group = [Batch(points=[point(of[name], 0, at, 1), point(of[name], 0, at + 1, 1)]) for name, at in sent]
+    results = await store.write_together([writer.encode(one) for one in group])
+    assert [(r.inserted, r.duplicates) for r in results] == [(2, 0)] * len(group)
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        rows = connection.execute("SELECT account, time FROM noted WHERE kind = 'row' ORDER BY number").fetchall()
+        statements = connection.execute("SELECT count(*) FROM noted WHERE kind = 'statement'").fetchone()
+    assert rows == sorted(rows)
+    assert (len(rows), statements) == (2 * len(group), (1,))

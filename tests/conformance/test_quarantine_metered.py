@@ -472,5 +472,5 @@ async def test_a_metric_of_another_type_is_never_billed(store: Store) -> None:
     await send(store, metrics_of(KONG, metric([1, 2])))
     item = await of_meter(store, "requests")
     assert (item.reason, item.metered) == ("type_unsupported", True)
-    with pytest.raises(NotSettled, match="cannot be released: what a stream stood at then is told by its samples"):
+    with pytest.raises(NotSettled, match="cannot be released: it is a level where an increase is billed"):
         await bill(store, item)

@@ -4,7 +4,8 @@ step.
 Raw is a plain list here, summed by plain loops: what was written, each identity once, and what cumulative totals grew
 by. Writes are late, repeated, and hit the ends of hours, days, months, periods and the changes of clocks. Between them
 hours are refreshed (also by hand, as somebody else would), audited and broken, points are laid out as columns and
-dropped, alone and all at once. TALLYMARK_TEST_SEEDS=n runs n of them.
+dropped, alone and all at once. Beside them levels are told, and asked for by what plans bill them by.
+TALLYMARK_TEST_SEEDS=n runs n of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.days import with_days
 from tallymark_collector.aggregates.retention import drop_old
+from tallymark_collector.billing.aggregated import aggregated
 from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.model import Batch, Point, Temporality, WriteResult
 from tallymark_collector.query.usage import usage
@@ -32,6 +34,8 @@ from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines.capabilities import State, state
+from tests.conformance.test_levels import DECLARED, Clock, Sample, levels, rounded
+from tests.conformance.test_levels import METERS as LEVEL_METERS
 from tests.conftest import STEPS
 from tests.support.usage import SECOND, stream
 
@@ -74,6 +78,8 @@ PERIODS = [
     ("initech", "2026-10-25T02:00+00:00", "2026-10-25T05:00+00:00"),  # whole hours of a day
 ]
 NOW = LAST + timedelta(days=2)
+SEATS = {meter: DECLARED[meter] for meter in ("max.sum", "latest.latest", "integral.sum", "average.latest")}
+"""What acme's levels are billed by; each of them is told under all four."""
 ZONES = ["UTC", "America/New_York", "Europe/Zurich", "Asia/Kolkata"]
 """What sessions of others may be set to: views must not care."""
 
@@ -102,6 +108,9 @@ class World:
         self.samples: dict[tuple[object, int], dict[int, Point]] = defaultdict(dict)
         self.sent: list[list[Point]] = []
         self.kept = datetime(1970, 1, 1, tzinfo=timezone.utc)
+        self.levels_kept = self.kept
+        self.coming: dict[tuple[object, int], Sample] = {}
+        self.told: dict[tuple[object, ...], Sample] = {}
         self.storming = False
         self.answers: list[Decimal] = []
         self.gone: dict[str, dict[Key, Decimal]] = {"hour": {}, "day": {}}
@@ -160,12 +169,41 @@ class World:
                 ZERO,
             ), (start, end, account, by)
 
+    async def check_levels(self, connection: Connection) -> None:
+        """Ranges that begin and end anywhere: what a clock says that stops wherever anything changes, or a refusal."""
+        row = await (await connection.execute("SELECT count(*) FROM usage_levels")).fetchone()
+        last: dict[tuple[str, str], Sample] = {}
+        for sample in sorted(s for s in self.told.values() if s.time < self.levels_kept):
+            last[sample.region, sample.producer] = sample
+        kept = [s for s in self.told.values() if s.time >= self.levels_kept]
+        assert row == (len(SEATS) * (len(kept) + len(last)),)
+        clocks = {across: Clock(self.told.values(), across) for across in ("sum", "latest")}
+        for _ in range(2):
+            start = moment(self.time()) - timedelta(days=self.rng.choice([0, 0, 7, 14]))
+            end = start + timedelta(seconds=self.rng.choice([1, 900, 1800, 5000, 86_400, 3_000_000]))
+            found = await aggregated(connection, "default", "acme", start, end, SEATS)
+            quantities = {across: clock.quantities(start, end) for across, clock in clocks.items()}
+            expected: dict[str, Decimal | None] = {}
+            if start < self.levels_kept and last:
+                expected = dict.fromkeys(SEATS)
+                assert all("levels before" in str(each.problem) for each in found)
+            else:
+                for meter in SEATS:
+                    kind, across = LEVEL_METERS[meter]
+                    if quantities[across]:
+                        expected[meter] = rounded(quantities[across][kind])
+            assert {each.meter: each.quantity for each in found} == expected, (start, end)
+
     # Steps --------------------------------------------------------------------------------------------------------
 
     def batch(self) -> list[Point]:
         found: dict[tuple[object, ...], Point] = {}
         for _ in range(self.rng.randint(1, 15)):
             end = self.time()
+            if self.rng.random() < 0.2:
+                for p in self.level(end):
+                    found[p.stream.id, p.time_ns] = p
+                continue
             if self.rng.random() < 0.25:
                 p = self.total(end)
             else:
@@ -184,7 +222,7 @@ class World:
                 at = nanoseconds(self.rng.choice(EDGES)) + self.rng.choice([-3600, -1, 0, 0, 1, 3599, 3600]) * SECOND
             else:
                 at = nanoseconds(FIRST) + self.rng.randrange(int((LAST - FIRST).total_seconds())) * SECOND
-            if moment(at) >= self.kept + timedelta(days=3):
+            if moment(at) >= max(self.kept, self.levels_kept) + timedelta(days=3):
                 return at
 
     def total(self, end: int) -> Point:
@@ -194,9 +232,22 @@ class World:
         start = self.rng.choice(starts)
         return Point(of, start, end, Decimal((end - start) // (1000 * SECOND)))
 
+    def level(self, at: int) -> list[Point]:
+        """What one of three streams stood at, under each of the meters; at one time it stood at one level."""
+        region, producer = self.rng.choice([("eu", "one"), ("eu", "two"), ("us", "one")])
+        sample = Sample(moment(at), Decimal(self.rng.randint(-50, 500)), region, producer)
+        known = [*self.coming.values(), *self.told.values()]
+        sample = next((s for s in known if (s.time, *s[2:]) == (sample.time, *sample[2:])), sample)
+        points = levels([sample], SEATS)
+        self.coming.update({(p.stream.id, p.time_ns): sample for p in points})
+        return points
+
     async def write(self, points: list[Point]) -> None:
         for p in points:
-            if p.stream.temporality is Temporality.CUMULATIVE:
+            if p.stream.temporality is Temporality.LEVEL:
+                sample = self.coming[p.stream.id, p.time_ns]
+                self.told[sample.time, sample.region, sample.producer] = sample
+            elif p.stream.temporality is Temporality.CUMULATIVE:
                 self.samples[p.stream.id, p.start_ns][p.time_ns] = p
             else:
                 self.points[p.stream.id, p.start_ns, p.time_ns] = p
@@ -214,12 +265,18 @@ class World:
 
     async def again(self) -> None:
         if self.sent:
-            points = [p for p in self.rng.choice(self.sent) if moment(p.time_ns) >= self.kept]
+            kept = max(self.kept, self.levels_kept)
+            points = [p for p in self.rng.choice(self.sent) if moment(p.time_ns) >= kept]
             inserted = (await self.until_written(points)).inserted
             assert inserted == 0 or self.storming, "beside its first try, it may be the second that comes first"
 
     async def too_old(self) -> None:
-        """A replay, or a point of its own, of a time whose points have been dropped."""
+        """A replay, or a point of its own, of a time whose points or levels have been dropped."""
+        if self.levels_kept > FIRST:
+            end = nanoseconds(FIRST + (self.levels_kept - FIRST) * self.rng.random()) - SECOND
+            [late, *_] = levels([Sample(moment(end), Decimal(1), "eu", "three")], SEATS)
+            result = await self.until_written([late])
+            assert (result.inserted, len(result.conflicts)) == (0, 1)
         if self.kept > FIRST:
             end = nanoseconds(FIRST + (self.kept - FIRST) * self.rng.random()) - SECOND
             late = Point(self.rng.choice(DELTA), end - SECOND, end, Decimal(1))
@@ -291,6 +348,8 @@ class World:
             dropped = await drop_old(self.store, Retention(points=keep, billing_grace=timedelta(days=1)), NOW)
         except StoreUnavailable:
             return
+        if dropped.levels_before is not None:
+            self.levels_kept = dropped.levels_before
         if dropped.points_before is not None:
             self.kept = dropped.points_before
             self.gone["hour"] = {key: value for key, value in hours.items() if key[2] < self.kept}
@@ -376,6 +435,7 @@ class World:
             assert {key: sums for key, sums in periods.items() if key[1] >= self.kept} == self.expected_periods()
             await connection.execute("SET LOCAL TimeZone = 'UTC'")
             await self.check_ranges(connection)
+            await self.check_levels(connection)
             report = await with_days(connection, await audit(connection))
         assert (report.differences, report.drifts) == ([], [])
 

@@ -406,7 +406,7 @@ async def test_dropped_points_leave_their_hours_and_days(store: Store, dsn: str)
         assert whole.total() == 4 * 2 + 10
         with pytest.raises(UserError, match="on a whole hour"):
             await usage(connection, tenant="default", start=ZERO + timedelta(minutes=1))
-    assert await drop_old(store, Retention(points=timedelta(days=15)), now) == (None, 0, 0)
+    assert await drop_old(store, Retention(points=timedelta(days=15)), now) == (None, 0, 0, None)
 
 
 @pytest.mark.engines("timescale")
@@ -437,7 +437,7 @@ async def test_nothing_is_dropped_that_is_still_needed(store: Store, dsn: str) -
     execute(
         dsn, f"UPDATE usage_hour SET quantity = 7 WHERE account = 'globex' AND bucket = '{ZERO + timedelta(days=20)}'"
     )
-    assert (await drop_old(store, retention, now)) == (None, 1, 0), "an hour that is wrong is mended first"
+    assert (await drop_old(store, retention, now)) == (None, 1, 0, None), "an hour that is wrong is mended first"
     while await store.refresh():
         pass
     await audit_changed(store, now)

@@ -100,15 +100,25 @@ ORDER BY tenant, account, bucket, meter"""
 
 _DRIFT_SQL: Final = """
 WITH stepped AS (
-    SELECT account, stream, start_ns, time_ns, value,
-           lag(value) OVER (PARTITION BY account, stream, start_ns ORDER BY time_ns) AS before
+    SELECT account, stream, start_ns, time_ns, value, source, series, coalesce(since_ns, 0) AS since_ns,
+           -- What was measured, times this total's factor: its digits are finite, and fewer than these.
+           CASE WHEN factor = lag(factor) OVER w OR factor IS NULL THEN lag(value) OVER w
+                ELSE round(lag(value) OVER w * factor, 200) / lag(factor) OVER w END AS before,
+           lag(time_ns) OVER w AS before_ns, coalesce(lag(since_ns) OVER w, 0) AS before_since_ns
     FROM usage_sample
-    WHERE (%(account)s::text IS NULL OR account = %(account)s)
+    WHERE %(account)s::text IS NULL OR account = %(account)s
+       OR source IN (SELECT source FROM usage_sample WHERE account = %(account)s AND source IS NOT NULL)
+    -- Whoever is billed for it, a source counts as one.
+    WINDOW w AS (
+        PARTITION BY CASE WHEN source IS NULL THEN account END, coalesce(source, stream), source IS NULL, start_ns
+        ORDER BY time_ns
+    )
 ), kept AS (
     SELECT points_from, (extract(epoch FROM greatest(points_from, 'epoch')) * 1e9)::bigint AS from_ns FROM usage_kept
 ), sampled AS (
     SELECT account, stream, sum(
-        CASE WHEN before IS NULL AND (start_ns = 0 OR start_ns = time_ns AND NOT EXISTS (
+        CASE WHEN time_ns <= since_ns OR before_ns <= since_ns AND before_since_ns <> since_ns THEN 0
+             WHEN before IS NULL AND (start_ns = 0 OR start_ns < since_ns OR start_ns = time_ns AND NOT EXISTS (
                  -- Their clocks are too coarse to tell a start from a total: see processors/temporality.py.
                  SELECT FROM usage_stream j WHERE j.account = stepped.account AND j.stream = stepped.stream
                    AND j.resource ->> %(language)s = ANY (%(coarse)s::text[])
@@ -116,7 +126,10 @@ WITH stepped AS (
              WHEN before IS NULL THEN value
              WHEN start_ns = 0 AND value < before THEN value
              ELSE value - before END) AS quantity
-    FROM stepped WHERE time_ns >= (SELECT from_ns FROM kept) GROUP BY account, stream
+    FROM stepped
+    WHERE time_ns >= (SELECT from_ns FROM kept) AND (source IS NULL OR series IS NOT NULL)
+      AND (%(account)s::text IS NULL OR account = %(account)s)
+    GROUP BY account, stream
 ), billed AS (
     SELECT p.account, p.stream, sum(p.quantity) AS quantity
     FROM usage_point p

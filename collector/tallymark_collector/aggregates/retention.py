@@ -1,4 +1,4 @@
-"""Dropping what is old: whole pieces of a hypertable, and nothing that somebody still needs.
+"""Dropping what is old, and nothing that somebody still needs: whole pieces of a hypertable, and levels and totals.
 
 Points go only when all of this holds: they are older than they have to be kept; no billing period that is open, or
 ended less than `billing_grace` ago, or waits for its invoice (`unfinalized`) reaches into them; none of their hours has
@@ -6,6 +6,10 @@ a mark or awaits an audit; and their hours and days say what they say, which is 
 transaction that drops them. What cannot be told from a point that was counted, because that was dropped, is refused by
 the database itself (sql/0006_upkeep.sql); collectors with this retention set such points aside earlier
 (`settings.Limits`). Hours and days stay for ever.
+
+Of running totals the last one of each epoch from before the dropped points stays: the next is counted from it. Of
+levels the last one of each stream stays, which holds into the time after; they are in no hour, so they go by age,
+periods and invoices alone.
 """
 
 from __future__ import annotations
@@ -40,6 +44,34 @@ WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
       (SELECT min(bucket) FROM usage_unaudited),
       (SELECT min(bucket) FROM usage_day_unaudited)
   )"""  # noqa: S608 - a constant of ours
+
+# To the hour, so that a look now and then has something to do.
+_LEVELS_CUT_SQL: Final = f"""
+SELECT until FROM (
+    SELECT date_bin('1 hour', least(
+        %(wanted)s::timestamptz,
+        (SELECT min(period_start) FROM billing_period WHERE period_end > %(billed)s),
+        (SELECT min(period_start) FROM ({WAITING_SQL}) w WHERE %(keep_unfinalized)s)
+    ), 'epoch') AS until
+) cut, usage_kept
+WHERE until > levels_from AND EXISTS (SELECT FROM usage_level WHERE time < until)"""
+
+_DROP_LEVELS_SQL: Final = """
+WITH old AS (
+    SELECT ctid, row_number() OVER (PARTITION BY account, stream ORDER BY time DESC, part DESC) AS place
+    FROM usage_level WHERE time < %s
+)
+DELETE FROM usage_level l USING old WHERE l.ctid = old.ctid AND old.place > 1"""
+
+_DROP_TOTALS_SQL: Final = """
+WITH old AS (
+    SELECT ctid, row_number() OVER (
+        PARTITION BY CASE WHEN source IS NULL THEN account END, coalesce(source, stream), source IS NULL, start_ns
+        ORDER BY time_ns DESC
+    ) AS place
+    FROM usage_sample WHERE time_ns < (extract(epoch FROM %s::timestamptz) * 1000000000)::bigint
+)
+DELETE FROM usage_sample s USING old WHERE s.ctid = old.ctid AND old.place > 1"""
 
 _DIFFERENT_SQL: Final = """
 WITH raw AS (
@@ -87,6 +119,8 @@ class Dropped(NamedTuple):
     """Account-hours that did not say what their points say: nothing was dropped, they are made again first."""
     evidence: int = 0
     """Pieces of evidence that are gone now."""
+    levels_before: datetime | None = None
+    """All levels before this are gone now, but for the last one of each stream."""
 
     def sentences(self) -> Iterator[str]:
         """What a log should say."""
@@ -96,6 +130,8 @@ class Dropped(NamedTuple):
             yield f"no points were dropped: {self.differing} account-hours differ from them and are made again first"
         if self.evidence:
             yield f"{self.evidence} pieces of old evidence were dropped"
+        if self.levels_before is not None:
+            yield f"levels before {self.levels_before.isoformat()} were dropped, but for the last one of each stream"
 
 
 async def check_possible(store: Store, retention: Retention) -> None:
@@ -122,7 +158,13 @@ async def drop_old(store: Store, retention: Retention, now: datetime) -> Dropped
             "keep_unfinalized": retention.keep_unfinalized,
         }
         async with store.session() as connection, held(connection, REFRESHING), connection.transaction():
-            dropped = await _drop_points(connection, bounds)
+            # Readers hold the pieces that they may look at; writers must not wait long behind us for one that is slow.
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            # From here on no writer can add a mark or a level, so none can commit a point; each looks at usage_kept
+            # when we are done.
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [KEPT])
+            levels_before = await _drop_levels(connection, bounds)
+            dropped = (await _drop_points(connection, bounds))._replace(levels_before=levels_before)
     if retention.evidence is not None:
         async with store.transaction() as connection:
             dropped = dropped._replace(evidence=await _drop_evidence(connection, now - retention.evidence))
@@ -130,10 +172,6 @@ async def drop_old(store: Store, retention: Retention, now: datetime) -> Dropped
 
 
 async def _drop_points(connection: Connection, bounds: dict[str, object]) -> Dropped:
-    # Readers hold the pieces that they may look at; writers must not wait long behind us for one that is slow.
-    await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-    # From here on no writer can add a mark, so none can commit a point; each looks at usage_kept when we are done.
-    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [KEPT])
     [until] = await (await connection.execute(_CUT_SQL, bounds)).fetchone() or [None]
     if until is None:
         return Dropped()
@@ -143,7 +181,18 @@ async def _drop_points(connection: Connection, bounds: dict[str, object]) -> Dro
     await connection.execute("LOCK TABLE ONLY usage_point")
     await connection.execute("UPDATE usage_kept SET points_from = %s", [until])
     await connection.execute("SELECT drop_chunks('usage_point', older_than => %s::timestamptz)", [until])
+    # One that comes late now, of before that time, is refused with the increase that it brings.
+    await connection.execute(_DROP_TOTALS_SQL, [until])
     return Dropped(points_before=until)
+
+
+async def _drop_levels(connection: Connection, bounds: dict[str, object]) -> datetime | None:
+    [until] = await (await connection.execute(_LEVELS_CUT_SQL, bounds)).fetchone() or [None]
+    if until is None:
+        return None
+    await connection.execute("UPDATE usage_kept SET levels_from = %s", [until])
+    await connection.execute(_DROP_LEVELS_SQL, [until])
+    return until  # type: ignore[no-any-return]
 
 
 async def _drop_evidence(connection: Connection, wanted: datetime) -> int:

@@ -16,6 +16,7 @@ from tallymark_collector.metering.captured import Captured, read_captured
 from tallymark_collector.metering.conditions import Condition
 from tallymark_collector.metering.explain import Explained, explain
 from tallymark_collector.metering.rules import Meter, MetricSource, Number, Rules, Source
+from tallymark_collector.quarantine.reading import time_text
 
 commands = typer.Typer(
     no_args_is_help=True, help="Check the file that says which telemetry is usage, on telemetry that was captured."
@@ -92,12 +93,18 @@ def _write(rules: Rules, explained: Explained, requests: int) -> None:
         output.write_table(columns, rows, numbers=["items"])
         if len(rest) > len(shown):
             output.say(f"and {len(rest) - len(shown):,} more reasons; --json has every item")
+    for meter, streams, quantity, oldest in explained.whole:
+        output.say(
+            f"meter {meter}: {streams:,} running totals are billed whole, {output.json_value(quantity)}, all since"
+            f" {time_text(oldest)}; where that was counted before you bill it, say `since`"
+        )
     for name in silent:
         output.say(f"meter {name}: nothing here fits any of its sources")
-    counted, quarantined = (sum(item.outcome == one for item in explained.items) for one in ("counted", "quarantined"))
+    counts = Counter(item.outcome for item in explained.items)
+    counted, base, quarantined = counts["counted"], counts["base"], counts["quarantined"]
     output.say(
         f"requests {requests:,}, counted {counted:,}, duplicates {explained.duplicates:,}, quarantined {quarantined:,},"
-        f" passed over {len(explained.items) - counted - quarantined:,}"
+        f" {f'base {base:,}, ' if base else ''}passed over {counts.total() - counted - base - quarantined:,}"
     )
 
 
@@ -106,6 +113,7 @@ def _write_json(explained: Explained) -> None:
         {
             "usage": [line._asdict() for line in explained.usage],
             "duplicates": explained.duplicates,
+            "whole": [{**one._asdict(), "oldest": time_text(one.oldest)} for one in explained.whole],
             "quarantined": len(explained.quarantined),
             "items": [item._asdict() for item in explained.items],
         }

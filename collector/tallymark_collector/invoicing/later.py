@@ -14,7 +14,7 @@ from tallymark_collector.billing.money import exact
 from tallymark_collector.invoicing.basis import digest_of
 from tallymark_collector.invoicing.documents import Document
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.keeping import dropped_before
+from tallymark_collector.store.keeping import dropped_before, levels_dropped_before
 
 
 class Difference(NamedTuple):
@@ -79,10 +79,17 @@ async def unchanged(connection: Connection, document: Document) -> str | None:
         raise BillingError(
             f"points before {dropped.isoformat()} have been dropped: {document.invoice} stands by itself"
         )
+    levels_from = _instant(basis["levels_from"])
+    if basis["levels"]:
+        dropped = await levels_dropped_before(connection, levels_from)
+        if dropped is not None:
+            raise BillingError(
+                f"levels before {dropped.isoformat()} have been dropped: {document.invoice} stands by itself"
+            )
     until = _instant(basis["recorded_until"])
     for what, start, count, digest in (
         ("points", document.period_start, basis["points"], basis["digest"]),
-        ("levels", _instant(basis["levels_from"]), basis["levels"], basis["levels_digest"]),
+        ("levels", levels_from, basis["levels"], basis["levels_digest"]),
     ):
         found, now = await digest_of(
             connection, what, document.tenant, document.account, start, document.period_end, until

@@ -40,7 +40,8 @@ class Item(NamedTuple):
     signal: str
     name: str
     outcome: str
-    """counted, quarantined, evidence (it shows usage that the SDK counts in metrics), or passed over."""
+    """counted, base (a total that bills nothing, from which later ones count), quarantined, evidence (it shows usage
+    that the SDK counts in metrics), or passed over."""
     meter: str = ""
     account: str = ""
     quantity: Decimal | None = None
@@ -58,6 +59,16 @@ class Line(NamedTuple):
     points: int
 
 
+class Whole(NamedTuple):
+    """The first totals of a meter's streams, where they are billed as they are."""
+
+    meter: str
+    streams: int
+    quantity: Decimal
+    oldest: int
+    """When the first of them began to count, in nanoseconds since the Unix epoch."""
+
+
 @dataclass(slots=True)
 class Explained:
     """Everything about the captured files."""
@@ -66,6 +77,8 @@ class Explained:
     usage: list[Line] = field(default_factory=list)
     duplicates: int = 0
     """Points that were there before, under the same identity."""
+    whole: list[Whole] = field(default_factory=list)
+    """Running totals of which everything is billed that they had counted before they were first seen."""
 
     @property
     def quarantined(self) -> list[Item]:
@@ -88,7 +101,7 @@ def explain(rules: Rules, captured: Iterable[Captured]) -> Explained:
             else:
                 points.append((made, point))
     _add_up(points, found)
-    order = {"quarantined": 0, "counted": 1, "evidence": 2, "passed over": 3}
+    order = {"quarantined": 0, "counted": 1, "base": 2, "evidence": 3, "passed over": 4}
     found.items.sort(key=lambda item: order[item.outcome])
     return found
 
@@ -150,8 +163,7 @@ def _explained(
         ]
     for point in points:
         series = point.stream.series
-        why = "total, its increase is billed" if point.stream.temporality is Temporality.CUMULATIVE else ""
-        item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value, why)
+        item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value)
         made.append((item, point))
     for refused in quarantined:
         why = f"{refused.refusal.reason.value}: {refused.refusal.detail}"
@@ -174,7 +186,8 @@ def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
 
     for item, point in points:
         if point.stream.temporality is Temporality.CUMULATIVE:
-            totals[(point.stream.id, point.start_ns)].append((item, point))
+            source = point.stream.source
+            totals[(point.stream.id if source is None else source.id, point.start_ns)].append((item, point))
             continue
         key = (point.stream.id, *point[1:3], point.cause)
         if key not in known:
@@ -186,7 +199,9 @@ def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
         else:
             why = f"value_conflict: {known[key]} was there before for the same stream and interval"
             found.items.append(item._replace(outcome="quarantined", why=why))
+    wholes: dict[str, list[Point]] = defaultdict(list)
     for (_, start_ns), several in totals.items():
+        first = min((point for _, point in several), key=lambda point: point.time_ns)
         result = increases(start_ns, (), [point for _, point in several])
         refused = {id(point): refusal for point, refusal in result.refused}
         found.duplicates += result.duplicates
@@ -195,10 +210,32 @@ def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
                 reason, detail = refused[id(point)]
                 found.items.append(item._replace(outcome="quarantined", why=f"{reason.value}: {detail}"))
             else:
-                found.items.append(item)
+                found.items.append(_as_total(item, point, first=point.time_ns == first.time_ns))
         for point in result.points:
             count(point.stream, point.value)
+            if first.stream.source is not None and point.start_ns == start_ns and point.time_ns == first.time_ns:
+                wholes[point.stream.series.meter].append(point)
+    found.whole = [
+        Whole(meter, len(points), sum((p.value for p in points), Decimal(0)), min(p.start_ns for p in points))
+        for meter, points in sorted(wholes.items())
+    ]
     found.usage = [Line(*key, sum(values, Decimal(0)), len(values)) for key, values in sorted(sums.items())]
+
+
+def _as_total(item: Item, point: Point, *, first: bool) -> Item:
+    source, start_ns = point.stream.source, point.start_ns
+    if point.is_base:
+        return item._replace(outcome="base", why="it is from before `since`: what comes later counts from it")
+    if not first:
+        return item._replace(why="total, its increase is billed")
+    rest = "what it has counted is not billed, later totals count from it"
+    if not start_ns:
+        return item._replace(outcome="base", why=f"the first total of a stream that does not say its start: {rest}")
+    if source is not None and start_ns < source.since_ns:
+        return item._replace(
+            outcome="base", why=f"the first total that is seen of a stream that began before `since`: {rest}"
+        )
+    return item._replace(why="the first total that is seen of its stream, all of it is billed")
 
 
 def _why(rules: Rules, request: Any) -> str:

@@ -4,6 +4,9 @@ A point of the source becomes a point of each meter that has a source for it. It
 scope, metric, all attributes) with the meter and the account; what the file drops from the series is still in it. So
 streams that merge into one series stay apart, each with its own totals and resets, and a retry is found. What the file
 says about value and dimensions is not in it: a request that is sent again across a change of the file is still known.
+
+Running totals are kept by their `Source`, which is the same without the account: so a change of the file that sends
+them to somebody else counts on from where they were.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from tallymark_collector.model import (
     Reason,
     Refusal,
     Series,
+    Source,
     Stream,
     Temporality,
     fingerprint,
@@ -77,8 +81,6 @@ class _Target:
     meter: str
     source: MetricSource
     stream: Stream | None = None
-    based: Stream | None = None
-    """For totals that began before `since`: a stream of its own, whose first total counts nothing."""
     refused: Refused | None = None
 
 
@@ -229,8 +231,7 @@ class MetricGroup:
         reading = Reading(header.kind, source.quantity, source.by)
         raw = tuple(item.SerializeToString() for item in point.attributes)
         origin = Origin(group.resource, group.scope, header.name, header.unit, header.temporality, True, raw, reading)
-        identity = (
-            "metered",
+        sender = (
             group.tenant,
             identifying(group.attributes),
             group.scope_name,
@@ -239,18 +240,16 @@ class MetricGroup:
             *header,
             attributes,
             meter,
-            series.account,
         )
-
-        def stream(*more: object) -> Stream:
-            temporality = Temporality(header.temporality)
-            return Stream(
-                fingerprint(*identity, *more), series, temporality, group.attributes, group.scope_name, origin
-            )
-
-        target.stream = stream()
-        if source.since is not None and header.temporality == Temporality.CUMULATIVE:
-            target.based = stream(source.since)
+        identity = ("metered", *sender, series.account)
+        temporality = Temporality(header.temporality)
+        totals = None
+        if temporality is Temporality.CUMULATIVE:
+            since, earlier = source.since or 0, None if source.since is None else fingerprint(*identity, source.since)
+            totals = Source(fingerprint("metered source", *sender, source.quantity), source.by, since, earlier)
+        target.stream = Stream(
+            fingerprint(*identity), series, temporality, group.attributes, group.scope_name, origin, totals
+        )
         return target
 
     def _payload(self, metric: Any) -> bytes:
@@ -293,7 +292,8 @@ def _alone(metric: Any, header: _Header, point: Any) -> Any:
 def _point(target: _Target, header: _Header, point: Any, window: tuple[int, int]) -> Point | Refused | None:
     """What the meter makes of one point; None where that is nothing."""
     source, time_ns, start_ns = target.source, point.time_unix_nano, point.start_time_unix_nano
-    if source.since is not None and 0 < time_ns <= source.since:
+    before = source.since is not None and 0 < time_ns <= source.since
+    if before and (target.stream is None or target.stream.source is None):
         return None
     if target.refused is not None:
         return target.refused
@@ -304,12 +304,9 @@ def _point(target: _Target, header: _Header, point: Any, window: tuple[int, int]
         value = scaled(value, source.by)
         refusal = validation.check_quantity(value) or validation.check_times(start_ns, time_ns, *window)
         if refusal is None:
-            if target.based is not None and source.since is not None and start_ns < source.since:
-                # A start that was never said: the first total is where counting begins.
-                return Point(target.based, 0, time_ns, value)
             return Point(stream, start_ns, time_ns, value)
         value = refusal
-    return Refused(target.meter, account, value)
+    return None if before else Refused(target.meter, account, value)
 
 
 def read(point: Any, quantity: str) -> Decimal | Refusal:

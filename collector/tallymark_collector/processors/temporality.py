@@ -11,6 +11,10 @@ SDK for JavaScript says it: that knows its start, by a clock of milliseconds, an
 begins when it ends. A start_time of 0
 means the producer never said: samples then form one epoch, the first counts nothing, and a fall is a reset that
 counts from 0 again, as Prometheus reads its counters.
+
+Totals that a file of meters takes know how the increase that ends in each of them is billed (`Billing`): to whom, by
+which factor, and since when. What is counted between two of them depends on the two alone; and a total that comes late,
+into time that is billed already, is billed as that time was, whatever the file says by now.
 """
 
 from __future__ import annotations
@@ -29,9 +33,21 @@ ZERO = Decimal(0)
 # increases would not be the total any more. What `validation` lets through has 55 digits.
 _EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
+# A measured total times another factor has as many digits as both together, and is exact again once it is divided.
+_RATIO: Final = decimal.Context(prec=1000, traps=[decimal.Inexact, decimal.InvalidOperation])
+
 SDK_LANGUAGE: Final = "telemetry.sdk.language"
 COARSE_CLOCKS: Final = ("nodejs", "webjs")
 """Languages whose SDK takes a point's times from a clock of milliseconds."""
+
+
+class Billing(NamedTuple):
+    """How the increase that ends in a total is billed, by a file of meters."""
+
+    stream: Stream | None
+    """What it is billed as; None where it was billed by other means, so that the total is a base and no more."""
+    factor: Decimal
+    since_ns: int
 
 
 class Sample(NamedTuple):
@@ -39,6 +55,8 @@ class Sample(NamedTuple):
 
     time_ns: int
     value: Decimal
+    billing: Billing | None = None
+    """None for a stream that needs no file: it is its own."""
 
 
 @dataclass(slots=True)
@@ -67,10 +85,10 @@ def increases(start_ns: int, known: Sequence[Sample], incoming: Iterable[Point])
 
 
 def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases) -> None:
-    sample = Sample(point.time_ns, point.value)
-    position = bisect_left(timeline, sample.time_ns, key=lambda known: known.time_ns)
+    position = bisect_left(timeline, point.time_ns, key=lambda known: known.time_ns)
     before = timeline[position - 1] if position else None
     after = timeline[position] if position < len(timeline) else None
+    sample = _sample(point, after)
     if after is not None and after.time_ns == sample.time_ns:
         if after.value == sample.value:
             result.duplicates += 1
@@ -88,13 +106,37 @@ def _add(start_ns: int, timeline: list[Sample], point: Point, result: Increases)
     if increase:
         begin = before.time_ns if before is not None else start_ns
         own = cause(start_ns, sample.time_ns, "increase")
-        result.points.append(Point(point.stream, begin, sample.time_ns, increase, own))
+        result.points.append(Point(_billed_as(sample, point), begin, sample.time_ns, increase, own))
     if after is not None:
         more, less = (_increase(start_ns, base_ns, one, after) for one in (sample, before))
         correction = _EXACT.subtract(more, less)
         if correction:
             own = cause(start_ns, sample.time_ns, "correction")
-            result.points.append(Point(point.stream, sample.time_ns, after.time_ns, correction, own))
+            result.points.append(Point(_billed_as(after, point), sample.time_ns, after.time_ns, correction, own))
+
+
+def _sample(point: Point, after: Sample | None) -> Sample:
+    source = point.stream.source
+    if source is None:
+        return Sample(point.time_ns, point.value)
+    own = Sample(point.time_ns, point.value, Billing(point.stream, source.factor, source.since_ns))
+    if after is None or after.billing is None:
+        return own
+    return Sample(point.time_ns, _in_factor_of(own, after.billing), after.billing)
+
+
+def _billed_as(sample: Sample, point: Point) -> Stream:
+    stream = None if sample.billing is None else sample.billing.stream
+    return point.stream if stream is None else stream
+
+
+def _in_factor_of(sample: Sample, other: Billing | None) -> Decimal:
+    """The sample's value as it would be with another factor."""
+    if other is None or sample.billing is None or sample.billing.factor == other.factor:
+        return sample.value
+    if sample.billing.stream is None:
+        return sample.value  # by which factor an earlier version had multiplied it, it did not say
+    return _RATIO.divide(_RATIO.multiply(sample.value, other.factor), sample.billing.factor)
 
 
 def _knows_its_start(stream: Stream) -> bool:
@@ -103,15 +145,30 @@ def _knows_its_start(stream: Stream) -> bool:
 
 def _increase(start_ns: int, base_ns: int, before: Sample | None, sample: Sample) -> Decimal:
     """`base_ns`: when a first total is a base."""
+    if sample.billing is not None and not _counts(start_ns, before, sample, sample.billing):
+        return ZERO
     if before is None:
         return ZERO if not start_ns or sample.time_ns == base_ns else sample.value
-    if start_ns == 0 and sample.value < before.value:
+    earlier = _in_factor_of(before, sample.billing)
+    if start_ns == 0 and sample.value < earlier:
         return sample.value
-    return _EXACT.subtract(sample.value, before.value)
+    return _EXACT.subtract(sample.value, earlier)
+
+
+def _counts(start_ns: int, before: Sample | None, sample: Sample, billing: Billing) -> bool:
+    """False where the file bills nothing of the time before a total, or nobody knows how much of it."""
+    since = billing.since_ns
+    if billing.stream is None or sample.time_ns <= since:
+        return False
+    if before is None:
+        return start_ns >= since
+    # A total from before `since` is where counting begins if it was kept for that: of one that was kept by another
+    # rule, nobody knows how long before `since` it was the last.
+    return before.time_ns > since or (before.billing is not None and before.billing.since_ns == since)
 
 
 def _falls(before: Sample | None, after: Sample | None) -> Refusal | None:
-    if before is None or after is None or before.value <= after.value:
+    if before is None or after is None or _in_factor_of(before, after.billing) <= after.value:
         return None
     detail = (
         f"a total of {before.value} at {before.time_ns} ns falls to {after.value} at {after.time_ns} ns in one epoch"

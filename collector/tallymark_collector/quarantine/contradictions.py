@@ -16,7 +16,7 @@ from tallymark_collector.quarantine.items import Item
 from tallymark_collector.quarantine.metered import decode
 from tallymark_collector.quarantine.reading import time_text
 from tallymark_collector.quarantine.settling import FAR
-from tallymark_collector.store import rows
+from tallymark_collector.store import levels, rows
 from tallymark_collector.store.database import Connection
 
 _ALL_TIMES: Final = TimeLimits(FAR, FAR)
@@ -53,6 +53,19 @@ UNION ALL
 (SELECT time_ns, value FROM usage_sample
  WHERE account = %(account)s AND stream = %(stream)s AND start_ns = %(start)s AND time_ns >= %(time)s
  ORDER BY time_ns LIMIT 2)"""
+
+_SOURCE_SQL: Final = """
+(SELECT time_ns, value FROM usage_sample
+ WHERE source = %(source)s AND start_ns = %(start)s AND time_ns < %(time)s
+ ORDER BY time_ns DESC LIMIT 1)
+UNION ALL
+(SELECT time_ns, value FROM usage_sample
+ WHERE source = %(source)s AND start_ns = %(start)s AND time_ns >= %(time)s
+ ORDER BY time_ns LIMIT 2)"""
+
+_LEVEL_SQL: Final = """
+SELECT 'the same stream and time', value, recorded_at FROM usage_level
+WHERE account = %s AND time = %s::timestamptz AND stream = %s AND part = %s"""
 
 _SPAN_SQL: Final = """
 SELECT 'the same span and meter', quantity, recorded_at FROM usage_evidence
@@ -108,8 +121,14 @@ async def _point(connection: Connection, point: Point) -> list[Stored]:
         if max(point.start_ns, point.time_ns) >= 2**63:
             return []
         wanted = {"account": account, "stream": stream.id, "start": point.start_ns, "time": point.time_ns}
-        samples = await (await connection.execute(_SAMPLE_SQL, wanted)).fetchall()
+        if stream.source is not None:
+            wanted["source"] = stream.source.id
+        query = _SAMPLE_SQL if stream.source is None else _SOURCE_SQL
+        samples = await (await connection.execute(query, wanted)).fetchall()
         return [Stored(f"a total of the same stream at {time_text(ns)}", value, None) for ns, value in samples]
+    if stream.temporality is Temporality.LEVEL:
+        key = [account, rows.timestamp(point.time_ns), stream.id, levels.part(point)]
+        return [Stored(*row) for row in await (await connection.execute(_LEVEL_SQL, key)).fetchall()]
     times = (rows.timestamp(point.time_ns), rows.timestamp(point.start_ns))
     key = [account, times[0], stream.id, times[1], rows.part(point)]
     return [Stored(*row) for row in await (await connection.execute(_POINT_SQL, key)).fetchall()]

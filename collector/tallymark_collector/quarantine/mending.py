@@ -18,7 +18,7 @@ from tallymark_collector.model import Attributes, fingerprint
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.decoding import identifying
 from tallymark_collector.quarantine.rules import Option
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import NumberDataPoint
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
 
 _SHOWN: Final = 200
 """Characters of a value that the trail repeats."""
@@ -73,7 +73,8 @@ def origin(tenant: str, payload: bytes) -> Origin:
     resource = wire.parse_metrics(payload).resource_metrics[0]
     scope_metrics = resource.scope_metrics[0]
     metric = scope_metrics.metrics[0]
-    [number] = metric.sum.data_points
+    header = _sum(metric)
+    [number] = header.data_points
     stream = fingerprint(
         "quarantined",
         tenant,
@@ -81,11 +82,12 @@ def origin(tenant: str, payload: bytes) -> Origin:
         *_scope(scope_metrics.scope),
         metric.name,
         metric.unit,
-        metric.sum.aggregation_temporality,
-        metric.sum.is_monotonic,
+        *(("gauge",) if _is_gauge(metric) else (header.aggregation_temporality, header.is_monotonic)),
         _attributes(number),
     )
-    return Origin(stream, fingerprint(stream.hex, number.start_time_unix_nano, number.time_unix_nano))
+    # A level is told by its time alone.
+    start = 0 if _is_gauge(metric) or not header.is_monotonic else number.start_time_unix_nano
+    return Origin(stream, fingerprint(stream.hex, start, number.time_unix_nano))
 
 
 def named_account(payload: bytes) -> str | None:
@@ -93,7 +95,7 @@ def named_account(payload: bytes) -> str | None:
     for resource in wire.parse_metrics(payload).resource_metrics:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
-                for number in metric.sum.data_points:
+                for number in _sum(metric).data_points:
                     for _, item in _readable(number.attributes):
                         if item is not None and item.key == conventions.ACCOUNT:
                             return validation.account_name(wire.decode_attributes([item]).get(conventions.ACCOUNT))
@@ -114,9 +116,29 @@ def mend(signal: str, payload: bytes, decision: Decision) -> Mended:
                     if wanted is not None and wanted != before:
                         changed["meter" if name == "name" else name] = (_short(before), wanted)
                         setattr(metric, name, wanted)
-                for number in metric.sum.data_points:
+                try:
+                    header = _sum(metric)
+                except MalformedRequest:
+                    continue  # whoever reads it again says so
+                for number in header.data_points:
                     _mend_number(number, decision, changed)
+                if _is_gauge(metric):
+                    metric.gauge = header.SerializeToString()
     return Mended(request.SerializeToString() if changed else payload, changed)
+
+
+def _is_gauge(metric: Metric) -> bool:
+    return metric.WhichOneof("data") == "gauge"
+
+
+def _sum(metric: Metric) -> Sum:
+    """A sum, or what a gauge holds, whose points lie in it as in a sum. Raises MalformedRequest."""
+    if not _is_gauge(metric):
+        return metric.sum
+    try:
+        return Sum.FromString(metric.gauge)
+    except DecodeError as error:
+        raise MalformedRequest(f"not an OTLP Gauge: {error}") from None
 
 
 def _mend_number(

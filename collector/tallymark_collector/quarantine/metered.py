@@ -92,7 +92,7 @@ def decode(item: Item, payload: bytes, rules: Rules, account: str | None, limits
         raise MalformedRequest(str(error)) from None
     # A metric that the file has forgotten might be a meter by its own name: it was never meant as that.
     return Batch(
-        points=[point for point in found.points if point.metered],
+        points=[point for point in found.points if point.metered and not point.is_base],
         evidence=found.evidence,
         quarantined=[one for one in found.quarantined if one.metered],
     )

@@ -51,7 +51,7 @@ class Rule:
 
     def refusal(self, kind: Kind) -> str | None:
         """Why an item of this kind cannot be released, if so."""
-        return _NO_LEVEL if kind is Kind.LEVEL else self.never.get(kind)
+        return self.never.get(kind)
 
     def allows(self, option: Option) -> bool:
         """True if the option makes sense for this Reason."""
@@ -73,9 +73,7 @@ _NO_TEMPORALITY: Final = "nobody knows whether the value is an increase or a run
 _FALLING: Final = (
     "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
 )
-_NO_LEVEL: Final = (
-    "what a stream stood at then is told by its samples before and after; mend the producer, and discard this"
-)
+_NO_INCREASE: Final = "it is a level where an increase is billed, or a change of a level that nobody knows"
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
 RULES: Final[Mapping[Reason, Rule]] = {
@@ -122,7 +120,7 @@ RULES: Final[Mapping[Reason, Rule]] = {
         "count with a Counter; send an UpDownCounter with cumulative temporality; name a histogram's count or sum in a"
         " file of meters",
         _NO_SUM,
-        never=_not_at_all(_NO_SUM),
+        never={**_not_at_all(_NO_SUM), Kind.LEVEL: _NO_INCREASE},
     ),
     Reason.TEMPORALITY_MISSING: Rule(
         "The sum says neither that it is an increase (delta) nor that it is a running total (cumulative).",
@@ -157,6 +155,7 @@ RULES: Final[Mapping[Reason, Rule]] = {
         takes=frozenset({Option.FORCE}),
         never={
             Kind.CUMULATIVE: "two running totals of one time are two answers to one question, not two amounts",
+            Kind.LEVEL: "a stream stands at one level at a time: two are two answers to one question, not two amounts",
             Kind.SPAN: _NO_EVIDENCE_TWICE,
             Kind.USAGE_SPAN: "one span has one quantity of a meter",
             Kind.CONTROL: "a producer cannot have recorded two totals by one time: the audit must not choose",

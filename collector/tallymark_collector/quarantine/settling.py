@@ -44,7 +44,7 @@ from tallymark_collector.quarantine.items import Action, Item
 from tallymark_collector.quarantine.mending import Decision, Mended, Origin, mend, named_account, origin
 from tallymark_collector.quarantine.metered import read_metered
 from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
-from tallymark_collector.store import Store, locks, writer
+from tallymark_collector.store import Store, locks, sources, writer
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.dictionaries import Dictionaries
 
@@ -124,7 +124,7 @@ async def release(
     kind = reading.read(item.signal, item.payload, metered=item.metered).kind
     _check(item, found, kind, decision)
     # Of what lacks an account, too, the clock may have been set back.
-    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.SPAN, Kind.USAGE_SPAN))
+    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.LEVEL, Kind.SPAN, Kind.USAGE_SPAN))
 
     async def work(connection: Connection) -> Settled:
         last = await _taken(connection, item)
@@ -229,10 +229,22 @@ async def _read_metered(
         raise NotSettled(f"{item.id}: {found}")
     await locks.taken(connection, f"{locks.QUARANTINE}.{found.origin.stream}")
     await _check_elsewhere(connection, item, found.origin, found.point)
+    if found.point.stream.source is not None and not found.apart:
+        await _check_billed(connection, item, found.point)
     point = _own(found.point, found.origin, additional=decision.additional) if found.apart else found.point
     evidence = [] if await _dropped(connection, item) else found.evidence
     batch = Batch(points=[point], evidence=evidence)
     return _Read(batch, found.origin, point, point.stream.series.account, found.changed)
+
+
+async def _check_billed(connection: Connection, item: Item, point: Point) -> None:
+    """Raises NotSettled where a later total of the same source has billed this one's usage to somebody else."""
+    there = await sources.billed_to(connection, point)
+    if there is not None and there != point.stream.series.account:
+        raise NotSettled(
+            f"{item.id}: a later total of the same stream holds this one's usage and was billed to account {there!r}:"
+            " with this one it would be billed twice. Discard it"
+        )
 
 
 async def _read(connection: Connection, item: Item, decision: Decision, now_ns: int) -> _Read:
@@ -309,7 +321,8 @@ def _own(point: Point, came_as: Origin, *, additional: bool) -> Point:
     told_apart = (str(came_as.point), f"{point.value}") if additional else ()
     own = fingerprint("settled", came_as.stream.hex, stream.series.id.hex, *told_apart)
     if stream.temporality is Temporality.CUMULATIVE:
-        return point._replace(stream=replace(stream, id=own))
+        source = None if stream.source is None else stream.source._replace(id=own, earlier=None)
+        return point._replace(stream=replace(stream, id=own, source=source))
     # Two that start after they end may end at one time: their own start tells them apart.
     return point._replace(stream=replace(stream, id=own), cause=_part(came_as.point))
 

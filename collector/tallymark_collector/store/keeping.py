@@ -26,6 +26,14 @@ async def dropped_before(connection: Connection, instants: Sequence[datetime]) -
     return None if row is None else row[0]
 
 
+async def levels_dropped_before(connection: Connection, instant: datetime) -> datetime | None:
+    """Before when levels have been dropped, where the instant lies there; of each stream the last one is left."""
+    row = await (
+        await connection.execute("SELECT levels_from FROM usage_kept WHERE levels_from > %s", [instant])
+    ).fetchone()
+    return None if row is None else row[0]
+
+
 async def refresh(connection: Connection, limit: int | None = None) -> int:
     """Brings hours with new points up to date, and the days over them, `limit` of each at most; returns how many
     account-hours that were, or where none was left, how many account-days."""

@@ -7,58 +7,72 @@ points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from decimal import Decimal
+from typing import Final
 
 from tallymark_collector.model import Point, Quarantined, Reason, Refusal
-from tallymark_collector.store import rows
+from tallymark_collector.store import rows, staging
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.samples import conflict
 
-# All writers insert in one order, so that none waits for another that waits for it.
-_INSERT_SQL: Final = """
-INSERT INTO usage_level (account, time, stream, part, series, tenant, value)
-SELECT * FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::uuid[], %s::text[], %s::numeric[])
-ORDER BY 1, 2, 3, 4
-ON CONFLICT DO NOTHING"""
+_KEYS: Final = (
+    "unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::uuid[], %s::text[], %s::numeric[])"
+    " WITH ORDINALITY AS n (account, time, stream, part, series, tenant, value, position)"
+)
 
-# After the insertion each of them is in the table: with its own value, or with another's.
-_DIFFERENT_SQL: Final = """
-SELECT n.position, l.value
-FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::numeric[])
-     WITH ORDINALITY AS n (account, time, stream, part, value, position)
-JOIN usage_level l USING (account, time, stream, part)
-WHERE l.value <> n.value
-ORDER BY n.position"""
+# All writers insert in one order, so that none waits for another that waits for it. Which of them were there already.
+_INSERT_SQL: Final = f"""
+WITH n AS MATERIALIZED (
+    SELECT account, time, stream, part, series, tenant, value, position FROM {_KEYS}
+), inserted AS (
+    INSERT INTO usage_level (account, time, stream, part, series, tenant, value)
+    SELECT account, time, stream, part, series, tenant, value FROM n
+    ORDER BY account, time, stream, part
+    ON CONFLICT DO NOTHING
+    RETURNING account, time, stream, part
+)
+SELECT n.position - 1
+FROM n LEFT JOIN inserted i USING (account, time, stream, part)
+WHERE i.account IS NULL"""  # noqa: S608 - a constant of ours
+
+# A statement of its own: it must see what others committed while the insertion waited for them.
+_THERE_SQL: Final = f"""
+SELECT n.position - 1, l.value
+FROM {_KEYS}
+JOIN usage_level l USING (account, time, stream, part)"""  # noqa: S608 - a constant of ours
 
 
-class Told(NamedTuple):
-    """What became of levels."""
-
-    inserted: int
-    duplicates: int
-    conflicts: list[Quarantined]
+def part(level: Point) -> int:
+    """What timestamptz cannot hold of the level's time."""
+    return level.time_ns % 1000
 
 
-async def insert(connection: Connection, levels: Sequence[Point]) -> Told:
-    """Adds levels. Their streams must be registered."""
+async def insert(connection: Connection, levels: Sequence[Point]) -> dict[int, Decimal]:
+    """Adds levels, whoever's, in one statement. Their streams must be registered. Returns what stood there before for
+    each that was not new, by its position; of several of one stream and time, the first counts."""
     if not levels:
-        return Told(0, 0, [])
-    keys = [
-        [level.stream.series.account for level in levels],
-        [rows.timestamp(level.time_ns) for level in levels],
-        [level.stream.id for level in levels],
-        [level.time_ns % 1000 for level in levels],
+        return {}
+    keys = [(level.stream.series.account, level.time_ns, level.stream.id) for level in levels]
+    found = staging.distinct(keys, range(len(levels)))
+    firsts = [levels[position] for position in found.firsts]
+    columns = [
+        [level.stream.series.account for level in firsts],
+        [rows.timestamp(level.time_ns) for level in firsts],
+        [level.stream.id for level in firsts],
+        [part(level) for level in firsts],
+        [level.stream.series.id for level in firsts],
+        [level.stream.series.tenant for level in firsts],
+        [level.value for level in firsts],
     ]
-    values = [level.value for level in levels]
-    series = [level.stream.series for level in levels]
-    more = [[each.id for each in series], [each.tenant for each in series], values]
-    inserted = (await connection.execute(_INSERT_SQL, [*keys, *more])).rowcount
-    different = []
-    if inserted < len(levels):
-        different = await (await connection.execute(_DIFFERENT_SQL, [*keys, values])).fetchall()
-    conflicts = []
-    for position, there in different:
-        level = levels[position - 1]
-        detail = f"the level at this time was {there} before and is {level.value} now"
-        conflicts.append(conflict(level, Refusal(Reason.VALUE_CONFLICT, detail)))
-    return Told(inserted, len(levels) - inserted - len(conflicts), conflicts)
+    old = {place for (place,) in await (await connection.execute(_INSERT_SQL, columns)).fetchall()}
+    known: dict[int, Decimal] = {}
+    if old:
+        there = await (await connection.execute(_THERE_SQL, columns)).fetchall()
+        known = {place: value for place, value in there if place in old}
+    return staging.already_there(found, known, [level.value for level in levels])
+
+
+def contradiction(level: Point, there: Decimal) -> Quarantined:
+    """A level of a time at which the stream stood at another one."""
+    detail = f"the level at this time was {there} before and is {level.value} now"
+    return conflict(level, Refusal(Reason.VALUE_CONFLICT, detail))

@@ -10,6 +10,7 @@ from uuid import UUID
 from tallymark_collector import wire
 from tallymark_collector.model import Point, Quarantined, Refusal
 from tallymark_collector.processors.temporality import Increases, Sample, increases
+from tallymark_collector.store import sources
 from tallymark_collector.store.database import Connection
 
 # Whoever holds a stream's row decides what its samples mean; several collectors take turns.
@@ -46,7 +47,9 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[], %s::num
 
 class _Epoch(NamedTuple):
     account: str
+    """"" where the totals belong to a source, which is billed to whom the file says."""
     stream: UUID
+    """Or the source."""
     start_ns: int
 
 
@@ -65,10 +68,12 @@ async def apply(connection: Connection, batches: Sequence[Sequence[Point]]) -> l
     epochs = _by_epoch(point for points in batches for point in points)
     if not epochs:
         return [Applied([], 0, []) for _ in batches]
-    streams = {(epoch.account, epoch.stream) for epoch in epochs}
-    await connection.execute(_LOCK_SQL, [[account for account, _ in streams], [stream for _, stream in streams]])
-    known = await _known(connection, epochs)
+    known = await _known(connection, {key: found for key, found in epochs.items() if key.account})
+    metered = {(key.stream, key.start_ns): found for key, found in epochs.items() if not key.account}
+    for (source, start_ns), samples in (await sources.known(connection, metered)).items():
+        known[_Epoch("", source, start_ns)] = samples
     remembered: list[tuple[object, ...]] = []
+    of_sources: list[tuple[object, ...]] = []
     applied = []
     for points in batches:
         found = Applied([], 0, [])
@@ -78,23 +83,33 @@ async def apply(connection: Connection, batches: Sequence[Sequence[Point]]) -> l
             found.points.extend(result.points)
             duplicates += result.duplicates
             found.conflicts.extend(conflict(point, refusal) for point, refusal in result.refused)
-            remembered.extend((*epoch, sample.time_ns, sample.value) for sample in result.samples)
+            if epoch.account:
+                remembered.extend((*epoch, sample.time_ns, sample.value) for sample in result.samples)
+            else:
+                of_sources.extend(sources.row((epoch.stream, epoch.start_ns), sample) for sample in result.samples)
             if result.samples:
-                known[epoch] = sorted([*known[epoch], *result.samples])
+                known[epoch] = sorted([*known[epoch], *result.samples], key=lambda sample: sample.time_ns)
         applied.append(found._replace(duplicates=duplicates))
     if remembered:
         await connection.execute(_REMEMBER_SQL, [list(column) for column in zip(*remembered, strict=True)])
+    await sources.remember(connection, of_sources)
     return applied
 
 
 def _by_epoch(points: Iterable[Point]) -> dict[_Epoch, list[Point]]:
     epochs: dict[_Epoch, list[Point]] = defaultdict(list)
     for point in points:
-        epochs[_Epoch(point.stream.series.account, point.stream.id, point.start_ns)].append(point)
+        stream = point.stream
+        whose = (stream.series.account, stream.id) if stream.source is None else ("", stream.source.id)
+        epochs[_Epoch(*whose, point.start_ns)].append(point)
     return epochs
 
 
 async def _known(connection: Connection, epochs: dict[_Epoch, list[Point]]) -> dict[_Epoch, list[Sample]]:
+    if not epochs:
+        return {}
+    streams = {(epoch.account, epoch.stream) for epoch in epochs}
+    await connection.execute(_LOCK_SQL, [[account for account, _ in streams], [stream for _, stream in streams]])
     keys = list(epochs)
     first = [min(point.time_ns for point in points) for points in epochs.values()]
     last = [max(point.time_ns for point in points) for points in epochs.values()]

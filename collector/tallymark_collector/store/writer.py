@@ -229,12 +229,17 @@ async def _write_points(
 
 
 async def _write_levels(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
-    # One batch after the other: of two with the same level the second has the duplicate. Levels are few.
-    for encoded, tally in zip(group, tallies, strict=True):
-        told = await levels.insert(connection, encoded.levels)
-        tally.inserted += told.inserted
-        tally.duplicates += told.duplicates
-        tally.conflicts += told.conflicts
+    found = [level for encoded in group for level in encoded.levels]
+    owners = [tally for encoded, tally in zip(group, tallies, strict=True) for _ in encoded.levels]
+    for tally in owners:
+        tally.inserted += 1
+    for position, there in (await levels.insert(connection, found)).items():
+        tally = owners[position]
+        tally.inserted -= 1
+        if there == found[position].value:
+            tally.duplicates += 1
+        else:
+            tally.conflicts.append(levels.contradiction(found[position], there))
 
 
 async def _write_evidence(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:

@@ -116,6 +116,33 @@ def test_the_table_says_the_same_and_quarantine_is_status_1(offline: Run, rules:
     assert "quarantined 1" in result.stdout
 
 
+def test_where_running_totals_begin_to_count_is_told(offline: Run, rules: Path, tmp_path: Path) -> None:
+    file = written(tmp_path, "json", CAPTURED[0])
+    result = offline("meters", "check", str(rules), str(file))
+    said = (
+        "meter gateway.requests: 1 running totals are billed whole, 5, all since 2026-09-21T14:00:00Z; where that was"
+    )
+    assert said in result.stdout
+    found = json.loads(offline("meters", "check", str(rules), str(file), "--json").stdout)
+    assert found["whole"] == [
+        {"meter": "gateway.requests", "streams": 1, "quantity": "5", "oldest": "2026-09-21T14:00:00Z"}
+    ]
+    # Began before `since`, with a total from before it, and without one.
+    for second, quantity, why in ((10, "4", "it is from before"), (5, "4", "the first total that is seen of a stream")):
+        rules.write_text(
+            RULES.replace("quantity: count", f"quantity: count\n        since: 2026-09-21T14:00:{second:02}Z")
+        )
+        result = offline("meters", "check", str(rules), str(file))
+        table = cells(result.stdout)
+        assert ["gateway.requests", "{request}", "acme", quantity, "1"] in table
+        [base] = [row for row in table if row[0] == "base"]
+        assert base[1:4] == ["metrics", "http.server.request.duration", "1"]
+        assert why in base[4]
+        assert "billed whole" not in result.stdout
+        assert "counted 1" in result.stdout
+        assert "base 1" in result.stdout
+
+
 def test_stdin_and_one_request_alone(rules: Path, tmp_path: Path, offline: Run) -> None:
     text = otlp_json(CAPTURED[0])
     found = program("meters", "check", str(rules), "-", "--json", input=text.decode())

@@ -277,7 +277,7 @@ def test_since_starts_a_total_that_ran_before_at_nothing() -> None:
         return histogram_point(start, end, count, None, ACME)
 
     metric = counts(
-        total(old, since, 900),  # ended by then: not counted
+        total(old, since, 900),  # ended by then: not counted, and where counting begins
         total(old, since + 10 * SECOND, 1000),
         total(old, since + 20 * SECOND, 1007),
         total(new, new + SECOND, 5),
@@ -285,20 +285,55 @@ def test_since_starts_a_total_that_ran_before_at_nothing() -> None:
     )
     body = metrics_of(KONG, metric).SerializeToString()
     decoded = decode_metrics("default", body, StreamCache(), TimeLimits(), new + 60 * SECOND, Metering(file))
+    assert (increased(decoded.points), decoded.unmatched) == ([100, 7, 5], 0)
+    # What a stream had counted by `since` is not known where no total was seen by then: that it bills nothing is safe.
+    assert increased(decoded.points[1:]) == [7, 5]
+
+
+def increased(points: list[Point]) -> list[Decimal]:
     by_epoch: dict[tuple[object, int], list[Point]] = {}
-    for one in decoded.points:
-        by_epoch.setdefault((one.stream.id, one.start_ns), []).append(one)
-    increased = [one.value for (_, start), several in by_epoch.items() for one in increases(start, (), several).points]
-    assert increased == [7, 5]
-    assert decoded.unmatched == 1
+    for one in points:
+        assert one.stream.source is not None
+        by_epoch.setdefault((one.stream.source.id, one.start_ns), []).append(one)
+    return [one.value for (_, start), several in by_epoch.items() for one in increases(start, (), several).points]
+
+
+def totals(file: Rules, *counted: tuple[int, int]) -> list[Point]:
+    """Of a gateway that has run for two days: (seconds after BASE, count)."""
+    points = [histogram_point(BASE - 48 * HOUR, BASE + at * SECOND, count, None, ACME) for at, count in counted]
+    return decode(file, counts(*points, temporality=2)).points
 
 
 def test_another_since_begins_again_from_nothing() -> None:
-    """Or the totals of the time before, in another unit perhaps, would be the first ones of the time after."""
-    metric = counts(histogram_point(BASE - 48 * HOUR, BASE, 9, None, ACME), temporality=2)
-    earlier, later = (rules(f"{COUNT}, since: '2026-09-2{day}'") for day in (0, 1))
-    first, second = identity(earlier, metric), identity(later, metric)
-    assert len({first, second, identity(rules(COUNT), metric)}) == 3
+    """Nobody knows for how long there was no such rule: what was counted meanwhile is not billed to who comes next."""
+    first = totals(rules(COUNT), (10, 100), (20, 110))
+    later = totals(rules(f"{COUNT}, since: '2026-09-21T14:00:30Z'"), (60, 500), (70, 507))
+    assert increased([*first, *later]) == [100, 10, 7]
+    # It had been seen that far by the new rule: then nothing is lost.
+    waited = totals(rules(f"{COUNT}, since: '2026-09-21T14:00:30Z'"), (25, 480), (60, 500))
+    assert increased([*first, *waited]) == [100, 10, 20]
+
+
+def test_who_is_billed_by_which_factor_and_dimensions_is_no_part_of_what_has_been_counted() -> None:
+    before = totals(rules(COUNT), (10, 100))
+    mapped = "metric: h, quantity: count, factor: 2, dimensions: [consumer], since: '2026-09-01'"
+    who = "{attribute: consumer, map: {acme: globex}}"
+    file = parse_rules(f"meters: {{m: {{unit: '1', sources: [{{{mapped}, account: {who}}}]}}}}")
+    after = totals(file, (20, 130))
+    made = increases(before[0].start_ns, (), [*before, *after]).points
+    assert [(p.stream.series.account, p.value) for p in made] == [("acme", 100), ("globex", 60)]
+    assert len({p.stream.source.id for p in [*before, *after] if p.stream.source}) == 1
+    other = totals(rules(COUNT, name="n"), (20, 130)) + totals(rules("metric: h, quantity: sum", "s"), (20, 130))
+    assert all(p.stream.source and p.stream.source.id != before[0].stream.source.id for p in other)  # type: ignore[union-attr]
+
+
+def test_what_was_refused_before_since_is_nobodys() -> None:
+    """A rule that counts from later on has nothing to do with it, not even as a base."""
+    file = rules(f"{COUNT}, since: '2026-09-21T14:00:30Z'")
+    nobodys = histogram_point(BASE - HOUR, BASE + SECOND, 3, None, {})
+    ancient = histogram_point(BASE - 24_000 * HOUR, BASE - 23_000 * HOUR, 3, None, ACME)
+    found = decode(file, counts(nobodys, ancient, temporality=2))
+    assert (found.points, found.quarantined, found.unmatched) == ([], [], 2)
 
 
 def test_what_a_store_keeps_aside_is_written_as_it_was_measured() -> None:

@@ -256,16 +256,6 @@ def _scope_of(item: Quarantined) -> str:
     return StreamCache().scope_name(scopes[0]) if scopes else ""
 
 
-def _is_gauge(item: Quarantined) -> bool:
-    [metric] = [
-        metric
-        for resource in parse_metrics(item.payload).resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-    ]
-    return metric.WhichOneof("data") == "gauge"
-
-
 def check_quarantined(item: Quarantined) -> None:
     """What is kept can be read again, comes to the same refusal, and a person's decisions find their way into it."""
     item.refusal.detail.encode()
@@ -283,8 +273,6 @@ def check_quarantined(item: Quarantined) -> None:
         # Under a foreign scope a metric is usage for what its other points say.
         alone = census(item.payload)
         hold(alone.usage + alone.kept_aside == 0, "it is lost the second time", item)
-        if _is_gauge(item):
-            return  # a person gives no account to a level: it is never released
         again = decode_metrics(TENANT, mended.payload, StreamCache(), LIMITS, NOW)
         hold(len(again.points) + len(again.quarantined) == 1, "it is lost with an account", item, again)
     else:
