@@ -41,7 +41,10 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import validation
-from tallymark_collector.processors.decoding import NO_RECORDED_VALUE, identifying
+from tallymark_collector.processors.aside import redacted_origin
+from tallymark_collector.processors.decoding import NO_RECORDED_VALUE
+from tallymark_collector.processors.redaction import Redaction
+from tallymark_collector.processors.sent import Sent, identifying, origin_of_metered
 from tallymark_collector.wire.points import alone
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
@@ -94,11 +97,14 @@ class _Header(NamedTuple):
 class MetricGroup:
     """The metrics of one resource and scope."""
 
-    def __init__(self, group: Group, sources: Sequence[Fitting], account: str | None, memory: Memory) -> None:
+    def __init__(
+        self, group: Group, sources: Sequence[Fitting], account: str | None, memory: Memory, redaction: Redaction
+    ) -> None:
         self._group = group
         self._sources = sources
         self._account = account
         self._memory = memory
+        self._redaction = redaction
 
     def sources(self, name: str) -> Sequence[Fitting]:
         """Those of the file that a metric of this name may fit."""
@@ -225,7 +231,9 @@ class MetricGroup:
         if isinstance(who, Refusal):
             target.refused = Refused(meter, account, who)
             return target
-        series = Series(group.tenant, who.account, meter, unit, who.dimensions)
+        redaction = self._redaction
+        series = Series(group.tenant, who.account, meter, unit, redaction.attributes(who.dimensions))
+        resource = redaction.attributes(group.attributes)
         reading = Reading(header.kind, source.quantity, source.by)
         raw = tuple(item.SerializeToString() for item in point.attributes)
         origin = Origin(group.resource, group.scope, header.name, header.unit, header.temporality, True, raw, reading)
@@ -244,8 +252,14 @@ class MetricGroup:
 
         def stream(*more: object) -> Stream:
             temporality = Temporality(header.temporality)
+            own = fingerprint(*identity, *more)
+
+            def sent() -> Sent:
+                payload = self._payload(_alone(metrics_pb2.Metric(name=header.name, unit=header.unit), header, point))
+                return Sent(origin_of_metered(group.tenant, meter, "metrics", payload).stream, own)
+
             return Stream(
-                fingerprint(*identity, *more), series, temporality, group.attributes, group.scope_name, origin
+                own, series, temporality, resource, group.scope_name, redacted_origin(redaction, origin, sent)
             )
 
         target.stream = stream()
@@ -309,7 +323,7 @@ def _point(target: _Target, header: _Header, point: Any, window: tuple[int, int]
                 return Point(target.based, 0, time_ns, value)
             return Point(stream, start_ns, time_ns, value)
         value = refusal
-    return Refused(target.meter, account, value)
+    return Refused(target.meter, account, value, stream.id)
 
 
 def read(point: Any, quantity: str) -> Decimal | Refusal:
