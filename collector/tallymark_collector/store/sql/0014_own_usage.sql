@@ -62,7 +62,8 @@ $$;
 REVOKE EXECUTE ON FUNCTION own_usage_aggregated(timestamptz, timestamptz) FROM PUBLIC;
 
 -- The function of the migration `aggregations`, but that an increase over an interval is no single event, whoever sent it:
--- how many events it holds, and how large the largest of them was, nobody can tell.
+-- how many events it holds, and how large the largest of them was, nobody can tell. Nor can it be told how many different
+-- values there were where several were redacted to one.
 CREATE OR REPLACE FUNCTION usage_aggregated(
     in_tenant text, in_account text, starts timestamptz, ends timestamptz, declared jsonb
 ) RETURNS TABLE (
@@ -106,6 +107,7 @@ WITH wanted AS (
     WHERE p.account = in_account AND p.tenant = in_tenant AND p.time >= greatest(b.first_hour, b.last_hour) AND p.time < ends
 ), of_values AS (
     SELECT v.meter, v.unit, count(v.named) FILTER (WHERE v.quantity > 0) AS different, sum(v.points)::bigint AS points,
+           bool_or(v.quantity > 0 AND position('REDACTED' IN v.named) > 0) AS redacted,
            coalesce(sum(v.quantity) FILTER (WHERE v.named IS NULL), 0) AS unnamed
     FROM (
         SELECT w.meter, w.unit, w.named, sum(p.quantity) AS quantity, sum(p.points) AS points
@@ -170,6 +172,9 @@ WITH wanted AS (
                    OR d.edge_dropped AND l.seconds IS NULL
                    THEN format('points before %s have been dropped',
                                to_char(b.points_from AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))
+               WHEN m.aggregation = 'unique' AND u.redacted
+                   THEN 'values of its attribute were redacted because they are credentials: how many different ones they'
+                        ' were nobody knows. Have it name them in an attribute that is no secret'
                WHEN o.is_part
                    THEN 'it needs points that stand for one event each, and some are running totals or sums over an'
                         ' interval, each of which may be many events: bill those by sum or unique'
