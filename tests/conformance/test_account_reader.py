@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -224,8 +225,4 @@ async def test_a_reader_looks_its_own_up(store: Store) -> None:
         await connection.execute("SET LOCAL enable_seqscan = off")
         plan = await (await connection.execute("EXPLAIN SELECT * FROM own_usage_hourly")).fetchall()
     text = "\n".join(line for (line,) in plan)
-    assert (
-        "Index Cond: ((account = (InitPlan" in text
-        or "Index Cond: (account = (InitPlan" in text
-        or "account = $" in text
-    )
+    assert re.search(r"Index Cond: .*account = (\(InitPlan|\$)", text), text
