@@ -101,7 +101,8 @@ async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool =
                 seen.counted(writing),
                 settings.limits,
                 quotas=Quotas(InDatabase(store), settings.limits),
-                metering=None if settings.meters is None else Metering(settings.meters),
+                metering=None if settings.meters is None else Metering(settings.meters, redaction=settings.redaction),
+                redaction=settings.redaction,
             )
             seen.observe(pipeline, writing, store, forwarder)
             beside = {asyncio.create_task(_keep_told(pipeline))}

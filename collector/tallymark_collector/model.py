@@ -265,6 +265,24 @@ class Quarantined(NamedTuple):
     """An OTLP export request that holds this one point or span, as it came."""
     metered: bool = False
     """True if a file of meters says that it is usage of `meter`: it can be read with such a file only."""
+    stream: UUID | None = None
+    """Of such a point: the stream that it would have been stored under, where that is known."""
+    source: UUID | None = None
+    """And the source of which it is a running total."""
+    digest_of_sent: bytes = b""
+    """Of what came, where `payload` is no longer that: `digest()` of the item as it was."""
+
+    def digest(self) -> bytes:
+        """What tells the item from others, the same however often it is sent."""
+        if self.digest_of_sent:
+            return self.digest_of_sent
+        digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
+        # Not the detail: it may tell how far off a time is, which differs at each retry.
+        # The meter only where a file of meters makes several of one payload: each of them is decided by itself.
+        meter = (self.meter.encode(),) if self.metered else ()
+        for piece in (self.tenant.encode(), self.refusal.reason.value.encode(), self.payload, *meter):
+            digest.update(len(piece).to_bytes(8, "big") + piece)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -20,14 +20,19 @@ from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
-from tallymark_collector.model import Batch, Quarantined, WriteResult
+from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, WriteResult
+from tallymark_collector.processors.aside import redacted_item, redacted_origin
 from tallymark_collector.processors.decoding import Decoded, StreamCache, decoding_metrics
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 
 MAX_REASONS: Final = 5
 """Different refusals that one answer explains; the quarantine has them all."""
+
+
+_Said = TypeVar("_Said", ControlTotal, EvidenceCount)
 
 
 class Writing(Protocol):
@@ -72,8 +77,13 @@ class Pipeline:
     totals: Totals = field(default_factory=Totals)
     metering: Metering | None = None
     """What a file says is usage of other people's telemetry."""
+    redaction: Redaction = STANDARD
+    """What is stored of credentials in what clients send: nothing."""
     unmatched: Unmatched = field(default_factory=Unmatched)
-    _streams: StreamCache = field(default_factory=StreamCache)
+    _streams: StreamCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._streams = StreamCache(redaction=self.redaction)
 
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
@@ -82,13 +92,13 @@ class Pipeline:
         await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
-        self.unmatched.add("metrics", decoded.foreign)
+        self.unmatched.add("metrics", self._named(decoded.foreign))
         batch = Batch(
             points=decoded.points,
-            quarantined=decoded.quarantined,
-            controls=decoded.controls,
+            quarantined=[redacted_item(self.redaction, item) for item in decoded.quarantined],
+            controls=[self._redacted(item) for item in decoded.controls],
             closings=decoded.closings,
-            counts=decoded.counts,
+            counts=[self._redacted(item) for item in decoded.counts],
         )
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
@@ -97,11 +107,12 @@ class Pipeline:
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns(), self.metering)
+        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns(), self.metering, self.redaction)
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
-        self.unmatched.add("traces", decoded.foreign)
-        batch = Batch(decoded.points, decoded.evidence, decoded.quarantined)
+        self.unmatched.add("traces", self._named(decoded.foreign))
+        quarantined = [redacted_item(self.redaction, item) for item in decoded.quarantined]
+        batch = Batch(decoded.points, decoded.evidence, quarantined)
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
@@ -120,6 +131,16 @@ class Pipeline:
             len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs
         )
         return Outcome()
+
+    def _named(self, foreign: Mapping[str, int]) -> Counter[str]:
+        """Names that may be logged."""
+        found: Counter[str] = Counter()
+        for name, number in foreign.items():
+            found[self.redaction.text(name)] += number
+        return found
+
+    def _redacted(self, item: _Said) -> _Said:
+        return item._replace(origin=redacted_origin(self.redaction, item.origin, None))
 
     async def _write(self, batch: Batch) -> WriteResult:
         if not batch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tallymark_collector.metering import Rules
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.validation import TimeLimits
 
 DEFAULT_TENANT: Final = "default"
@@ -187,3 +188,5 @@ class Settings:
     forwarding: Forwarding | None = None
     meters: Rules | None = None
     """What of other people's telemetry is usage."""
+    redaction: Redaction = STANDARD
+    """What is stored of credentials in what clients send."""

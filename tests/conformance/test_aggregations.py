@@ -286,13 +286,14 @@ async def test_applying_again_changes_nothing_and_documents_without_aggregations
 
 
 @pytest.mark.parametrize("meter", EVENTS)
-@pytest.mark.parametrize("kind", ["running total", "of the SDK"])
+@pytest.mark.parametrize("kind", ["running total", "of the SDK", "of another client, over an interval"])
 async def test_what_is_no_single_event_is_refused(store: Store, meter: str, kind: str) -> None:
-    """An increase between totals depends on when they were sent, the SDK's interval on how long an outage was."""
+    """An increase between totals depends on when they were sent, the SDK's interval on how long an outage was, and of
+    what other clients add up over an interval nobody knows how many events it was, nor how large the largest."""
     await apply(store, catalog(TERMS), JUNE)
     temporality = Temporality.CUMULATIVE if kind == "running total" else Temporality.DELTA
     of = stream("acme", meter, temporality=temporality)
-    if kind == "running total":
+    if kind != "of the SDK":
         of = replace(of, scope_name="access.log")
     ns = nanoseconds(JULY)
     await store.write(Batch(points=[Point(of, ns, ns + SECOND, Decimal(3)), at(JULY, meter, 1)]))
@@ -309,6 +310,17 @@ async def test_what_is_no_single_event_is_refused(store: Store, meter: str, kind
         (meter, "{event}" if meter == "events" else "{request}", EVENTS[meter], None, 2)
     ]
     assert "it needs points that stand for one event" in billed.remarks[0]
+
+
+async def test_a_value_that_was_redacted_is_no_value_that_was_counted(store: Store) -> None:
+    """Two keys that are one REDACTED would be one user."""
+    await apply(store, catalog(TERMS), JUNE)
+    said = [(JULY, Decimal(1), "ann", "one"), (JULY + MICRO, Decimal(1), "REDACTED", "one")]
+    await store.write(Batch(points=events(said)))
+    with pytest.raises(BillingError, match=r"'users' cannot be billed by its unique user\.id: values of its attribute"):
+        await invoice(store, JULY)
+    found = await between(store, JUNE, AUGUST)
+    assert (found["users"].quantity, found["events"].quantity, found["peak"].quantity) == (None, 2, 1)
 
 
 async def test_what_was_dropped_is_no_low_number(store: Store, dsn: str) -> None:

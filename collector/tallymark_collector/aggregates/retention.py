@@ -54,7 +54,7 @@ SELECT until FROM (
         (SELECT min(period_start) FROM ({WAITING_SQL}) w WHERE %(keep_unfinalized)s)
     ), 'epoch') AS until
 ) cut, usage_kept
-WHERE until > levels_from AND EXISTS (SELECT FROM usage_level WHERE time < until)"""
+WHERE until > levels_from AND EXISTS (SELECT FROM usage_level WHERE time < until)"""  # noqa: S608 - a constant of ours
 
 _DROP_LEVELS_SQL: Final = """
 WITH old AS (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +13,7 @@ import typer
 from tallymark_collector.billing.local_days import FIRST_DAY, LAST_DAY
 from tallymark_collector.errors import UserError
 from tallymark_collector.metering import Rules, read_rules
+from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.query.usage import hour_from, hour_until
 
 DatabaseOption = Annotated[
@@ -51,6 +53,25 @@ MetersOption = Annotated[
     ),
 ]
 
+RedactOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--redact",
+        envvar="TALLYMARK_REDACT",
+        metavar="NAME",
+        show_default="credentials",
+        help="Store REDACTED for this attribute, too; again for more, enduser.* for all that begin so.",
+    ),
+]
+NoRedactionOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-redaction",
+        envvar="TALLYMARK_NO_REDACTION",
+        help="Store attributes as they come, credentials among them.",
+    ),
+]
+
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIME: Final = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d)[Tt ](?P<clock>\d\d:\d\d(?::\d\d)?)(?:\.(?P<fraction>\d{1,6}))?"
@@ -65,6 +86,17 @@ def read_meters(path: Path) -> Rules:
         return read_rules(path)
     except OSError as error:
         raise UserError(f"the file of meters {path} cannot be read: {error.strerror or error}") from None
+
+
+def redaction_of(names: Sequence[str] | None, *, off: bool) -> Redaction:
+    """What is to be stored of credentials. Raises UserError."""
+    given = tuple(dict.fromkeys(names or ()))
+    if off and given:
+        raise UserError("--redact and --no-redaction contradict each other: leave one out")
+    for name in given:
+        if not name.rstrip("*") or "*" in name[:-1]:
+            raise UserError(f"--redact {name!r} is no attribute's name, nor the beginning of one followed by *")
+    return Redaction(given, on=not off)
 
 
 def day_or_instant(text: str, option: str) -> date | datetime:

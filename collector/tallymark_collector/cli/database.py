@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
 from tallymark_collector import application
 from tallymark_collector.access.records import check_tenant
 from tallymark_collector.cli import health, opening, output
-from tallymark_collector.cli.arguments import AnyTenantOption, DatabaseOption, JsonOption
+from tallymark_collector.cli.arguments import AccountOption, AnyTenantOption, DatabaseOption, JsonOption, TenantOption
 from tallymark_collector.cli.redaction import shown
+from tallymark_collector.errors import UserError
 from tallymark_collector.query.status import Contents, Count, Server, contents, server
-from tallymark_collector.settings import DEFAULT_PORT
+from tallymark_collector.settings import DEFAULT_PORT, DEFAULT_TENANT
 from tallymark_collector.store import migrations
+from tallymark_collector.store.roles import AccountReader
 
 METERS_SHOWN: Final = 5
 """Meters of usage without an account that are named; --json names all."""
@@ -33,6 +35,17 @@ def migrate(
         str | None,
         typer.Option(envvar="TALLYMARK_READER", metavar="ROLE", help="Grant this role the public views, to read."),
     ] = None,
+    account_reader: Annotated[
+        str | None,
+        typer.Option(
+            "--account-reader",
+            metavar="ROLE",
+            show_default=False,
+            help="Grant this role the usage of --account of --tenant, to read, and nothing else.",
+        ),
+    ] = None,
+    tenant: TenantOption = DEFAULT_TENANT,
+    account: AccountOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the database to this version. Safe to run again, and by several at once; `serve` does it too.
@@ -40,10 +53,9 @@ def migrate(
     Roles are granted what this version needs, no more, each time they are named; they must exist.
     """
     found = opening.named(database)
+    granted = _Granted(writer, reader, _account_reader(account_reader, tenant, account))
     with output.progress("looking for migrations") as now:
-        names = asyncio.run(
-            _pending(opening.existing(found)) if check else _migrate(found, now, writer=writer, reader=reader)
-        )
+        names = asyncio.run(_pending(opening.existing(found)) if check else _migrate(found, now, granted))
     if as_json:
         output.write_json({"pending" if check else "applied": names})
     else:
@@ -60,12 +72,33 @@ async def _pending(database: str) -> list[str]:
         return await store.pending()
 
 
-async def _migrate(database: str, now: output.Saying, *, writer: str | None, reader: str | None) -> list[str]:
+class _Granted(NamedTuple):
+    """The roles that are named."""
+
+    writer: str | None
+    reader: str | None
+    account_reader: AccountReader | None
+
+
+def _account_reader(role: str | None, tenant: str, account: str | None) -> AccountReader | None:
+    if role is None:
+        if account is not None:
+            raise UserError("--account without --account-reader: say which role is to read it")
+        return None
+    if not account:
+        raise UserError("--account-reader needs --account: whose usage the role is to read")
+    return AccountReader(role, tenant, account)
+
+
+async def _migrate(database: str, now: output.Saying, granted: _Granted) -> list[str]:
     async with application.opened(database) as store:
         pending = await store.pending()
         now(f"applying {', '.join(pending)}" if pending else "nothing is pending")
         names = await store.migrate(now)
-        await store.grant(writer=writer, reader=reader)
+        if granted.account_reader is not None:
+            async with store.reading() as connection:
+                await check_tenant(connection, granted.account_reader.tenant)
+        await store.grant(**granted._asdict())
         return names
 
 

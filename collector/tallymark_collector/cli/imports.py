@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, day_or_instant
+from tallymark_collector.cli.arguments import (
+    DatabaseOption,
+    JsonOption,
+    NoRedactionOption,
+    RedactOption,
+    day_or_instant,
+    redaction_of,
+)
 from tallymark_collector.errors import TransientError, UserError
 from tallymark_collector.imports.importer import Request, Watching, run
 from tallymark_collector.imports.lines import Input
@@ -69,6 +76,8 @@ def import_(
     ] = None,
     id_: Annotated[str | None, typer.Option("--id", metavar="FIELD", help="The field with the event's id.")] = None,
     oldest: OldestOption = None,
+    redact: RedactOption = None,
+    no_redaction: NoRedactionOption = False,
     final: Annotated[bool, typer.Option("--final", help="Take a last line that has no line end.")] = False,
     rejects: Annotated[bool, typer.Option("--rejects", help="The files are reject files, mended.")] = False,
     rejects_file: Annotated[
@@ -92,6 +101,7 @@ def import_(
         oldest=None if oldest is None else _instant(oldest),
         of_rejects=rejects,
         rejects_file=rejects_file,
+        redaction=redaction_of(redact, off=no_redaction),
     )
     if dry_run:
         _rehearse(request, files, lines, as_json)

@@ -9,6 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tallymark_collector.access.tokens import ID_LENGTH, PREFIX
+from tallymark_collector.processors.redaction import without_parameters
 from tallymark_collector.store.engines import libpq_string
 
 HIDDEN: Final = "***"
@@ -35,10 +36,11 @@ _RULES: Final = (
 
 
 def redact(text: str) -> str:
-    """The text with the passwords of connection strings in it hidden, in both forms that libpq reads, and tokens."""
+    """The text with the passwords of connection strings in it hidden, in both forms that libpq reads, tokens, and what
+    is a credential in a URL's query."""
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    return text
+    return without_parameters(text)
 
 
 def shown(database: str) -> str:

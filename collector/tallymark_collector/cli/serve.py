@@ -17,7 +17,14 @@ from tallymark_collector import application
 from tallymark_collector.access import Authenticator
 from tallymark_collector.access.listening import is_loopback
 from tallymark_collector.cli import logs, observing, opening, output, receiving, worker
-from tallymark_collector.cli.arguments import DatabaseOption, MetersOption, read_meters
+from tallymark_collector.cli.arguments import (
+    DatabaseOption,
+    MetersOption,
+    NoRedactionOption,
+    RedactOption,
+    read_meters,
+    redaction_of,
+)
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
@@ -131,6 +138,8 @@ def serve(
         ),
     ] = 1,
     meters: MetersOption = None,
+    redact: RedactOption = None,
+    no_redaction: NoRedactionOption = False,
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -216,9 +225,12 @@ def serve(
         retention=retention,
         forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit, tenant=forward_tenant),
         meters=None if meters is None else read_meters(meters),
+        redaction=redaction_of(redact, off=no_redaction),
     )
     receiving.check_loop(settings)
     observing.check_own(settings)
+    if no_redaction:
+        output.warn("--no-redaction: what clients send is stored as it comes, credentials in attributes and URLs too")
     if not is_loopback(host):
         if allow_anonymous:
             output.warn(

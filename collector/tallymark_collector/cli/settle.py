@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import typer
 
@@ -18,12 +18,16 @@ from tallymark_collector.cli.arguments import (
     DatabaseOption,
     JsonOption,
     MetersOption,
+    NoRedactionOption,
+    RedactOption,
     TenantOption,
     read_meters,
+    redaction_of,
 )
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.metering import Rules
 from tallymark_collector.model import Reason
+from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.validation import MAX_METER_LENGTH, MAX_UNIT_LENGTH
 from tallymark_collector.quarantine import items, settling
 from tallymark_collector.quarantine.items import Action, Filter, Item
@@ -98,6 +102,13 @@ class _Meant:
     yes: bool
 
 
+class _With(NamedTuple):
+    """What items are read with, as `serve` is told it."""
+
+    rules: Rules | None
+    redaction: Redaction
+
+
 def release(
     ids: IdsArgument = None,
     database: DatabaseOption = None,
@@ -114,6 +125,8 @@ def release(
         str | None, typer.Option("--meter-name", metavar="METER", help="Bill it as this meter: its own is invalid.")
     ] = None,
     unit: Annotated[str | None, typer.Option(metavar="UNIT", help="Bill it in this unit: its own is invalid.")] = None,
+    redact: RedactOption = None,
+    no_redaction: NoRedactionOption = False,
     by: ByOption = None,
     because: BecauseOption = "",
     yes: YesOption = False,
@@ -133,7 +146,8 @@ def release(
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     rules = None if meters is None else read_meters(meters)
     _check_reason(meant, decision, rules)
-    _bill(database, meant, decision, rules, signed(by, because), "release", as_json)
+    given = _With(rules, redaction_of(redact, off=no_redaction))
+    _bill(database, meant, decision, given, signed(by, because), "release", as_json)
 
 
 def attribute(
@@ -149,6 +163,8 @@ def attribute(
     additional: AdditionalOption = False,
     force: ForceOption = False,
     drop: DropOption = None,
+    redact: RedactOption = None,
+    no_redaction: NoRedactionOption = False,
     by: ByOption = None,
     because: BecauseOption = "",
     yes: YesOption = False,
@@ -162,7 +178,8 @@ def attribute(
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     rules = None if meters is None else read_meters(meters)
     _check_reason(meant, decision, rules)
-    _bill(database, meant, decision, rules, signed(by, because), f"attribute to account {account!r}", as_json)
+    given = _With(rules, redaction_of(redact, off=no_redaction))
+    _bill(database, meant, decision, given, signed(by, because), f"attribute to account {account!r}", as_json)
 
 
 def discard(
@@ -258,13 +275,13 @@ def _bill(
     database: str | None,
     meant: _Meant,
     decision: Decision,
-    rules: Rules | None,
+    given: _With,
     person: Person,
     what: str,
     as_json: bool,
 ) -> None:
     async def work(store: Store, item: Item) -> Settled:
-        return await settling.release(store, item, decision, person, time.time_ns(), rules)
+        return await settling.release(store, item, decision, person, time.time_ns(), given.rules, given.redaction)
 
     _run(database, meant, work, what, as_json)
 

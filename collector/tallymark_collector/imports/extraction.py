@@ -22,6 +22,7 @@ from tallymark_collector.imports.mapping import Account, Dimension, Mapping, Met
 from tallymark_collector.imports.routes import router
 from tallymark_collector.model import Point, Reason, Refusal, Stream, Temporality
 from tallymark_collector.processors.decoding import StreamCache
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.validation import check_quantity, check_times
 from tallymark_collector.store.rows import timestamp
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint
@@ -55,7 +56,14 @@ class Line(NamedTuple):
 class Extraction:
     """A mapping made ready for lines of one source."""
 
-    def __init__(self, mapping: Mapping, tenant: str, source: str, window: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        mapping: Mapping,
+        tenant: str,
+        source: str,
+        window: tuple[int, int],
+        redaction: Redaction = STANDARD,
+    ) -> None:
         """`window`: the earliest and the latest time that is taken, in nanoseconds since the Unix epoch."""
         assert mapping.time is not None, "a completed mapping"
         self._window = window
@@ -74,7 +82,7 @@ class Extraction:
             (each.field, each.keep is not None, lru_cache(1024)(lambda text, of=each: wants(of.keep or of.skip, text)))
             for each in mapping.filters
         ]
-        self._streams = _Streams(tenant, source)
+        self._streams = _Streams(tenant, source, redaction)
 
     def line(self, fields: Fields) -> Line:
         """What the line bills. Raises LineSkipped where the mapping leaves it out, LineFault where it is wrong."""
@@ -188,14 +196,14 @@ def _route(mapping: Mapping) -> _Read:
 class _Streams:
     """Streams of one source, as an OTLP request of that producer would have them."""
 
-    def __init__(self, tenant: str, source: str) -> None:
+    def __init__(self, tenant: str, source: str, redaction: Redaction) -> None:
         self._tenant = tenant
         resource = Resource(
             attributes=[_key_value(conventions.SERVICE_NAME, SERVICE), _key_value(conventions.SERVICE_INSTANCE, source)]
         )
         self._resource = resource.SerializeToString(deterministic=True)
         self._scope = InstrumentationScope(name=SCOPE).SerializeToString(deterministic=True)
-        self._decoded = StreamCache(MAX_STREAMS)
+        self._decoded = StreamCache(MAX_STREAMS, redaction=redaction)
         self._known: dict[tuple[object, ...], Stream] = {}
 
     def of(self, metered: Metered, account: str, attributes: tuple[tuple[str, str | int | None], ...]) -> Stream:

@@ -28,6 +28,7 @@ from tallymark_collector.imports.reading import Found, Reading
 from tallymark_collector.imports.rejects import Rejects
 from tallymark_collector.imports.summary import Summary
 from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store, imports, quiet
@@ -61,6 +62,8 @@ class Request:
     tenant: str = DEFAULT_TENANT
     piece_lines: int = PIECE_LINES
     now_ns: Callable[[], int] = time.time_ns
+    redaction: Redaction = STANDARD
+    """What is stored of credentials in dimensions. Rejects are the user's own file, and hold lines as they are."""
 
     @property
     def rejected(self) -> str | None:
@@ -155,7 +158,7 @@ class _File:
         request = self.request
         known = await self._known()
         file, start = (uuid4(), Progress(0, 0, b"")) if known is None else known
-        extraction = Extraction(request.mapping, request.tenant, request.source, self.bounds)
+        extraction = Extraction(request.mapping, request.tenant, request.source, self.bounds, request.redaction)
         if known is None:
             self._check_age(extraction)
         if is_new:

@@ -33,7 +33,7 @@ class Rehearsal:
 def rehearse(request: Request, paths: Sequence[str], limit: int) -> Rehearsal:
     """Reads the first `limit` records of each input. Raises UserError. Knows nothing of earlier imports."""
     check(request, paths)
-    extraction = Extraction(request.mapping, request.tenant, request.source, window(request, None))
+    extraction = Extraction(request.mapping, request.tenant, request.source, window(request, None), request.redaction)
     found = Rehearsal()
     for path in paths:
         with opened(path) as source:

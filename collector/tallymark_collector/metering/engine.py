@@ -16,6 +16,7 @@ from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import RESERVED_SCOPES, MetricSource, Rules, Source, SpanSource
 from tallymark_collector.metering.spans import SpanGroup
 from tallymark_collector.model import Attributes, Reason, Refusal
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 
 MAX_REMEMBERED: Final = 200_000
 """Names, metrics and streams whose meaning is remembered. At the limit all are forgotten and read again as they
@@ -28,10 +29,18 @@ _Kind = TypeVar("_Kind", MetricSource, SpanSource)
 class Metering:
     """A file's rules at work. Not thread-safe: one event loop owns it."""
 
-    def __init__(self, rules: Rules, *, account: str | None = None, limit: int = MAX_REMEMBERED) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        account: str | None = None,
+        limit: int = MAX_REMEMBERED,
+        redaction: Redaction = STANDARD,
+    ) -> None:
         """`account` is who is billed for what names nobody: for usage that is taken out of quarantine again."""
         self.rules = rules
         self._account = account
+        self._redaction = redaction
         self._memory = Memory(limit)
 
     @property
@@ -45,7 +54,9 @@ class Metering:
         if key not in self._memory:
             group = self._group(tenant, resource, scope)
             sources = self._fitting(MetricSource, group)
-            self._memory[key] = MetricGroup(group, sources, self._account, self._memory) if sources else None
+            self._memory[key] = (
+                MetricGroup(group, sources, self._account, self._memory, self._redaction) if sources else None
+            )
         found = self._memory[key]
         assert found is None or isinstance(found, MetricGroup), "kept above"
         return found
@@ -56,7 +67,9 @@ class Metering:
         if key not in self._memory:
             group = self._group(tenant, key[2], key[3])
             sources = self._fitting(SpanSource, group)
-            self._memory[key] = SpanGroup(group, sources, self._account, self._memory) if sources else None
+            self._memory[key] = (
+                SpanGroup(group, sources, self._account, self._memory, self._redaction) if sources else None
+            )
         found = self._memory[key]
         assert found is None or isinstance(found, SpanGroup), "kept above"
         return found

@@ -25,7 +25,9 @@ from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import MetricSource, Rules, SpanSource
 from tallymark_collector.metering.spans import recorded_meters, why_not_span
 from tallymark_collector.model import Attributes, Point, Quarantined, Stream, Temporality
+from tallymark_collector.processors.aside import redacted_item
 from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.redaction import STANDARD
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.temporality import increases
 from tallymark_collector.processors.validation import TimeLimits
@@ -95,7 +97,7 @@ def explain(rules: Rules, captured: Iterable[Captured]) -> Explained:
     found = Explained()
     points: list[tuple[Item, Point]] = []
     for one, (name, request, _) in alone:
-        for made, point in _explained(one, name, request, rules, metering, cache, latest):
+        for made, point in _explained(one, STANDARD.text(name), request, rules, metering, cache, latest):
             if point is None:
                 found.items.append(made)
             else:
@@ -166,7 +168,8 @@ def _explained(
         item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value)
         made.append((item, point))
     for refused in quarantined:
-        why = f"{refused.refusal.reason.value}: {refused.refusal.detail}"
+        reason, detail = redacted_item(STANDARD, refused).refusal
+        why = f"{reason.value}: {detail}"
         item = Item(one.place, one.signal, name, "quarantined", refused.meter, refused.account, None, why)
         made.append((item, None))
     if not made:
@@ -284,7 +287,7 @@ def _why_span(rules: Rules, request: ExportTraceServiceRequest) -> str:
 def _why_point(source: MetricSource | SpanSource, attributes: Attributes, time_ns: int) -> str:
     name = failing(source.where, attributes)
     if name is not None:
-        return f"{name} is {attributes.get(name)!r}, not {source.where[name].written}"
+        return f"{name} is {STANDARD.value(name, attributes.get(name))!r}, not {source.where[name].written}"
     if source.since is not None and time_ns <= source.since:
         return "it is from before `since`"
     return "it carries no value"

@@ -14,6 +14,7 @@ from tallymark_collector.metering.engine import Metering
 from tallymark_collector.metering.rules import Rules
 from tallymark_collector.model import Batch
 from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.validation import TimeLimits
 
@@ -28,6 +29,7 @@ def decode_kept(
     account: str | None,
     limits: TimeLimits,
     now_ns: int,
+    redaction: Redaction = STANDARD,
 ) -> Batch:
     """What an item of the quarantine (`Quarantined`'s tenant, signal, meter and payload) is with these rules, `account`
     given to what names none. Raises MalformedRequest.
@@ -36,13 +38,14 @@ def decode_kept(
     those that the item would have had if its producer had named the account. What other meters make of the same payload
     is not in it: of those each has its own item, or has counted it.
     """
-    metering = None if rules is None else Metering(rules, account=account)
+    metering = None if rules is None else Metering(rules, account=account, redaction=redaction)
     if signal == "traces":
         body = payload if account is None else _named_spans(payload, account)
-        spans = decode_spans(tenant, body, limits, now_ns, metering)
+        spans = decode_spans(tenant, body, limits, now_ns, metering, redaction)
         return _of_meter(meter, Batch(spans.points, spans.evidence, spans.quarantined))
     body = payload if account is None else _named_metrics(tenant, meter, payload, account, metering)
-    decoded = decode_metrics(tenant, body, StreamCache(), limits, now_ns, metering)
+    cache = StreamCache(redaction=redaction, kept=True)
+    decoded = decode_metrics(tenant, body, cache, limits, now_ns, metering)
     batch = Batch(
         decoded.points,
         quarantined=decoded.quarantined,

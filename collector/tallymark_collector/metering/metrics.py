@@ -45,7 +45,10 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import validation
-from tallymark_collector.processors.decoding import NO_RECORDED_VALUE, identifying
+from tallymark_collector.processors.aside import redacted_origin
+from tallymark_collector.processors.decoding import NO_RECORDED_VALUE
+from tallymark_collector.processors.redaction import Redaction
+from tallymark_collector.processors.sent import Sent, identifying, origin_of_metered
 from tallymark_collector.wire.points import alone
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
@@ -96,11 +99,14 @@ class _Header(NamedTuple):
 class MetricGroup:
     """The metrics of one resource and scope."""
 
-    def __init__(self, group: Group, sources: Sequence[Fitting], account: str | None, memory: Memory) -> None:
+    def __init__(
+        self, group: Group, sources: Sequence[Fitting], account: str | None, memory: Memory, redaction: Redaction
+    ) -> None:
         self._group = group
         self._sources = sources
         self._account = account
         self._memory = memory
+        self._redaction = redaction
 
     def sources(self, name: str) -> Sequence[Fitting]:
         """Those of the file that a metric of this name may fit."""
@@ -227,7 +233,9 @@ class MetricGroup:
         if isinstance(who, Refusal):
             target.refused = Refused(meter, account, who)
             return target
-        series = Series(group.tenant, who.account, meter, unit, who.dimensions)
+        redaction = self._redaction
+        series = Series(group.tenant, who.account, meter, unit, redaction.attributes(who.dimensions))
+        resource = redaction.attributes(group.attributes)
         reading = Reading(header.kind, source.quantity, source.by)
         raw = tuple(item.SerializeToString() for item in point.attributes)
         origin = Origin(group.resource, group.scope, header.name, header.unit, header.temporality, True, raw, reading)
@@ -242,14 +250,20 @@ class MetricGroup:
             meter,
         )
         identity = ("metered", *sender, series.account)
+        own = fingerprint(*identity)
         temporality = Temporality(header.temporality)
         totals = None
         if temporality is Temporality.CUMULATIVE:
             since, earlier = source.since or 0, None if source.since is None else fingerprint(*identity, source.since)
             totals = Source(fingerprint("metered source", *sender, source.quantity), source.by, since, earlier)
-        target.stream = Stream(
-            fingerprint(*identity), series, temporality, group.attributes, group.scope_name, origin, totals
-        )
+
+        def sent() -> Sent:
+            payload = self._payload(_alone(metrics_pb2.Metric(name=header.name, unit=header.unit), header, point))
+            came = origin_of_metered(group.tenant, meter, "metrics", payload)
+            return Sent(came.stream, own, None if totals is None else totals.id)
+
+        kept = redacted_origin(redaction, origin, sent)
+        target.stream = Stream(own, series, temporality, resource, group.scope_name, kept, totals)
         return target
 
     def _payload(self, metric: Any) -> bytes:
@@ -306,7 +320,9 @@ def _point(target: _Target, header: _Header, point: Any, window: tuple[int, int]
         if refusal is None:
             return Point(stream, start_ns, time_ns, value)
         value = refusal
-    return None if before else Refused(target.meter, account, value)
+    if before:
+        return None
+    return Refused(target.meter, account, value, stream.id, None if stream.source is None else stream.source.id)
 
 
 def read(point: Any, quantity: str) -> Decimal | Refusal:

@@ -9,6 +9,7 @@ from tallymark_collector.metering.rules import AccountFrom, From
 from tallymark_collector.metering.rules import Source as _Source
 from tallymark_collector.model import Attributes, AttributeValue, Reason, Refusal
 from tallymark_collector.processors import validation
+from tallymark_collector.processors.redaction import REDACTED
 
 
 class Named(NamedTuple):
@@ -36,7 +37,8 @@ def account_of(places: tuple[AccountFrom, ...], attributes: Attributes, resource
     """The account that the first of the places with anything in it names."""
     for place in places:
         value = _value(place, attributes, resource)
-        if value is None or value == "":
+        # Redacted, here when it went to quarantine or by whoever sent it, it names everybody.
+        if value is None or value == "" or value == REDACTED:
             continue
         name = validation.account_name(value)
         if name is None:

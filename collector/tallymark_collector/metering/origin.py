@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+from uuid import UUID
 
 from tallymark_collector.model import Attributes, Quarantined, Refusal
 
@@ -29,12 +30,19 @@ class Refused(NamedTuple):
     meter: str
     account: str
     refusal: Refusal
+    stream: UUID | None = None
+    """Of a point whose stream is known."""
+    source: UUID | None = None
+    """Of a running total whose source is known."""
 
 
 def kept(tenant: str, refused: Iterable[Refused], time_ns: int, signal: str, payload: bytes) -> Sequence[Quarantined]:
     """The items for the quarantine: one for each meter, since what becomes of each is a decision of its own."""
     found = []
-    for meter, account, (reason, detail) in refused:
+    for meter, account, (reason, detail), stream, source in refused:
         refusal = Refusal(reason, f"meter {meter}: {detail}")
-        found.append(Quarantined(tenant, account, meter, time_ns, refusal, signal, payload, metered=True))
+        item = Quarantined(
+            tenant, account, meter, time_ns, refusal, signal, payload, metered=True, stream=stream, source=source
+        )
+        found.append(item)
     return found

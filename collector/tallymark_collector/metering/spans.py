@@ -39,6 +39,8 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import validation
+from tallymark_collector.processors.aside import redact_spans
+from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.spans import check_ids, evidence_text, read_quantity
 
 if TYPE_CHECKING:
@@ -53,11 +55,14 @@ Fitting = tuple[str, str, SpanSource]
 class SpanGroup:
     """The spans of one resource and scope."""
 
-    def __init__(self, group: Group, sources: Sequence[Fitting], account: str | None, memory: Memory) -> None:
+    def __init__(
+        self, group: Group, sources: Sequence[Fitting], account: str | None, memory: Memory, redaction: Redaction
+    ) -> None:
         self._group = group
         self._sources = sources
         self._account = account
         self._memory = memory
+        self._redaction = redaction
         self._empty = ExportTraceServiceRequest()
         spans = self._empty.resource_spans.add(resource=Resource.FromString(group.resource)).scope_spans.add()
         spans.scope.ParseFromString(group.scope)
@@ -116,7 +121,9 @@ class SpanGroup:
         quantity = quantity_of(span, attributes, source)
         if isinstance(quantity, Refusal):
             return Refused(meter, who.account, quantity)
-        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span), self._alone(span))
+        stored = self._request(span)
+        redact_spans(self._redaction, stored)
+        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span), stored.SerializeToString())
         user = attributes.get(conventions.USER)
         evidence = Evidence(
             tenant=group.tenant,
@@ -127,10 +134,10 @@ class SpanGroup:
             start_ns=span.start_time_unix_nano,
             time_ns=end,
             quantity=quantity,
-            name=evidence_text(span.name),
+            name=evidence_text(self._redaction.text(span.name)),
             service=evidence_text(group.attributes.get(conventions.SERVICE_NAME) or ""),
-            user=None if user is None else evidence_text(user),
-            attributes=validation.shortened(attributes.without(conventions.USER)),
+            user=None if user is None else evidence_text(self._redaction.text(str(user))),
+            attributes=validation.shortened(self._redaction.attributes(attributes.without(conventions.USER))),
         )
         return point, evidence
 
@@ -138,7 +145,8 @@ class SpanGroup:
         # Written out: as keys of a dictionary 1, 1.0 and True are one, as dimensions they are three.
         key = (self, meter, unit, who.account, repr(who.dimensions))
         if key not in self._memory:
-            series = Series(self._group.tenant, who.account, meter, unit, who.dimensions)
+            dimensions = self._redaction.attributes(who.dimensions)
+            series = Series(self._group.tenant, who.account, meter, unit, dimensions)
             names = (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME)
             service = Attributes((name, value) for name, value in self._group.attributes if name in names)
             identity = fingerprint("metered span", series.tenant, service, series.meter, series.account)
@@ -154,10 +162,13 @@ class SpanGroup:
 
     def _alone(self, span: Span) -> bytes:
         """A request with this one span, resource and scope as they came."""
+        return self._request(span).SerializeToString()
+
+    def _request(self, span: Span) -> ExportTraceServiceRequest:
         alone = ExportTraceServiceRequest()
         alone.CopyFrom(self._empty)
         alone.resource_spans[0].scope_spans[0].spans.append(span)
-        return alone.SerializeToString()
+        return alone
 
 
 def why_not_span(source: SpanSource, span: Span) -> str | None:

@@ -15,22 +15,22 @@ from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import (
-    Attributes,
     Closing,
     ControlTotal,
     EvidenceCount,
     Origin,
     Point,
     Quarantined,
-    Reading,
     Reason,
     Refusal,
     Series,
     Stream,
     Temporality,
-    fingerprint,
 )
 from tallymark_collector.processors import control, meters, validation
+from tallymark_collector.processors.aside import redacted_origin
+from tallymark_collector.processors.redaction import STANDARD, Redaction
+from tallymark_collector.processors.sent import GAUGE, MARK, read_mark, stream_of, sum_as_sent
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ _TYPES: Final = {
     "exponential_histogram": "exponential histogram",
     "summary": "summary",
 }
-
-_GAUGE: Final = Reading("gauge", "value", Decimal(1))
 
 Resolved: TypeAlias = "Stream | Refusal"
 
@@ -105,7 +103,10 @@ class StreamCache:
     """Remembers what the repeating bytes of requests mean. Not thread-safe: one event loop owns it, which may decode
     several requests in turns."""
 
-    def __init__(self, limit: int = MAX_CACHED_STREAMS) -> None:
+    def __init__(self, limit: int = MAX_CACHED_STREAMS, *, redaction: Redaction = STANDARD, kept: bool = False) -> None:
+        """`kept`: for what comes out of quarantine, where marks say who its points were."""
+        self.redaction: Final = redaction
+        self.kept: Final = kept
         self._limit = limit
         self._counted = 0
         self._metrics: dict[tuple[str, Origin], _Known] = {}
@@ -140,7 +141,7 @@ class StreamCache:
             header.aggregation_temporality,
             header.is_monotonic,
             attributes=(),
-            reading=_GAUGE if metric.WhichOneof("data") == "gauge" else None,
+            reading=GAUGE if metric.WhichOneof("data") == "gauge" else None,
         )
         known = self._metrics.get((tenant, origin))
         if known is None:
@@ -199,7 +200,7 @@ class MetricStreams:
         """The point as it came, with the reason why it is not billed."""
         origin = self._origin
         header = Metric(name=origin.name, unit=origin.unit)
-        if origin.reading is _GAUGE:
+        if origin.reading is GAUGE:
             header.gauge = Sum(data_points=[number]).SerializeToString()
         else:
             header.sum.aggregation_temporality = origin.temporality
@@ -216,7 +217,7 @@ class MetricStreams:
         )
 
     def _decode(self, origin: Origin) -> Resolved:
-        gauge = origin.reading is _GAUGE
+        gauge = origin.reading is GAUGE
         refusal = validation.check_metric(origin.name, origin.unit, origin.temporality, origin.monotonic, gauge=gauge)
         attributes = wire.decode_point_attributes(origin.attributes)
         refusal = refusal or validation.check_attributes(attributes)
@@ -226,35 +227,15 @@ class MetricStreams:
         assert account is not None, "check_attributes refuses a point without an account"
         resource = wire.decode_resource(origin.resource)
         scope = wire.decode_scope(origin.scope)
-        series = Series(self._tenant, account, origin.name, origin.unit, attributes.without(conventions.ACCOUNT))
-        identity = fingerprint(
-            "stream",
-            self._tenant,
-            identifying(resource),
-            scope.name,
-            scope.version,
-            wire.decode_attributes(scope.attributes),
-            origin.name,
-            origin.unit,
-            "gauge" if gauge else "sum",
-            origin.temporality,
-            origin.monotonic,
-            attributes,
-        )
+        mark = read_mark(origin.attributes) if self._cache.kept else None
+        dimensions = attributes.without(conventions.ACCOUNT, *([MARK] if mark else []))
+        # What identifies the stream is what was sent; what is stored of it is redacted.
+        identity = mark.stream if mark and mark.stream else stream_of(self._tenant, origin)
+        redaction = self._cache.redaction
+        series = Series(self._tenant, account, origin.name, origin.unit, redaction.attributes(dimensions))
         temporality = Temporality(origin.temporality) if origin.monotonic else Temporality.LEVEL
-        return Stream(identity, series, temporality, resource, scope.name, origin)
-
-
-def identifying(resource: Attributes) -> Attributes:
-    """The attributes that say which process sent a point.
-
-    With `service.instance.id` those three that OpenTelemetry calls identifying: a gateway may decorate the rest
-    without making another stream of it. Without it, all of them: better two streams than two processes in one.
-    """
-    if resource.get(conventions.SERVICE_INSTANCE) is None:
-        return resource
-    names = (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME, conventions.SERVICE_INSTANCE)
-    return Attributes((key, value) for key, value in resource if key in names)
+        redacted = redacted_origin(redaction, origin, lambda: sum_as_sent(self._tenant, origin))
+        return Stream(identity, series, temporality, redaction.attributes(resource), scope.name, redacted)
 
 
 def decode_metrics(

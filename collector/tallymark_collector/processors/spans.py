@@ -21,6 +21,7 @@ from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import AttributeValue, Evidence, Point, Quarantined, Reason, Refusal, without_nul
 from tallymark_collector.processors import validation
+from tallymark_collector.processors.redaction import STANDARD, Redaction
 
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
@@ -50,7 +51,12 @@ class DecodedSpans:
 
 
 def decode_spans(
-    tenant: str, body: bytes, limits: validation.TimeLimits, now_ns: int, metering: Metering | None = None
+    tenant: str,
+    body: bytes,
+    limits: validation.TimeLimits,
+    now_ns: int,
+    metering: Metering | None = None,
+    redaction: Redaction = STANDARD,
 ) -> DecodedSpans:
     """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest where the request as a whole cannot be read."""
     try:
@@ -65,7 +71,7 @@ def decode_spans(
             for span in scope_spans.spans:
                 rejected = decoded.rejected
                 is_usage = metered is not None and metered.decode(span, window, decoded)
-                is_evidence = _decode_span(tenant, resource_spans.resource, span, window, decoded)
+                is_evidence = _decode_span(tenant, resource_spans.resource, span, window, decoded, redaction)
                 decoded.rejected = min(decoded.rejected, rejected + 1)
                 if not (is_usage or is_evidence):
                     decoded.unmatched += 1
@@ -73,7 +79,14 @@ def decode_spans(
     return decoded
 
 
-def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> bool:
+def _decode_span(
+    tenant: str,
+    resource: Resource,
+    span: Span,
+    window: tuple[int, int],
+    decoded: DecodedSpans,
+    redaction: Redaction,
+) -> bool:
     carriers = [span.attributes, *(e.attributes for e in span.events if e.name == conventions.USAGE_EVENT)]
     # Names first: what other spans carry is not even decoded.
     usage = [items for items in carriers if any(item.key.startswith(conventions.METER_PREFIX) for item in items)]
@@ -82,7 +95,7 @@ def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int,
     found: dict[tuple[str, str], Evidence] = {}
     refusals: list[Refusal] = []
     for items in usage:
-        for item in _read(tenant, resource, span, items, window):
+        for item in _read(tenant, resource, span, items, window, redaction):
             if isinstance(item, Refusal):
                 refusals.append(item)
             else:
@@ -103,7 +116,12 @@ def _decode_span(tenant: str, resource: Resource, span: Span, window: tuple[int,
 
 
 def _read(
-    tenant: str, resource: Resource, span: Span, items: Iterable[KeyValue], window: tuple[int, int]
+    tenant: str,
+    resource: Resource,
+    span: Span,
+    items: Iterable[KeyValue],
+    window: tuple[int, int],
+    redaction: Redaction,
 ) -> Iterator[Evidence | Refusal]:
     try:
         attributes = wire.decode_attributes(items)
@@ -122,7 +140,8 @@ def _read(
     assert account is not None, "check_account refuses a span without an account"
     user = attributes.get(conventions.USER)
     names = [name for name, _ in attributes if name.startswith(conventions.METER_PREFIX)]
-    rest = validation.shortened(attributes.without(conventions.ACCOUNT, conventions.USER, *names))
+    rest = redaction.attributes(attributes.without(conventions.ACCOUNT, conventions.USER, *names))
+    rest = validation.shortened(rest)
     for name in names:
         meter = name.removeprefix(conventions.METER_PREFIX)
         quantity = validation.check_meter(meter) or read_quantity(attributes.get(name))
@@ -138,9 +157,9 @@ def _read(
             start_ns=span.start_time_unix_nano,
             time_ns=span.end_time_unix_nano,
             quantity=quantity,
-            name=evidence_text(span.name),
+            name=evidence_text(redaction.text(span.name)),
             service=evidence_text(service or ""),
-            user=None if user is None else evidence_text(user),
+            user=None if user is None else evidence_text(redaction.text(str(user))),
             attributes=rest,
         )
 

@@ -96,7 +96,7 @@ async def stored(connection: Connection, item: Item, rules: Rules | None = None)
             for span in decode_spans(item.tenant, item.payload, _ALL_TIMES, 1).evidence:
                 found += await _span(connection, span)
             return found
-        decoded = decode_metrics(item.tenant, item.payload, StreamCache(), _ALL_TIMES, 1)
+        decoded = decode_metrics(item.tenant, item.payload, StreamCache(kept=True), _ALL_TIMES, 1)
     except MalformedRequest:
         return found
     for point in decoded.points:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import UUID
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -14,9 +13,9 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.model import Attributes, fingerprint
+from tallymark_collector.model import Origin, fingerprint
 from tallymark_collector.processors import validation
-from tallymark_collector.processors.decoding import identifying
+from tallymark_collector.processors.sent import GAUGE, Came, origin_of_sum, read_mark
 from tallymark_collector.quarantine.rules import Option
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
 
@@ -59,35 +58,29 @@ class Mended:
     """By name: as it was, as it is now. Empty where nothing was changed: the point keeps its identity."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who an item's point was when it came, whatever is changed of it later."""
-
-    stream: UUID
-    point: UUID
-
-
-def origin(tenant: str, payload: bytes) -> Origin:
+def origin(tenant: str, payload: bytes) -> Came:
     """The identity of the one point in a metrics payload, by the rules of `processors.decoding`, but also where it has
     no account or its attributes cannot be read. Raises MalformedRequest."""
     resource = wire.parse_metrics(payload).resource_metrics[0]
-    scope_metrics = resource.scope_metrics[0]
-    metric = scope_metrics.metrics[0]
+    scope = resource.scope_metrics[0]
+    metric = scope.metrics[0]
     header = _sum(metric)
     [number] = header.data_points
-    stream = fingerprint(
-        "quarantined",
-        tenant,
-        _resource(resource.resource),
-        *_scope(scope_metrics.scope),
+    mark = read_mark(number.attributes)
+    sent = Origin(
+        resource.resource,
+        scope.scope,
         metric.name,
         metric.unit,
-        *(("gauge",) if _is_gauge(metric) else (header.aggregation_temporality, header.is_monotonic)),
-        _attributes(number),
+        header.aggregation_temporality,
+        header.is_monotonic,
+        tuple(number.attributes),
+        GAUGE if _is_gauge(metric) else None,
     )
+    stream = origin_of_sum(tenant, sent) if mark is None else mark.origin
     # A level is told by its time alone.
     start = 0 if _is_gauge(metric) or not header.is_monotonic else number.start_time_unix_nano
-    return Origin(stream, fingerprint(stream.hex, start, number.time_unix_nano))
+    return Came(stream, fingerprint(stream.hex, start, number.time_unix_nano))
 
 
 def named_account(payload: bytes) -> str | None:
@@ -225,25 +218,3 @@ def shown(item: KeyValue) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _resource(data: bytes) -> Attributes | bytes:
-    try:
-        return identifying(wire.decode_resource(data))
-    except MalformedRequest:
-        return data
-
-
-def _scope(data: bytes) -> tuple[object, ...]:
-    try:
-        scope = wire.decode_scope(data)
-        return scope.name, scope.version, wire.decode_attributes(scope.attributes)
-    except MalformedRequest:
-        return (data,)
-
-
-def _attributes(number: NumberDataPoint) -> Attributes | tuple[bytes, ...]:
-    try:
-        return wire.decode_point_attributes(tuple(number.attributes))
-    except MalformedRequest:
-        return tuple(sorted(number.attributes))

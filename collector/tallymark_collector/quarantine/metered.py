@@ -8,6 +8,7 @@ come again, and is a duplicate then.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -23,16 +24,16 @@ from tallymark_collector.metering.engine import why_not_group
 from tallymark_collector.metering.explain import Item as Explained
 from tallymark_collector.metering.explain import explain
 from tallymark_collector.metering.kept import decode_kept
-from tallymark_collector.metering.metrics import kind_of
 from tallymark_collector.metering.naming import account_of
 from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import Rules, SpanSource
 from tallymark_collector.metering.spans import why_not_span
-from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal, fingerprint
-from tallymark_collector.processors.decoding import identifying
+from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal
+from tallymark_collector.processors.redaction import STANDARD, Redaction
+from tallymark_collector.processors.sent import Came, Sent, mark_of_metered, origin_of_metered
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine.items import ID_SHOWN, Item
-from tallymark_collector.quarantine.mending import Decision, Mended, Origin, shown
+from tallymark_collector.quarantine.mending import Decision, Mended, shown
 
 _START: Final = "start_time_unix_nano"
 
@@ -42,13 +43,20 @@ class Metered(NamedTuple):
 
     point: Point
     evidence: Sequence[Evidence]
-    origin: Origin
+    origin: Came
     changed: dict[str, tuple[str | None, str | None]]
     apart: bool
     """True if it is no longer what was sent, so that it needs an identity of its own."""
 
 
-def read_metered(item: Item, decision: Decision, rules: Rules | None, limits: TimeLimits, now_ns: int) -> Metered | str:
+def read_metered(
+    item: Item,
+    decision: Decision,
+    rules: Rules | None,
+    limits: TimeLimits,
+    now_ns: int,
+    redaction: Redaction = STANDARD,
+) -> Metered | str:
     """The one point of an item's meter, or a sentence that says why there is none. Raises MalformedRequest."""
     if rules is None:
         return (
@@ -57,7 +65,7 @@ def read_metered(item: Item, decision: Decision, rules: Rules | None, limits: Ti
     if decision.account is not None and (named := item.account or _named_account(item, rules)):
         return f"it names account {named!r} itself: its usage cannot become another's"
     mended = mend(item, decision)
-    batch = decode(item, mended.payload, rules, decision.account, limits, now_ns)
+    batch = decode(item, mended.payload, rules, decision.account, limits, now_ns, redaction)
     if batch.quarantined:
         return _still(item, batch.quarantined[0].refusal)
     if not batch.points:
@@ -75,8 +83,17 @@ def read_metered(item: Item, decision: Decision, rules: Rules | None, limits: Ti
     return Metered(point, batch.evidence, origin(item), changed, apart)
 
 
-def decode(item: Item, payload: bytes, rules: Rules, account: str | None, limits: TimeLimits, now_ns: int) -> Batch:
+def decode(
+    item: Item,
+    payload: bytes,
+    rules: Rules,
+    account: str | None,
+    limits: TimeLimits,
+    now_ns: int,
+    redaction: Redaction = STANDARD,
+) -> Batch:
     """What the file makes of a payload for the item's meter. Raises MalformedRequest."""
+    sent = mark_of_metered(item.signal, payload)
     try:
         found = decode_kept(
             item.tenant,
@@ -84,18 +101,30 @@ def decode(item: Item, payload: bytes, rules: Rules, account: str | None, limits
             item.meter,
             payload,
             rules=rules,
-            account=account,
+            # Where the account stood may be redacted: whom it named is known.
+            account=account or item.account or None,
             limits=limits,
             now_ns=now_ns,
+            redaction=redaction,
         )
     except DecodeError as error:
         raise MalformedRequest(str(error)) from None
     # A metric that the file has forgotten might be a meter by its own name: it was never meant as that.
     return Batch(
-        points=[point for point in found.points if point.metered and not point.is_base],
+        points=[_as_sent(point, sent, account) for point in found.points if point.metered and not point.is_base],
         evidence=found.evidence,
         quarantined=[one for one in found.quarantined if one.metered],
     )
+
+
+def _as_sent(point: Point, sent: Sent | None, account: str | None) -> Point:
+    """The point in the stream that it was sent for: what is left of a redacted one tells another."""
+    if sent is None or sent.stream is None or account is not None:
+        return point
+    source = point.stream.source
+    if source is not None and sent.source is not None:
+        source = source._replace(id=sent.source, earlier=None)
+    return point._replace(stream=replace(point.stream, id=sent.stream, source=source))
 
 
 def explained(item: Item, rules: Rules) -> list[Explained]:
@@ -121,34 +150,10 @@ def mend(item: Item, decision: Decision) -> Mended:
     return Mended(request.SerializeToString() if changed else item.payload, changed)
 
 
-def origin(item: Item) -> Origin:
+def origin(item: Item) -> Came:
     """Who the item was when it came, for its meter: a span by its identifiers, a point by the stream that it came from
     and its times. Raises MalformedRequest."""
-    request = _request(item.signal, item.payload)
-    one = _only(request)
-    if isinstance(request, ExportTraceServiceRequest):
-        span = fingerprint("metered span", item.tenant, item.meter, one.trace_id, one.span_id)
-        return Origin(span, span)
-    resource = request.resource_metrics[0]
-    scope = resource.scope_metrics[0]
-    [metric] = scope.metrics
-    sender = _attributes(resource.resource.attributes)
-    data = getattr(metric, metric.WhichOneof("data") or "sum")
-    stream = fingerprint(
-        "metered",
-        item.tenant,
-        item.meter,
-        sender if isinstance(sender, bytes) else identifying(sender),
-        scope.scope.name,
-        scope.scope.version,
-        _attributes(scope.scope.attributes),
-        metric.name,
-        metric.unit,
-        kind_of(metric),
-        int(getattr(data, "aggregation_temporality", 0)),
-        _attributes(one.attributes),
-    )
-    return Origin(stream, fingerprint(stream.hex, one.start_time_unix_nano, one.time_unix_nano))
+    return origin_of_metered(item.tenant, item.meter, item.signal, item.payload)
 
 
 def _request(signal: str, payload: bytes) -> ExportMetricsServiceRequest | ExportTraceServiceRequest:

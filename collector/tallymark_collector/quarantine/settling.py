@@ -37,11 +37,13 @@ from tallymark_collector.model import (
     without_nul,
 )
 from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.redaction import STANDARD, Redaction
+from tallymark_collector.processors.sent import Came
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.validation import TimeLimits, account_name
 from tallymark_collector.quarantine import items, reading
 from tallymark_collector.quarantine.items import Action, Item
-from tallymark_collector.quarantine.mending import Decision, Mended, Origin, mend, named_account, origin
+from tallymark_collector.quarantine.mending import Decision, Mended, mend, named_account, origin
 from tallymark_collector.quarantine.metered import read_metered
 from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
 from tallymark_collector.store import Store, locks, sources, writer
@@ -77,7 +79,7 @@ class _Read(NamedTuple):
     """What an item's payload comes to."""
 
     batch: Batch
-    origin: Origin | None
+    origin: Came | None
     point: Point | None
     billed_to: str | None
     changed: dict[str, tuple[str | None, str | None]]
@@ -116,7 +118,13 @@ _DROPPED_SQL: Final = "SELECT evidence_from FROM usage_kept WHERE evidence_from 
 
 
 async def release(
-    store: Store, item: Item, decision: Decision, person: Person, now_ns: int, rules: Rules | None = None
+    store: Store,
+    item: Item,
+    decision: Decision,
+    person: Person,
+    now_ns: int,
+    rules: Rules | None = None,
+    redaction: Redaction = STANDARD,
 ) -> Settled:
     """Bills an item, as a person decided; `attributed` where that names an account. `rules` is the file of meters that
     what such a file made usage is read with. Raises NotSettled, and then nothing was changed, or StoreUnavailable."""
@@ -132,9 +140,9 @@ async def release(
             return Settled(item, last, done_now=False)
         try:
             if item.metered:
-                read = await _read_metered(connection, item, decision, rules, now_ns)
+                read = await _read_metered(connection, item, decision, rules, now_ns, redaction)
             else:
-                read = await _read(connection, item, decision, now_ns)
+                read = await _read(connection, item, decision, now_ns, redaction)
         except MalformedRequest as error:
             raise NotSettled(f"{item.id}: its payload cannot be read: {error}") from None
         try:
@@ -222,9 +230,14 @@ def _limits(decision: Decision) -> TimeLimits:
 
 
 async def _read_metered(
-    connection: Connection, item: Item, decision: Decision, rules: Rules | None, now_ns: int
+    connection: Connection,
+    item: Item,
+    decision: Decision,
+    rules: Rules | None,
+    now_ns: int,
+    redaction: Redaction,
 ) -> _Read:
-    found = read_metered(item, decision, rules, _limits(decision), now_ns)
+    found = read_metered(item, decision, rules, _limits(decision), now_ns, redaction)
     if isinstance(found, str):
         raise NotSettled(f"{item.id}: {found}")
     await locks.taken(connection, f"{locks.QUARANTINE}.{found.origin.stream}")
@@ -247,13 +260,14 @@ async def _check_billed(connection: Connection, item: Item, point: Point) -> Non
         )
 
 
-async def _read(connection: Connection, item: Item, decision: Decision, now_ns: int) -> _Read:
+async def _read(connection: Connection, item: Item, decision: Decision, now_ns: int, redaction: Redaction) -> _Read:
     _check_nameless(item, decision)
     mended = mend(item.signal, item.payload, decision)
     limits = _limits(decision)
     if item.signal == "traces":
-        return await _read_spans(connection, item, mended, limits, now_ns)
-    decoded = decode_metrics(item.tenant, mended.payload, StreamCache(), limits, now_ns)
+        return await _read_spans(connection, item, mended, limits, now_ns, redaction)
+    cache = StreamCache(redaction=redaction, kept=True)
+    decoded = decode_metrics(item.tenant, mended.payload, cache, limits, now_ns)
     if decoded.quarantined:
         raise NotSettled(_still(item, decoded.quarantined[0].refusal))
     batch = Batch(controls=decoded.controls, closings=decoded.closings, counts=decoded.counts)
@@ -273,8 +287,10 @@ async def _read(connection: Connection, item: Item, decision: Decision, now_ns: 
     return _Read(Batch(points=[point]), came_as, point, series.account, mended.changed)
 
 
-async def _read_spans(connection: Connection, item: Item, mended: Mended, limits: TimeLimits, now_ns: int) -> _Read:
-    decoded = decode_spans(item.tenant, mended.payload, limits, now_ns)
+async def _read_spans(
+    connection: Connection, item: Item, mended: Mended, limits: TimeLimits, now_ns: int, redaction: Redaction
+) -> _Read:
+    decoded = decode_spans(item.tenant, mended.payload, limits, now_ns, redaction=redaction)
     # What else is wrong with the span is an item of its own.
     for kept in decoded.quarantined:
         if kept.refusal.reason.value == item.reason or not decoded.evidence:
@@ -295,7 +311,7 @@ async def _dropped(connection: Connection, item: Item) -> bool:
     return await (await connection.execute(_DROPPED_SQL, [item.time])).fetchone() is not None
 
 
-async def _check_elsewhere(connection: Connection, item: Item, came_as: Origin, point: Point) -> None:
+async def _check_elsewhere(connection: Connection, item: Item, came_as: Came, point: Point) -> None:
     arguments = {
         "origin": came_as.stream,
         "point": came_as.point,
@@ -314,7 +330,7 @@ async def _check_elsewhere(connection: Connection, item: Item, came_as: Origin, 
     )
 
 
-def _own(point: Point, came_as: Origin, *, additional: bool) -> Point:
+def _own(point: Point, came_as: Came, *, additional: bool) -> Point:
     """The point in a stream of its own, by what was sent and what it is billed as. Beside the stream that it came in,
     it is neither a duplicate nor an overlap."""
     stream = point.stream

@@ -136,10 +136,16 @@ class Store:
         async with self._database.connection() as connection:
             return await timescale.lay_out(connection, before)
 
-    async def grant(self, *, writer: str | None = None, reader: str | None = None) -> None:
+    async def grant(
+        self,
+        *,
+        writer: str | None = None,
+        reader: str | None = None,
+        account_reader: roles.AccountReader | None = None,
+    ) -> None:
         """Gives roles what they need in this version (see `roles`). Raises UserError."""
         async with self.transaction() as connection:
-            await roles.grant(connection, writer=writer, reader=reader)
+            await roles.grant(connection, writer=writer, reader=reader, account_reader=account_reader)
 
     async def write(self, batch: Batch, beside: writer.Beside | None = None) -> WriteResult:
         """Writes a batch in one transaction; returns after its commit. Raises StoreUnavailable: nothing was kept.

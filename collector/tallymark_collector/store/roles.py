@@ -1,4 +1,5 @@
-"""What each role of a database may do: the owner migrates, the writer serves, readers read the public views.
+"""What each role of a database may do: the owner migrates, the writer serves, readers read the public views, and an
+account's own reader reads what is that account's.
 
 The owner is whoever ran the first `migrate`. The others are roles that somebody has made (`CREATE ROLE … LOGIN`):
 their passwords are no business of ours. `grant` gives them what stands below and takes back what does not.
@@ -6,8 +7,8 @@ their passwords are no business of ours. `grant` gives them what stands below an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from psycopg import sql
 
@@ -76,6 +77,13 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_levels": _READ,
     "usage_calls": _READ,
     "usage_lines": _READ,
+    # Who reads which account's usage is said by the owner.
+    "account_reader": (),
+    "own_usage_hourly": (),
+    "own_usage_daily": (),
+    "own_usage_by_period": (),
+    "own_usage_levels": (),
+    "own_usage_calls": (),
 }
 """Privileges by relation. Every relation of the schema stands here, with () where the writer has no business in it."""
 
@@ -98,6 +106,11 @@ READER: Final = (
     "invoice_days",
 )
 """The public views. They read the tables with their owner's rights: a reader needs none on a table."""
+
+OWN: Final = ("own_usage_hourly", "own_usage_daily", "own_usage_by_period", "own_usage_levels", "own_usage_calls")
+"""What an account's own reader reads: of that account alone."""
+
+OWN_FUNCTIONS: Final = ("own_usage_aggregated(timestamptz, timestamptz)",)
 
 FUNCTIONS: Final = ("usage_aggregated(text, text, timestamptz, timestamptz, jsonb)",)
 """What writers and readers may call. A view's functions are called with the rights of who reads the view."""
@@ -122,18 +135,40 @@ SELECT function, 'EXECUTE' FROM unnest(%s::text[]) AS needed (function)
 WHERE NOT has_function_privilege(function, 'EXECUTE') ORDER BY function"""
 
 
-async def grant(connection: Connection, *, writer: str | None = None, reader: str | None = None) -> None:
+class AccountReader(NamedTuple):
+    """Who reads one account's usage and nothing else."""
+
+    role: str
+    tenant: str
+    account: str
+
+
+async def grant(
+    connection: Connection,
+    *,
+    writer: str | None = None,
+    reader: str | None = None,
+    account_reader: AccountReader | None = None,
+) -> None:
     """Gives the roles exactly what they need in a migrated database; again is fine. Raises UserError.
 
     The connection must be in a transaction, as the schema's owner.
     """
-    if writer is not None and writer == reader:
-        raise UserError(f"the role {writer!r} cannot be both the writer and the reader: make another")
+    named = [role for role in (writer, reader, account_reader and account_reader.role) if role is not None]
+    for role in named:
+        if named.count(role) > 1:
+            raise UserError(
+                f"the role {role!r} cannot be both: writer, reader and an account's reader are roles of their own"
+            )
     if writer is not None:
-        await _only(connection, writer, await privileges(connection))
+        await _only(connection, writer, await privileges(connection), FUNCTIONS)
         await _allow_temporary_tables(connection, writer)
     if reader is not None:
-        await _only(connection, reader, dict.fromkeys(READER, _READ))
+        await _only(connection, reader, dict.fromkeys(READER, _READ), FUNCTIONS)
+    if account_reader is not None:
+        await _only(connection, account_reader.role, dict.fromkeys(OWN, _READ), OWN_FUNCTIONS)
+        await connection.execute("INSERT INTO account_reader VALUES (%s, %s, %s)", account_reader)
+        await _check_nothing_else(connection, account_reader.role)
 
 
 async def privileges(connection: Connection) -> Mapping[str, tuple[str, ...]]:
@@ -170,11 +205,15 @@ async def check_writer(connection: Connection) -> None:
         )
 
 
-async def _only(connection: Connection, role: str, privileges: Mapping[str, tuple[str, ...]]) -> None:
+async def _only(
+    connection: Connection, role: str, privileges: Mapping[str, tuple[str, ...]], functions: Sequence[str]
+) -> None:
     await _check(connection, role)
+    await connection.execute("DELETE FROM account_reader WHERE role = %s", [role])
     name, schema = sql.Identifier(role), sql.Identifier(SCHEMA)
     # What an earlier version needed goes, columns included: revoking a table's privilege revokes its columns' too.
     await connection.execute(sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {} FROM {}").format(schema, name))
+    await connection.execute(sql.SQL("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {} FROM {}").format(schema, name))
     await connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, name))
     for relation, several in privileges.items():
         if several:
@@ -185,9 +224,36 @@ async def _only(connection: Connection, role: str, privileges: Mapping[str, tupl
                     name,
                 )
             )
-    for function in FUNCTIONS:
+    for function in functions:
         await connection.execute(
             sql.SQL("GRANT EXECUTE ON FUNCTION {}.{} TO {}").format(schema, sql.SQL(function), name)
+        )
+
+
+_ELSE_SQL: Final = """
+SELECT format('read %%s', c.relname) FROM pg_class c
+WHERE c.relnamespace = %(schema)s::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND c.relname <> ALL (%(views)s) AND has_any_column_privilege(%(role)s, c.oid, 'SELECT')
+UNION ALL
+SELECT format('call %%s', p.proname) FROM pg_proc p
+WHERE p.pronamespace = %(schema)s::regnamespace AND p.prorettype <> 'trigger'::regtype
+  AND p.oid <> ALL (%(functions)s::regprocedure[]) AND has_function_privilege(%(role)s, p.oid, 'EXECUTE')
+LIMIT 1"""
+
+
+async def _check_nothing_else(connection: Connection, role: str) -> None:
+    """Raises UserError where the role may see more: through PUBLIC, or a role that it is a member of."""
+    wanted = {
+        "schema": SCHEMA,
+        "role": role,
+        "views": list(OWN),
+        "functions": [f"{SCHEMA}.{function}" for function in OWN_FUNCTIONS],
+    }
+    row = await (await connection.execute(_ELSE_SQL, wanted)).fetchone()
+    if row is not None:
+        raise UserError(
+            f"the role {role!r} may also {row[0]}, which has every account's usage, as PUBLIC or as a member of another"
+            " role: take that away, or name a role that is a member of none"
         )
 
 

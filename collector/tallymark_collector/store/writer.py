@@ -9,7 +9,6 @@ to what they would have come to one after the other, and each has its own result
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -292,16 +291,10 @@ async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> N
 
 def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]:
     reason, detail = item.refusal
-    digest = hashlib.blake2b(digest_size=16)
-    # Not the detail: it may tell how far off a time is, which differs at each retry.
-    # The meter only where a file of meters makes several of one payload: each of them is decided by itself.
-    meter = (item.meter.encode(),) if item.metered else ()
-    for piece in (item.tenant.encode(), reason.value.encode(), item.payload, *meter):
-        digest.update(len(piece).to_bytes(8, "big") + piece)
     in_range = 0 < item.time_ns < 2**63
     return (
         without_nul(item.account),
-        digest.digest(),
+        item.digest(),
         item.tenant,
         without_nul(item.meter),
         reason.value,

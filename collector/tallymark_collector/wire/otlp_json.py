@@ -44,6 +44,8 @@ _RANGES: Final = {
     FieldDescriptor.TYPE_FIXED64: (0, 2**64 - 1),
 }
 _MAX_SHOWN: Final = 40
+_QUOTED: Final = ("an integer", "a number", "a string of hexadecimal")
+"""Where one of these is expected, a text that is none is shown."""
 
 Sent = TypeVar("Sent", bound=Message)
 Convert = Callable[[Any], Any]
@@ -61,12 +63,21 @@ class _Misfit(Exception):  # noqa: N818
 
     def sentence(self) -> str:
         """Where, what and what instead."""
-        try:
-            shown = json.dumps(self.found, default=str)[:_MAX_SHOWN]
-        except RecursionError:  # what could just be read may be too deep to be written
-            shown = "nested deeply"
         where = "".join(reversed(self.path)).lstrip(".") or "the request"
-        return f"{where} is {shown} and has to be {self.expected}"
+        return f"{where} is {self._shown(where)} and has to be {self.expected}"
+
+    def _shown(self, where: str) -> str:
+        """What was found, unless that may be what nobody is to read in a log: texts of attributes, and what stands in
+        the place of a message."""
+        match self.found:
+            case str() if "ttributes[" in where or not self.expected.startswith(_QUOTED):
+                return "a string"
+            case dict() if self.found:
+                return "an object"
+            case list() if self.found:
+                return "an array"
+            case _:
+                return json.dumps(self.found, default=str)[:_MAX_SHOWN]
 
 
 def values_at_most(text: bytes) -> int:

@@ -30,15 +30,17 @@ def snippet(heading: str) -> dict[str, Any]:
 
 def test_fastapi(usage: Captured) -> None:
     with uvicorn_serving(snippet("FastAPI")["app"]) as port:
-        answer = call(port, "/items/1", **{"x-api-key": "acme"})
+        answer = call(port, "/items/1", **{"x-api-key": "key-of-acme"})
         assert call(port, "/nowhere").status == 404
-    assert usage.total("requests", account="acme") == usage.total("requests", account=None) == 1
+        assert call(port, "/items/2", **{"x-api-key": "nobody's"}).status == 200
+    assert (usage.total("requests", account="acme"), usage.total("requests", account=None)) == (1, 2)
     assert usage.total("egress", account="acme") == answer.size > 0
 
 
 def test_flask(usage: Captured) -> None:
     with wsgi_serving(snippet("Flask")["app"], "werkzeug") as port:
-        assert call(port, "/items/1", "POST", **{"x-api-key": "acme"}).status == 201
+        assert call(port, "/items/1", "POST", **{"x-api-key": "key-of-acme"}).status == 201
+        assert call(port, "/items/1", "POST", **{"x-api-key": "nobody's"}).status == 201
     assert usage.total("requests", account="acme") == usage.total("items", account="acme") == 1
 
 
@@ -47,7 +49,7 @@ def test_grpc(usage: Captured) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
-        channel.unary_unary("/a.B/C")(b"", metadata=[("x-api-key", "acme")])
+        channel.unary_unary("/a.B/C")(b"", metadata=[("x-api-key", "key-of-acme")])
     server.stop(5).wait()
     assert usage.total("requests", account="acme") == 1
 
@@ -62,6 +64,18 @@ def test_celery(usage: Captured) -> None:
 def test_django() -> None:
     names = snippet("Django")
     assert names["MIDDLEWARE"][0] == "tallymark.integrations.django.UsageMiddleware"
+
+
+def test_no_example_bills_a_credential() -> None:
+    """What a request brings along to show who it is becomes an account by a look-up alone."""
+    pages = [*Path("docs").glob("*.md"), Path("README.md"), *Path("examples").glob("*.py")]
+    assert len(pages) > 15
+    for page in pages:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if re.search(r"""["']account["']\s*:""", line):
+                assert not re.search(r"api.?key|authorization|\btoken\b", line, re.IGNORECASE) or "CUSTOMERS" in line, (
+                    line
+                )
 
 
 def test_the_sdk_imports_no_framework() -> None:
