@@ -60,8 +60,8 @@ class Limits:
     request_bytes: int = 64 * 1024 * 1024
     """One request after decompression: what OTLP's specification recommends."""
     in_flight_bytes: int = 256 * 1024 * 1024
-    """All requests between arrival and answer. Past it a request is refused, retryable; decoded points take about
-    ten times their bytes."""
+    """All requests between arrival and answer. Past it the tenant that has the most under way gives way or is refused,
+    retryable; decoded points take about ten times their bytes."""
     queued_points: int = 250_000
     """Points of decoded requests that wait for the transaction under way to end, all tenants together. Past it the
     tenant that holds the most is refused, retryable."""

@@ -14,7 +14,7 @@ import grpc
 from tallymark_collector.access import certificates
 from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import status
-from tallymark_collector.receivers.admission import Admission
+from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.otlp import Service
 from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
 
@@ -30,13 +30,11 @@ def handler(service: Service, tenant_of: TenantOf, admission: Admission, request
 
     async def take(request: bytes, context: Context, call: Call) -> bytes:
         try:
-            admission.enter(len(request))
-            try:
-                shown = certificates.of_call(context.auth_context())
-                tenant = await tenant_of(context.invocation_metadata() or (), shown)
+            shown = certificates.of_call(context.auth_context())
+            tenant = await tenant_of(context.invocation_metadata() or (), shown)
+            with Share(admission, tenant) as share:
+                share.take(len(request))
                 outcome = await service.stage(tenant, request)
-            finally:
-                admission.leave(len(request))
         except asyncio.CancelledError:
             # The client hung up, or the server stops. Whatever was committed, the retry will be a duplicate.
             raise

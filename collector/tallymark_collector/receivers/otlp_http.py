@@ -87,7 +87,7 @@ class Receiver:
             tls = request.get_extra_info("ssl_object")
             shown = () if tls is None else certificates.of_connection(tls)
             tenant = await self._tenant_of(request.headers, shown)
-            with Share(self._admission) as share:
+            with Share(self._admission, tenant) as share:
                 outcome = await service.stage(tenant, await self._body(request, encoding, media, service, share))
             reply = _reply(200, service.respond(outcome), media)
         except asyncio.CancelledError:
