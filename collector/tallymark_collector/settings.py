@@ -80,7 +80,8 @@ class Limits:
     head_seconds: float = 10.0
     """How long an HTTP client may take from connecting to the end of its first request's head."""
     body_seconds: float = 30.0
-    """How long an HTTP request's body may take to arrive: exporters wait 10 s for the whole exchange."""
+    """How long a request's body may take to arrive, over either protocol: exporters wait 10 s for the whole
+    exchange."""
     idle_seconds: float = 75.0
     """After so long without a request an HTTP connection is closed: longer than the minute between most exports."""
     points_per_second: float | None = None
@@ -106,7 +107,15 @@ class Connections:
     least_ping_interval: float = 10.0
     """Clients may ask as often, also between calls; more often and they are disconnected."""
     max_streams: int = 100
-    """Calls at once on one connection; further ones wait at the client. Their bytes arrive before they are counted."""
+    """Calls at once on one connection; further ones wait at the client."""
+    window: int = 64 * 1024
+    """Bytes of a call that gRPC takes before somebody reads them, which nobody does before it is known whose call it
+    is."""
+    arriving: int = 8
+    """Messages of one tenant that arrive at the same time, on all connections; each is counted when it is whole.
+    Further ones wait with their `window`."""
+    handshake: float = 10.0
+    """How long a client may take from connecting to its first word of HTTP/2, behind TLS where there is TLS."""
 
 
 @dataclass(frozen=True, slots=True)
