@@ -76,7 +76,8 @@ class Limits:
     json_values: int = 4_000_000
     """Values in one request in JSON; each takes about 100 bytes while it is converted."""
     http_connections: int = 1000
-    """More HTTP connections than these are closed as they come; each may hold 128 KiB that are not counted yet."""
+    """HTTP connections; for each that comes then an idle one is closed, or the one with the slowest body. Each may hold
+    128 KiB that are not counted yet."""
     head_seconds: float = 10.0
     """How long an HTTP client may take from connecting to the end of its first request's head."""
     body_seconds: float = 30.0
