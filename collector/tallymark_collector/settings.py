@@ -65,12 +65,12 @@ class Limits:
     queued_points: int = 250_000
     """Points of decoded requests that wait for the transaction under way to end, all tenants together. Past it the
     tenant that holds the most is refused, retryable."""
-    queued_bytes: int = 64 * 1024 * 1024
-    """The same in bytes of their rows."""
+    queued_bytes: int = 128 * 1024 * 1024
+    """The same in bytes of memory, whatever the requests hold (`store.weighing`)."""
     group_points: int = 40_000
     """Points that one transaction writes together; a larger request has one to itself."""
-    group_bytes: int = 16 * 1024 * 1024
-    """The same in bytes of their rows."""
+    group_bytes: int = 32 * 1024 * 1024
+    """The same in bytes of memory."""
     retry_after: float = 1.0
     """Seconds that a refused client is told to wait."""
     json_values: int = 4_000_000

@@ -24,11 +24,8 @@ from tallymark_collector.errors import Overloaded, StoreUnavailable
 from tallymark_collector.model import Batch, WriteResult
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
-from tallymark_collector.store import writer
+from tallymark_collector.store import weighing, writer
 from tallymark_collector.store.queueing import FairQueue, Request, Room
-
-_EVIDENCE_BYTES: Final = 1024
-"""About what a span keeps in memory while it waits."""
 
 
 class WritingTogether(Protocol):
@@ -62,10 +59,10 @@ class Progress:
 class _Waiting(Request):
     __slots__ = ("answer", "encoded")
 
-    def __init__(self, encoded: writer.Encoded) -> None:
+    def __init__(self, encoded: writer.Encoded, of_points: int) -> None:
         batch = encoded.batch
         said = (batch.points, batch.evidence, batch.quarantined, batch.controls, batch.closings, batch.counts)
-        size = encoded.bytes + _EVIDENCE_BYTES * len(batch.evidence)
+        size = of_points + weighing.of_others(batch, encoded.lines)
         super().__init__(batch.tenant, sum(map(len, said)), size, time.monotonic())
         self.encoded: Final = encoded
         self.answer: Final[asyncio.Future[WriteResult]] = asyncio.get_running_loop().create_future()
@@ -96,6 +93,11 @@ class Committing:
         return self._queue.points
 
     @property
+    def queued_bytes(self) -> int:
+        """About what they keep in memory."""
+        return self._queue.bytes
+
+    @property
     def oldest_seconds(self) -> float:
         """How long the oldest of them has waited."""
         oldest = self._queue.oldest
@@ -105,7 +107,8 @@ class Committing:
         """Writes a batch together with others'; returns after the commit. Raises StoreUnavailable or Overloaded:
         nothing of it was kept."""
         try:
-            waiting = _Waiting(await resting(writer.encoding(batch)))
+            of_points = await resting(weighing.of_points(batch.points))
+            waiting = _Waiting(await resting(writer.encoding(batch)), of_points)
         except psycopg.DataError:
             return await self._store.write(batch)  # which finds out what it is that no row can hold
         try:
