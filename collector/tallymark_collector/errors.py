@@ -10,6 +10,7 @@
     │   └── UserError           a setting, argument or file that a person has to mend
     └── TransientError          the same input may succeed later: retry after a delay
         ├── StoreUnavailable    the database is away, read-only, full or out of connections
+        ├── SlowBody            a request that did not arrive whole in time
         └── Overloaded          more is under way than the limits allow
 
 Which status code each of them becomes stands in one table, `receivers.status`.
@@ -61,6 +62,10 @@ class StoreUnavailable(TransientError):  # noqa: N818
 
     away = False
     """No server answered at all: another request would fare no better now."""
+
+
+class SlowBody(TransientError):  # noqa: N818
+    """The request did not arrive whole in time; over a better connection it may."""
 
 
 class Overloaded(TransientError):  # noqa: N818

@@ -63,27 +63,29 @@ class Limits:
     request_bytes: int = 64 * 1024 * 1024
     """One request after decompression: what OTLP's specification recommends."""
     in_flight_bytes: int = 256 * 1024 * 1024
-    """All requests between arrival and answer. Past it a request is refused, retryable; decoded points take about
-    ten times their bytes."""
+    """All requests between arrival and answer. Past it the tenant that has the most under way gives way or is refused,
+    retryable; decoded points take about ten times their bytes."""
     queued_points: int = 250_000
     """Points of decoded requests that wait for the transaction under way to end, all tenants together. Past it the
     tenant that holds the most is refused, retryable."""
-    queued_bytes: int = 64 * 1024 * 1024
-    """The same in bytes of their rows."""
+    queued_bytes: int = 128 * 1024 * 1024
+    """The same in bytes of memory, whatever the requests hold (`store.weighing`)."""
     group_points: int = 40_000
     """Points that one transaction writes together; a larger request has one to itself."""
-    group_bytes: int = 16 * 1024 * 1024
-    """The same in bytes of their rows."""
+    group_bytes: int = 32 * 1024 * 1024
+    """The same in bytes of memory."""
     retry_after: float = 1.0
     """Seconds that a refused client is told to wait."""
     json_values: int = 4_000_000
     """Values in one request in JSON; each takes about 100 bytes while it is converted."""
     http_connections: int = 1000
-    """More HTTP connections than these are closed as they come; each may hold 128 KiB that are not counted yet."""
+    """HTTP connections; for each that comes then an idle one is closed, or the one with the slowest body. Each may hold
+    128 KiB that are not counted yet."""
     head_seconds: float = 10.0
     """How long an HTTP client may take from connecting to the end of its first request's head."""
     body_seconds: float = 30.0
-    """How long an HTTP request's body may take to arrive: exporters wait 10 s for the whole exchange."""
+    """How long a request's body may take to arrive, over either protocol: exporters wait 10 s for the whole
+    exchange."""
     idle_seconds: float = 75.0
     """After so long without a request an HTTP connection is closed: longer than the minute between most exports."""
     points_per_second: float | None = None
@@ -109,7 +111,15 @@ class Connections:
     least_ping_interval: float = 10.0
     """Clients may ask as often, also between calls; more often and they are disconnected."""
     max_streams: int = 100
-    """Calls at once on one connection; further ones wait at the client. Their bytes arrive before they are counted."""
+    """Calls at once on one connection; further ones wait at the client."""
+    window: int = 64 * 1024
+    """Bytes of a call that gRPC takes before somebody reads them, which nobody does before it is known whose call it
+    is."""
+    arriving: int = 8
+    """Messages of one tenant that arrive at the same time, on all connections; each is counted when it is whole.
+    Further ones wait with their `window`."""
+    handshake: float = 10.0
+    """How long a client may take from connecting to its first word of HTTP/2, behind TLS where there is TLS."""
 
 
 @dataclass(frozen=True, slots=True)

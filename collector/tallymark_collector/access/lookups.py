@@ -2,15 +2,16 @@
 
 What was found is remembered for a short time, what was not found too, apart from the former, so that guesses push
 nothing out. At most one query is under way; what is asked meanwhile waits and goes into the next one together, the
-credentials that were good before first. For guesses there is a least time between queries and a limit on how many wait:
-whoever comes then is told to come again, since the credential may be good.
+credentials that were good before first. For guesses there is a least time between queries. How many requests wait is
+bounded, for all guesses together and for each credential that was good before: whoever comes then is told to come
+again, since the credential may be good. So strangers hold no more than a little memory, and take no tenant's place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -25,8 +26,9 @@ MAX_KEYS: Final = 100
 """In one query."""
 GUESSING_INTERVAL: Final = 0.05
 """Least seconds between two queries for what nobody knows."""
-MAX_WAITING: Final = 2_000
-"""Requests with an unknown credential that wait for an answer."""
+MAX_WAITING: Final = 500
+"""Requests that wait for an answer: with unknown credentials together, and with each that was good before. What has
+arrived of them is no tenant's yet: 64 KiB of each over gRPC, at most twice as much over HTTP."""
 
 
 class Directory(Protocol):
@@ -64,6 +66,7 @@ class LookUps:
         self._guessed: OrderedDict[str, _Remembered] = OrderedDict()
         self._asked_again: dict[str, asyncio.Future[Credential | None]] = {}
         self._asked: dict[str, asyncio.Future[Credential | None]] = {}
+        self._waiting: Counter[str | None] = Counter()
         self._guesses_from = float("-inf")
         self._asking: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -75,16 +78,25 @@ class LookUps:
         remembered = self._known.get(key) or self._guessed.get(key)
         if remembered is not None and self._clock() - remembered.at < self._seconds:
             return remembered.credential
-        waiting = self._asked_again if key in self._known else self._asked
+        known = key in self._known
+        who = key if known else None
+        if self._waiting[who] >= MAX_WAITING:
+            whose = "this credential" if known else "unknown credentials"
+            raise Overloaded(f"{MAX_WAITING} requests with {whose} wait for it to be looked up: try again")
+        waiting = self._asked_again if known else self._asked
         answer = waiting.get(key)
         if answer is None:
-            if waiting is self._asked and len(self._asked) >= MAX_WAITING:
-                raise Overloaded(f"{MAX_WAITING} unknown credentials wait to be looked up: try again")
             answer = waiting[key] = asyncio.get_running_loop().create_future()
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-        # Others wait for the same answer: that one of them hangs up must not take it from them.
-        return await asyncio.shield(answer)
+        self._waiting[who] += 1
+        try:
+            # Others wait for the same answer: that one of them hangs up must not take it from them.
+            return await asyncio.shield(answer)
+        finally:
+            self._waiting[who] -= 1
+            if not self._waiting[who]:
+                del self._waiting[who]
 
     async def any(self) -> bool:
         """True if there are credentials, or were: a locked door is not opened by the last key's end. Raises

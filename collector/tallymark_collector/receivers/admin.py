@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
+from tallymark_collector.receivers.http_connections import Connections
 from tallymark_collector.receivers.listening import listen
 
 MAX_CONNECTIONS: Final = 32
-"""More are closed as they come."""
+"""When there are as many, an idle one is closed for each that comes."""
+HEAD_SECONDS: Final = 5.0
+"""From connecting to the end of the first question."""
+IDLE_SECONDS: Final = 10.0
+"""From an answer to the end of the next question."""
+LINGER: Final = 1.0
+"""Seconds that a client may go on with a body, which no question has, after its answer."""
+MAX_PAGES: Final = 8
+"""Questions for metrics that wait for each other; others are still told whether the collector lives."""
 END_SECONDS: Final = 1.0
-
-_protocol_log = logging.getLogger(f"{__name__}.protocol")
-_protocol_log.addHandler(logging.NullHandler())
-_protocol_log.propagate = False
 
 State = Callable[[], str]
 """Why usage is not taken now; "" where it is."""
@@ -41,6 +44,7 @@ class Admin:
         """The port that is listened on."""
         self._page = page
         self._answering = asyncio.Lock()
+        self._pages = 0
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """The answer to one request, whatever it is."""
@@ -53,8 +57,14 @@ class Admin:
         if request.path == "/readyz":
             reason = self.state()
             return _text(503, f"{reason}\n") if reason else _text(200, "ready\n")
-        async with self._answering:  # one at a time, in a thread: nobody's requests wait for it
-            kind, page = await asyncio.to_thread(self._page)
+        if self._pages >= MAX_PAGES:
+            return _text(503, f"{MAX_PAGES} others ask for metrics: ask again\n", {"Retry-After": "1"})
+        self._pages += 1
+        try:
+            async with self._answering:  # one at a time, in a thread: nobody's requests wait for it
+                kind, page = await asyncio.to_thread(self._page)
+        finally:
+            self._pages -= 1
         return web.Response(body=page, headers={"Content-Type": kind, "Server": "tallymark"})
 
 
@@ -66,7 +76,14 @@ async def administering(host: str, port: int | None, admin: Admin) -> AsyncItera
         return
     sockets = listen(host, port)
     admin.port = sockets[0].getsockname()[1]
-    runner = web.ServerRunner(_Connections(admin), shutdown_timeout=END_SECONDS)
+    connections = Connections(
+        admin.handle,
+        most=MAX_CONNECTIONS,
+        head_seconds=HEAD_SECONDS,
+        idle_seconds=IDLE_SECONDS,
+        lingering_time=LINGER,
+    )
+    runner = web.ServerRunner(connections, shutdown_timeout=END_SECONDS)
     await runner.setup()
     try:
         for one in sockets:
@@ -74,17 +91,6 @@ async def administering(host: str, port: int | None, admin: Admin) -> AsyncItera
         yield admin
     finally:
         await runner.cleanup()
-
-
-class _Connections(web.Server):
-    def __init__(self, admin: Admin) -> None:
-        super().__init__(admin.handle, keepalive_timeout=75.0, access_log=None, logger=_protocol_log)
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """A client has connected."""
-        super().connection_made(handler, transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
 
 
 def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

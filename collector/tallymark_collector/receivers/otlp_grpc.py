@@ -1,12 +1,14 @@
 """OTLP over gRPC: the metrics, traces and logs services, on bytes.
 
 The services take and give bytes instead of messages, so that malformed requests are ours to refuse (gRPC's own
-deserialisation would end the call as INTERNAL) and metrics can be read through the pipeline's own view.
+deserialisation would end the call as INTERNAL) and metrics can be read through the pipeline's own view. A message is
+read once it is known whose it is (`receivers.arriving`): who may not send is told so by what the call's head shows.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,29 +16,29 @@ import grpc
 from tallymark_collector.access import certificates
 from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import status
-from tallymark_collector.receivers.admission import Admission
+from tallymark_collector.receivers.admission import Admission, Share
+from tallymark_collector.receivers.arriving import Arriving, Context
 from tallymark_collector.receivers.otlp import Service
 from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
-
-def handler(service: Service, tenant_of: TenantOf, admission: Admission, requests: Requests) -> grpc.GenericRpcHandler:
+def handler(
+    service: Service, tenant_of: TenantOf, admission: Admission, arriving: Arriving, requests: Requests
+) -> grpc.GenericRpcHandler:
     """A gRPC handler for the service's Export method."""
 
-    async def export(request: bytes, context: Context) -> bytes:
+    async def export(_messages: AsyncIterator[bytes], context: Context) -> bytes:
         with requests.call("grpc", service.signal, traceparent_of(context.invocation_metadata())) as call:
-            return await take(request, context, call)
+            return await take(context, call)
 
-    async def take(request: bytes, context: Context, call: Call) -> bytes:
+    async def take(context: Context, call: Call) -> bytes:
         try:
-            admission.enter(len(request))
-            try:
-                shown = certificates.of_call(context.auth_context())
-                tenant = await tenant_of(context.invocation_metadata() or (), shown)
+            shown = certificates.of_call(context.auth_context())
+            tenant = await tenant_of(context.invocation_metadata() or (), shown)
+            with Share(admission, tenant) as share:
+                request = await arriving.message(tenant, context)
+                share.take(len(request))
                 outcome = await service.stage(tenant, request)
-            finally:
-                admission.leave(len(request))
         except asyncio.CancelledError:
             # The client hung up, or the server stops. Whatever was committed, the retry will be a duplicate.
             raise
@@ -48,5 +50,5 @@ def handler(service: Service, tenant_of: TenantOf, admission: Admission, request
         call.committed(partial=bool(outcome.rejected))
         return answer
 
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Export": grpc.stream_unary_rpc_method_handler(export)}
     return grpc.method_handlers_generic_handler(service.name, methods)

@@ -17,7 +17,7 @@ from google.rpc.status_pb2 import Status
 
 from tallymark_collector.access import certificates
 from tallymark_collector.access.requests import TenantOf, anybody
-from tallymark_collector.errors import TransientError, UnsupportedMedia
+from tallymark_collector.errors import SlowBody, UnsupportedMedia
 from tallymark_collector.receivers import http_body, status
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.otlp import Service
@@ -43,10 +43,6 @@ class Media(NamedTuple):
     def encode(self, message: Message) -> bytes:
         """A message in this type."""
         return message.SerializeToString() if self.type == PROTOBUF else otlp_json.from_protobuf(message)
-
-
-class SlowBody(TransientError):  # noqa: N818
-    """The body did not arrive in time; over a better connection it may."""
 
 
 class Receiver:
@@ -87,7 +83,7 @@ class Receiver:
             tls = request.get_extra_info("ssl_object")
             shown = () if tls is None else certificates.of_connection(tls)
             tenant = await self._tenant_of(request.headers, shown)
-            with Share(self._admission) as share:
+            with Share(self._admission, tenant) as share:
                 outcome = await service.stage(tenant, await self._body(request, encoding, media, service, share))
             reply = _reply(200, service.respond(outcome), media)
         except asyncio.CancelledError:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from tallymark_collector.access.requests import TenantOf, anybody
@@ -20,6 +20,8 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
 from tallymark_collector.receivers.admission import Admission
+from tallymark_collector.receivers.arriving import Arriving
+from tallymark_collector.receivers.grpc_health import Health
 from tallymark_collector.receivers.http_server import HttpServer
 from tallymark_collector.receivers.listening import check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
@@ -55,7 +57,7 @@ class Server:
         self._names = names
         self._reflects = reflects
         self._http: HttpServer | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._drained = asyncio.ensure_future(self.readiness.drained.wait())
 
     async def start(self) -> None:
@@ -64,7 +66,7 @@ class Server:
         await self.tell()
 
     async def _start_grpc(self) -> None:
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((self._health.handler(),))
         if self._reflects:
             known = [name for name in self._names if name] + [health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(known, self._server)
@@ -104,15 +106,13 @@ class Server:
 
     async def tell(self) -> None:
         """Lets health checks know the state."""
-        states = health_pb2.HealthCheckResponse
-        state = states.SERVING if self.readiness.serving else states.NOT_SERVING
         for name in self._names:
-            await self._health.set(name, state)
+            await self._health.set(name, serving=self.readiness.serving)
 
     async def drain(self, seconds: float) -> None:
         """Says NOT_SERVING, takes no new requests, finishes those under way, at most that long."""
         self.readiness.drain()
-        await self._health.enter_graceful_shutdown()
+        await self._health.end()
         await asyncio.gather(self._server.stop(seconds), *([self._http.drain()] if self._http else []))
 
 
@@ -137,6 +137,7 @@ async def serving(
     """
     limits = settings.limits
     admission = admission or Admission(limits.in_flight_bytes, limits.retry_after)
+    arriving = Arriving(settings.connections.arriving, limits.body_seconds)
     requests = requests or Requests()
     offered = services(pipeline, accepted)
     # First: a gRPC server that was never started would keep its port.
@@ -146,7 +147,7 @@ async def serving(
     def listen_grpc(port: int) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
         server.add_generic_rpc_handlers(
-            tuple(otlp_grpc.handler(service, tenant_of, admission, requests) for service in offered)
+            tuple(otlp_grpc.handler(service, tenant_of, admission, arriving, requests) for service in offered)
         )
         address = f"{settings.host}:{port}"
         if not shared:
@@ -196,6 +197,11 @@ def grpc_options(connections: Connections, limits: Limits, *, shares_port: bool 
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_concurrent_streams", connections.max_streams),
+        # With its estimate of bandwidth gRPC would widen the window of calls that nobody reads to 16 MiB each; the one
+        # of a message that is being read is as wide as the message.
+        ("grpc.http2.lookahead_bytes", connections.window),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.server_handshake_timeout_ms", round(connections.handshake * 1000)),
         ("grpc.max_connection_age_ms", round(connections.max_age * 1000)),
         ("grpc.max_connection_age_grace_ms", round(connections.max_age_grace * 1000)),
         ("grpc.keepalive_time_ms", round(connections.keepalive * 1000)),

@@ -4,9 +4,14 @@ There is one writer in a process. It waits for nobody: whatever is there when a 
 group, so requests that come alone are written alone, and the busier it gets, the more of them share a commit. A
 request is answered after the commit of its group, with the result of its own points.
 
-Requests of a group are nothing to each other. What the database does not take as a group is written one by one, so
-that a request it cannot hold, or that fails for any reason of its own, fails alone. One whose client hangs up while it
-waits is taken out; once its group is under way it is written, and the client's retry will be a duplicate.
+Requests of a group are nothing to each other. What the database does not take as a group is written by halves, so that
+a request it cannot hold, or that fails for any reason of its own, fails alone: one among n costs about 2 log2 n
+transactions more. For some groups afterwards its tenant's requests are written apart from the others', who then have
+nothing to do with it. One whose client hangs up while it waits is taken out; once its group is under way it is written,
+and the client's retry will be a duplicate.
+
+A group that the database did not answer for in time would be given up again, were the next one as large: so the next
+one has half as much, down to one request, and each success lets it grow again, quickly while it is small.
 """
 
 from __future__ import annotations
@@ -24,11 +29,15 @@ from tallymark_collector.errors import Overloaded, StoreUnavailable
 from tallymark_collector.model import Batch, WriteResult
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
-from tallymark_collector.store import writer
+from tallymark_collector.store import weighing, writer
 from tallymark_collector.store.queueing import FairQueue, Request, Room
 
-_EVIDENCE_BYTES: Final = 1024
-"""About what a span keeps in memory while it waits."""
+APART: Final = 16
+"""Groups for which a tenant is written apart, after one of its requests has broken one."""
+IN_VAIN: Final = 3
+"""Requests that the database does not take one after the other, for now, before it is left alone with the group."""
+GROWTH: Final = 16
+"""A group that had to shrink grows by this part of its bounds at each success, or doubles where that is less."""
 
 
 class WritingTogether(Protocol):
@@ -52,7 +61,9 @@ class Progress:
     requests: int = 0
     """Requests in them: `requests / groups` shared a commit on average."""
     broken_groups: int = 0
-    """Groups that were written one by one, since the database did not take them together."""
+    """Groups that were written by halves, since the database did not take them together."""
+    shrunk: int = 0
+    """Groups that were given up, so that the next one was half as large."""
     refused: int = 0
     """Requests that found no room to wait, or gave it to another tenant's."""
     commit_seconds: float = 0.0
@@ -62,10 +73,10 @@ class Progress:
 class _Waiting(Request):
     __slots__ = ("answer", "encoded")
 
-    def __init__(self, encoded: writer.Encoded) -> None:
+    def __init__(self, encoded: writer.Encoded, of_points: int) -> None:
         batch = encoded.batch
         said = (batch.points, batch.evidence, batch.quarantined, batch.controls, batch.closings, batch.counts)
-        size = encoded.bytes + _EVIDENCE_BYTES * len(batch.evidence)
+        size = of_points + weighing.of_others(batch, encoded.lines)
         super().__init__(batch.tenant, sum(map(len, said)), size, time.monotonic())
         self.encoded: Final = encoded
         self.answer: Final[asyncio.Future[WriteResult]] = asyncio.get_running_loop().create_future()
@@ -81,7 +92,11 @@ class Committing:
         self._store = store
         self._limits = limits
         self._queue: FairQueue[_Waiting] = FairQueue(Room(limits.queued_points, limits.queued_bytes))
-        self._group = Room(limits.group_points, limits.group_bytes)
+        self._whole = Room(limits.group_points, limits.group_bytes)
+        self._group = self._whole
+        """What the next group may have."""
+        self._apart: dict[str, int] = {}
+        """Tenants that are written apart, each for so many groups more."""
         self._arrived = asyncio.Event()
         self._ending = False
 
@@ -96,6 +111,11 @@ class Committing:
         return self._queue.points
 
     @property
+    def queued_bytes(self) -> int:
+        """About what they keep in memory."""
+        return self._queue.bytes
+
+    @property
     def oldest_seconds(self) -> float:
         """How long the oldest of them has waited."""
         oldest = self._queue.oldest
@@ -105,7 +125,8 @@ class Committing:
         """Writes a batch together with others'; returns after the commit. Raises StoreUnavailable or Overloaded:
         nothing of it was kept."""
         try:
-            waiting = _Waiting(await resting(writer.encoding(batch)))
+            of_points = await resting(weighing.of_points(batch.points))
+            waiting = _Waiting(await resting(writer.encoding(batch)), of_points)
         except psycopg.DataError:
             return await self._store.write(batch)  # which finds out what it is that no row can hold
         try:
@@ -154,45 +175,87 @@ class Committing:
         error.retry_after = self._limits.retry_after
         _fail(waiting, error)
 
+    def _parts(self, group: Sequence[_Waiting]) -> list[list[_Waiting]]:
+        """The group, and apart from it those tenants' requests that broke one lately."""
+        parts: dict[str | None, list[_Waiting]] = {None: []}
+        for waiting in group:
+            apart = waiting.tenant if waiting.tenant in self._apart else None
+            parts.setdefault(apart, []).append(waiting)
+        self._apart = {tenant: left - 1 for tenant, left in self._apart.items() if left > 1}
+        return [part for part in parts.values() if part]
+
     async def _write(self, group: Sequence[_Waiting]) -> None:
-        self.progress.groups += 1
-        self.progress.requests += len(group)
         start = time.monotonic()
         try:
-            results = await self._store.write_together([waiting.encoded for waiting in group])
-        except StoreUnavailable as error:
-            if error.away or len(group) == 1:
-                _fail_all(group, error)
-            else:
-                await self._write_one_by_one(group)
-        except Exception:
-            await self._write_one_by_one(group)
-        else:
-            for waiting, result in zip(group, results, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result(result)
+            await self._write_by_halves(group)
         finally:
             self.progress.commit_seconds += time.monotonic() - start
             for waiting in group:  # only where the writer itself is ended: a retry finds out what was committed
                 self._refuse(waiting, "the collector was stopped while it was written")
 
-    async def _write_one_by_one(self, group: Sequence[_Waiting]) -> None:
-        self.progress.broken_groups += 1
-        for position, waiting in enumerate(group):
-            if waiting.answer.done():
+    async def _write_by_halves(self, group: Sequence[_Waiting]) -> None:
+        self.progress.groups += 1
+        self.progress.requests += len(group)
+        left = self._parts(group)[::-1]
+        whole, in_vain = True, 0
+        while left:
+            # Who has hung up while others were tried is left out.
+            part = [waiting for waiting in left.pop() if not waiting.answer.done()]
+            if not part:
                 continue
             try:
-                result = await self._store.write(waiting.encoded.batch)
+                await self._try(part)
             except StoreUnavailable as error:
-                if error.away:  # the others would fare no better, each after waiting for a connection
-                    _fail_all(group[position:], error)
+                in_vain += len(part) == 1
+                if error.away:
+                    self._shrink(part)
+                if error.away or in_vain == IN_VAIN:  # the others would fare no better
+                    for others in (part, *left):
+                        _fail_all(others, error)
                     return
-                _fail(waiting, error)
+                broken: Exception = error
             except Exception as error:
-                _fail(waiting, error)
+                broken = error
             else:
-                if not waiting.answer.done():
-                    waiting.answer.set_result(result)
+                in_vain = 0
+                self._grow()
+                continue
+            if len(part) == 1:
+                self._apart[part[0].tenant] = APART
+                _fail(part[0], broken)
+                continue
+            self.progress.broken_groups += whole
+            whole = False
+            middle = len(part) // 2
+            left += [part[middle:], part[:middle]]
+
+    async def _try(self, part: Sequence[_Waiting]) -> None:
+        """Writes them together and tells them; or raises, and nothing of them was kept."""
+        try:
+            results = await self._store.write_together([waiting.encoded for waiting in part])
+        except StoreUnavailable:
+            raise
+        except Exception:
+            if len(part) > 1:
+                raise
+            self._apart[part[0].tenant] = APART
+            results = [await self._store.write(part[0].encoded.batch)]  # apart from what no row can hold
+        for waiting, result in zip(part, results, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(result)
+
+    def _shrink(self, part: Sequence[_Waiting]) -> None:
+        points, size = sum(one.points for one in part), sum(one.bytes for one in part)
+        self.progress.shrunk += 1
+        self._group = Room(max(min(self._group.points, points) // 2, 1), max(min(self._group.bytes, size) // 2, 1))
+
+    def _grow(self) -> None:
+        now, whole = self._group, self._whole
+        if now != whole:
+            self._group = Room(
+                min(now.points + max(min(now.points, whole.points // GROWTH), 1), whole.points),
+                min(now.bytes + max(min(now.bytes, whole.bytes // GROWTH), 1), whole.bytes),
+            )
 
 
 def _fail(waiting: _Waiting, error: Exception) -> None:

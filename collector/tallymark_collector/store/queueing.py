@@ -55,6 +55,8 @@ class FairQueue(Generic[R]):
     def __init__(self, room: Room) -> None:
         self.points = 0
         """Points of all requests that wait."""
+        self.bytes = 0
+        """The same of their bytes."""
         self._room = room
         self._weight = 0
         self._held: dict[str, int] = {}
@@ -79,6 +81,7 @@ class FairQueue(Generic[R]):
         self._held[request.tenant] = self._held.get(request.tenant, 0) + weight
         self._weight += weight
         self.points += request.points
+        self.bytes += request.bytes
         return leaving
 
     def _makes_room(self, tenant: str) -> list[R]:
@@ -114,6 +117,7 @@ class FairQueue(Generic[R]):
         del requests[request]
         weight = self._room.weight(request)
         self.points -= request.points
+        self.bytes -= request.bytes
         self._weight -= weight
         self._held[request.tenant] -= weight
         if not requests:

@@ -71,12 +71,12 @@ def point_rows(points: Iterable[Point]) -> list[bytes]:
             time = binary.timestamptz(time_ns)
             apart = cause or nanoseconds(start_ns, time_ns)  # `part`, in place
             start_and_part = binary.timestamptz(start_ns) + binary.EIGHT + pack(">q", apart)
-        account, middle, rest = stream.row or _stream_row(stream)
+        account, middle, rest = stream.row or stream_row(stream)
         rows.append(b"".join((account, time, middle, start_and_part, rest, binary.numeric(str(value)))))
     return rows
 
 
-def _stream_row(stream: Stream) -> tuple[bytes, bytes, bytes]:
+def stream_row(stream: Stream) -> tuple[bytes, bytes, bytes]:
     """What stands before a row's time, between time and start, and between part and quantity."""
     series = stream.series
     row = (

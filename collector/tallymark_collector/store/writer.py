@@ -75,11 +75,6 @@ class Encoded:
     marks: set[tuple[int, str, str]]
     """Hours of the deltas since the Unix epoch, with account and tenant."""
 
-    @property
-    def bytes(self) -> int:
-        """About what the batch keeps in memory of its rows and of what is kept aside."""
-        return sum(map(len, self.lines)) + sum(len(item.payload) for item in self.batch.quarantined)
-
 
 @dataclass(slots=True)
 class _Tally:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from tallymark_collector.access import Authenticator, Scope, lookups, tokens
+from tallymark_collector.access import Authenticator, Principal, Scope, lookups, tokens
 from tallymark_collector.access.authenticator import ANONYMOUS
 from tallymark_collector.access.lookups import LookUps
 from tallymark_collector.access.requests import authorization_of, tenant_of
@@ -176,10 +176,11 @@ async def test_guesses_are_bounded_in_queries_memory_and_waiting(
     await guesser.authenticate(f"Bearer {good}")
     directory.asked.clear()
     refused = await asyncio.gather(
-        *(guesser.authenticate(f"Bearer {tokens.make().text}") for _ in range(1_000)), return_exceptions=True
+        *(guesser.authenticate(f"Bearer {tokens.make().text}") for _ in range(lookups.MAX_WAITING)),
+        return_exceptions=True,
     )
     assert {type(error) for error in refused} == {Unauthenticated}
-    assert len(directory.asked) == 1_000 / lookups.MAX_KEYS
+    assert len(directory.asked) == lookups.MAX_WAITING / lookups.MAX_KEYS
     assert clock.seconds >= (len(directory.asked) - 1) * lookups.GUESSING_INTERVAL, "not faster than that"
 
     monkeypatch.setattr(lookups, "MAX_REMEMBERED", 50)
@@ -245,6 +246,29 @@ async def test_too_many_that_wait_are_asked_to_come_again_and_good_ones_overtake
     kinds = [type(answer) for answer in answers]
     assert set(kinds) == {Unauthenticated, Overloaded}
     assert kinds.count(Unauthenticated) <= lookups.MAX_WAITING + lookups.MAX_KEYS
+
+
+async def test_requests_that_wait_are_bounded_though_they_show_the_same_guess(clock: Clock) -> None:
+    """And those of one credential whose time is up; neither takes another credential's place."""
+    slow = Slow()
+    one, other = slow.add("acme-corp"), slow.add("globex")
+    slow.go.set()
+    authenticator = Authenticator(slow, lookups=LookUps(slow, clock, clock.pause), now=clock.now)
+    for text in (one, other):
+        await authenticator.authenticate(f"Bearer {text}")
+    slow.go.clear()
+    clock.seconds = 60
+    guess, flood = tokens.make().text, lookups.MAX_WAITING + 7
+    guesses = [asyncio.create_task(authenticator.authenticate(f"Bearer {guess}")) for _ in range(flood)]
+    again = [asyncio.create_task(authenticator.authenticate(f"Bearer {one}")) for _ in range(flood)]
+    await asyncio.sleep(0)
+    quiet = asyncio.create_task(authenticator.authenticate(f"Bearer {other}"))
+    slow.go.set()
+    assert (await quiet).tenant == "globex"
+    for tasks, kind in ((guesses, Unauthenticated), (again, Principal)):
+        answers = [type(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)]
+        assert (answers.count(kind), answers.count(Overloaded)) == (lookups.MAX_WAITING, 7)
+    assert (await authenticator.authenticate(f"Bearer {one}")).tenant == "acme-corp"
 
 
 async def test_receivers_get_a_tenant_that_may_write(authenticator: Authenticator, directory: Directory) -> None:

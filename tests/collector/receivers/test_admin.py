@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 
 import aiohttp
 import pytest
 
 from tallymark_collector.errors import UserError
-from tallymark_collector.receivers.admin import MAX_CONNECTIONS, Admin, administering
+from tallymark_collector.receivers import admin as admin_port
+from tallymark_collector.receivers.admin import MAX_CONNECTIONS, MAX_PAGES, Admin, administering
 from tests.collector.telemetry.test_requests import over_grpc
 from tests.support.receiving import GOOD, Stuck, receiving
 
@@ -55,16 +57,57 @@ async def test_a_port_that_is_taken_is_a_sentence() -> None:
                 pass
 
 
-async def test_connections_are_bounded() -> None:
+async def test_connections_are_bounded_and_idle_strangers_keep_nobody_from_asking() -> None:
     async with administering("127.0.0.1", 0, Admin(lambda: TEXT)) as admin:
         opened = [await asyncio.open_connection("127.0.0.1", admin.port) for _ in range(MAX_CONNECTIONS)]
-        reader, writer = await asyncio.open_connection("127.0.0.1", admin.port)
+        for begun in range(0, MAX_CONNECTIONS, 2):
+            opened[begun][1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+        for _ in range(MAX_CONNECTIONS):
+            assert await ask(admin, "/livez") == (200, "alive\n")
+            opened.append(await asyncio.open_connection("127.0.0.1", admin.port))
+        reader, writer = opened[0]
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 60) == b""
-        for _, one in [*opened, (reader, writer)]:
-            one.close()
+            assert await asyncio.wait_for(reader.read(), 60) == b"", "the first that came is the first to go"
+        for _, writer in opened:
+            writer.close()
     async with administering("127.0.0.1", None, Admin(lambda: TEXT)) as admin:
         assert admin.port == 0
+
+
+async def test_a_stranger_that_asks_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_SECONDS", "IDLE_SECONDS"):
+        monkeypatch.setattr(admin_port, name, 0.2)
+    async with administering("127.0.0.1", 0, Admin(lambda: TEXT)) as admin:
+        for said, told in (
+            (b"", b""),
+            (b"GET /livez", b""),
+            (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET", b"alive\n"),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", admin.port)
+            writer.write(said)
+            answer = await asyncio.wait_for(reader.read(), 60)
+            assert answer.endswith(told)
+            assert bool(answer) is bool(told)
+            writer.close()
+
+
+async def test_many_who_ask_for_metrics_keep_nobody_from_asking_for_life() -> None:
+    go = threading.Event()
+
+    def slow() -> tuple[str, bytes]:
+        assert go.wait(60)
+        return TEXT
+
+    async with administering("127.0.0.1", 0, Admin(slow)) as admin:
+        asking = [asyncio.create_task(ask(admin, "/metrics")) for _ in range(MAX_PAGES + 5)]
+        done: set[asyncio.Task[tuple[int, str]]] = set()
+        while len(done) < 5:
+            done, _ = await asyncio.wait(asking, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+        assert {task.result()[0] for task in done} == {503}
+        assert await ask(admin, "/livez") == (200, "alive\n")
+        go.set()
+        assert sorted(status for status, _ in await asyncio.gather(*asking)) == [200] * MAX_PAGES + [503] * 5
 
 
 async def test_not_ready_at_once_when_the_collector_ends_while_a_request_is_finished() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -101,16 +102,68 @@ async def test_an_idle_connection_is_closed_and_one_at_work_is_not() -> None:
         assert stuck.writes == 2
 
 
-async def test_connections_past_the_limit_are_closed_at_once() -> None:
+async def test_connections_past_the_limit_are_closed_at_once_where_all_are_at_work() -> None:
+    body, stuck = GOOD.SerializeToString(), Stuck()
+    whole = f"{HEAD}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+    async with receiving(stuck, http_connections=2) as server:
+        async with dialled(server) as (first, writer), dialled(server) as (second, other):
+            writer.write(whole)
+            other.write(whole)
+            await stuck.reached(2)
+            assert await exchange(server, b"") == b""
+            stuck.go.set()
+            for reader in (first, second):
+                assert (await everything(reader)).startswith(b"HTTP/1.1 200")
+        assert (await exchange(server, whole)).startswith(b"HTTP/1.1 200")
+
+
+async def test_slow_heads_and_bodies_do_not_keep_others_out() -> None:
+    """Places are taken by clients that drip a byte at a time; each of many good ones finds one."""
     body, counting = GOOD.SerializeToString(), Counting()
     whole = f"{HEAD}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
-    async with receiving(counting, http_connections=2) as server:
-        async with dialled(server) as (first, _writer), dialled(server), dialled(server) as (third, _):
-            assert await everything(third) == b""
-            assert not first.at_eof()
-        while not (answer := await exchange(server, whole)):
-            pass  # until the server has noticed that two have gone
-        assert answer.startswith(b"HTTP/1.1 200")
+    begun = f"{HEAD}Content-Length: 100000\r\n\r\n".encode()
+    async with receiving(counting, http_connections=6, head_seconds=WAIT, body_seconds=WAIT) as server:
+        dripping: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
+        for _ in range(10):
+            for first in (b"POST /v1/", begun):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+                writer.write(first)
+                dripping.append((asyncio.create_task(drip(reader, writer)), writer))
+            assert (await exchange(server, whole)).startswith(b"HTTP/1.1 200")
+        assert sum(not task.done() for task, _ in dripping) <= 6
+        for task, writer in dripping:
+            task.cancel()
+            writer.close()
+    assert counting.points == 10
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A byte at a time, until the server has enough."""
+    while not reader.at_eof() and not writer.is_closing():
+        writer.write(b"x")
+        with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+            await asyncio.wait_for(reader.read(1), 0.05)
+
+
+async def test_idle_connections_go_before_those_that_send_something() -> None:
+    body, counting = GOOD.SerializeToString(), Counting()
+    head = f"{HEAD}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    async with (
+        receiving(counting, http_connections=3) as server,
+        dialled(server) as (sends, writer),
+        dialled(server) as (idle, _),
+        dialled(server) as (later, _unused),
+    ):
+        writer.write(head + body[:-1])
+        for _ in range(3):
+            async with dialled(server) as (answered, quick):  # it is let in, and heard after what was sent before
+                quick.write(head + body)
+                assert (await everything(answered)).startswith(b"HTTP/1.1 200")
+        assert await everything(idle) == b""
+        writer.write(body[-1:])
+        assert (await everything(sends)).startswith(b"HTTP/1.1 200")
+        assert not later.at_eof()
+    assert counting.points == 4
 
 
 MALFORMED = {

@@ -32,9 +32,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from tallymark_collector.access.tls import ServerCertificate
-from tallymark_collector.errors import Forbidden, Overloaded, StoreUnavailable, Unauthenticated
+from tallymark_collector.errors import Forbidden, StoreUnavailable, Unauthenticated
 from tallymark_collector.pipeline import Writing
-from tallymark_collector.receivers.admission import Admission, Share
+from tallymark_collector.receivers.admission import Share
 from tallymark_collector.receivers.otlp_http import media_of
 from tallymark_collector.settings import TlsFiles
 from tallymark_collector.store import Store
@@ -337,17 +337,6 @@ async def test_a_flood_is_429_with_a_delay_over_both_protocols_together() -> Non
         stuck.go.set()
         await asyncio.gather(*waiting)
         assert (await client.post(body)).status == 200, "what was answered is no longer counted"
-
-
-async def test_refused_requests_are_not_counted_on() -> None:
-    admission = Admission(10, 1.0)
-    with Share(admission) as share:
-        share.take(8)
-        share.take(8)  # alone it may pass the limit
-        with pytest.raises(Overloaded), Share(admission) as another:
-            another.take(1)
-        assert admission.under_way == 16
-    assert admission.under_way == 0
 
 
 async def test_the_tenant_comes_from_the_headers(store: Store, dsn: str) -> None:

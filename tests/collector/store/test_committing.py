@@ -13,7 +13,7 @@ import pytest
 from tallymark_collector.errors import Overloaded, StoreUnavailable
 from tallymark_collector.model import Batch, WriteResult
 from tallymark_collector.settings import Limits
-from tallymark_collector.store.committing import Committing, committing
+from tallymark_collector.store.committing import APART, Committing, committing
 from tallymark_collector.store.writer import Encoded
 from tests.support.usage import point, stream
 
@@ -28,6 +28,11 @@ class Recorded:
         self.go = asyncio.Semaphore(0)
         self.together_fails: Exception | None = None
         self.poison: dict[str, Exception] = {}
+
+    def let(self, times: int) -> None:
+        """Lets so many groups go on."""
+        for _ in range(times):
+            self.go.release()
 
     async def write_together(self, group: Sequence[Encoded]) -> list[WriteResult]:
         names = [name(encoded.batch) for encoded in group]
@@ -108,12 +113,12 @@ async def test_a_poison_request_harms_nobody_else(error: Exception) -> None:
     async with held() as (found, store):
         store.poison["bad"] = error
         tasks = await waiting(found, batch("a"), batch("bad"), batch("b"))
-        store.go.release()
-        store.go.release()
+        store.let(9)
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [result.inserted for result in (results[0], results[2]) if isinstance(result, WriteResult)] == [1, 1]
     assert results[1] is error
-    assert store.alone == ["a", "bad", "b"]
+    assert store.groups == [["first"], ["a", "bad", "b"], ["a"], ["bad", "b"], ["bad"], ["b"]]
+    assert store.alone == ([] if isinstance(error, StoreUnavailable) else ["bad"]), "the others share transactions"
     assert found.progress.broken_groups == 1
 
 
@@ -137,18 +142,111 @@ async def test_a_database_that_goes_away_while_a_group_is_taken_apart_is_left_al
     async with held() as (found, store):
         away = StoreUnavailable("gone")
         away.away = True
+        store.poison["d"] = psycopg.DataError("one of them")
         store.poison["b"] = away
-        tasks = await waiting(found, *map(batch, "abcd"))
-        store.together_fails = None
-        store.go.release()
-        await store.entered.acquire()
-        store.together_fails = psycopg.DataError("one of them")
-        store.go.release()
+        tasks = await waiting(found, *map(batch, "adbc"))
+        store.let(9)
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        store.together_fails = None
-    assert isinstance(results[0], WriteResult)
-    assert [type(result) for result in results[1:]] == [StoreUnavailable] * 3
-    assert store.alone == ["a", "b"]
+    assert [type(result) for result in results] == [WriteResult, psycopg.DataError, *[StoreUnavailable] * 2]
+    assert store.groups == [["first"], ["a", "d", "b", "c"], ["a", "d"], ["a"], ["d"], ["b", "c"]]
+    assert store.alone == ["d"]
+
+
+async def test_a_database_that_takes_nothing_for_now_is_not_asked_for_each() -> None:
+    async with held() as (found, store):
+        tasks = await waiting(found, *map(batch, "abcdefgh"))
+        store.poison = {one: StoreUnavailable("read-only") for one in "abcdefgh"}
+        store.let(99)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [StoreUnavailable] * 8
+    assert len(store.groups) == 1 + len(["abcdefgh", "abcd", "ab", "a", "b", "cd", "c"])
+    assert len({id(result) for result in results}) == 8
+
+
+async def test_one_bad_request_of_many_is_found_by_halves() -> None:
+    async with held() as (found, store):
+        names = [f"r{i}" for i in range(64)]
+        store.poison["r41"] = ValueError("poison")
+        tasks = await waiting(found, *map(batch, names))
+        store.let(99)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [i for i, result in enumerate(results) if not isinstance(result, WriteResult)] == [41]
+    assert len(store.groups) <= 2 + 2 * 6
+    assert store.alone == ["r41"]
+
+
+async def test_a_tenant_that_broke_a_group_is_written_apart_for_a_while() -> None:
+    """Its requests break groups of its own; the others' are taken whole again and again."""
+    store = Recorded()
+    store.poison["bad0"] = ValueError("no row can hold it")
+    async with committing(store, Limits()) as found:
+        broken = []
+        for turn in range(APART + 3):
+            store.go = asyncio.Semaphore(0)
+            block = asyncio.create_task(found.write(batch("block", tenant="quiet")))
+            while found.queued_requests or not store.groups or store.groups[-1] != ["block"]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            bad = f"bad{turn}" if turn == 0 else f"good{turn}"
+            tasks = await waiting(found, batch("x", tenant="quiet"), batch(bad, tenant="loud"), batch("y", tenant="z"))
+            del store.groups[:]
+            store.let(20)
+            await asyncio.gather(block, *tasks, return_exceptions=True)
+            broken.append([sorted(group) for group in store.groups])
+    assert len(broken[0]) > 2, "taken apart"
+    assert broken[1] == [["x", "y"], ["good1"]]
+    assert broken[-1] == [sorted([f"good{APART + 2}", "x", "y"])], "after a while they are taken together again"
+
+
+async def test_a_group_that_was_given_up_is_half_as_large_the_next_time_and_grows_again() -> None:
+    """A disk that takes eight points before the time-out gets them, though forty wait."""
+    store = Slow(8)
+    async with committing(store, Limits(group_points=40)) as found:
+        left = {f"r{i}" for i in range(40)}
+        tries = 0
+        while left:
+            tries += 1
+            names = sorted(left)
+            results = await asyncio.gather(*(found.write(batch(name)) for name in names), return_exceptions=True)
+            for one, result in zip(names, results, strict=True):
+                left -= {one} if isinstance(result, WriteResult) else set()
+            assert tries < 40, "no progress"
+        assert found.progress.shrunk > 0
+        assert max(store.sizes[5:]) < 20, "it does not try the large ones again and again"
+        store.most = 100
+        for _ in range(40):
+            await asyncio.gather(*(found.write(batch(f"r{i}")) for i in range(40)))
+    assert max(store.sizes[-5:]) >= 39, "with a sound disk they are large again"
+
+
+async def test_a_disk_that_takes_one_request_at_a_time_gets_one() -> None:
+    store = Slow(1)
+    async with committing(store, Limits(group_points=16)) as found:
+        done = 0
+        for _ in range(40):
+            results = await asyncio.gather(*(found.write(batch(f"r{i}")) for i in range(16)), return_exceptions=True)
+            done += sum(isinstance(result, WriteResult) for result in results)
+        assert done > 16
+
+
+class Slow:
+    """A store that takes so many points in its time; a larger group is given up."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.sizes: list[int] = []
+
+    async def write_together(self, group: Sequence[Encoded]) -> list[WriteResult]:
+        self.sizes.append(sum(len(encoded.batch.points) for encoded in group))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if self.sizes[-1] > self.most:
+            error = StoreUnavailable("the database did not answer within 30 s")
+            error.away = True
+            raise error
+        return [WriteResult(inserted=len(encoded.batch.points)) for encoded in group]
+
+    async def write(self, batch: Batch) -> WriteResult:
+        raise AssertionError(batch)
 
 
 async def test_who_hangs_up_while_waiting_is_not_written_and_nobody_else_notices() -> None:
@@ -184,10 +282,10 @@ async def test_who_hung_up_is_left_out_when_a_group_is_taken_apart() -> None:
         store.go.release()
         await store.entered.acquire()
         tasks[1].cancel()
-        store.go.release()
+        store.let(9)
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [ValueError, asyncio.CancelledError, WriteResult]
-    assert store.alone == ["bad", "b"]
+    assert store.groups == [["first"], ["bad", "gone", "b"], ["bad"], ["b"]]
 
 
 async def test_a_full_queue_refuses_retryably_and_takes_again_when_there_is_room() -> None:

@@ -1,0 +1,76 @@
+"""The message of a gRPC call, read once it is known whose it is.
+
+A unary handler of gRPC's is called when the message is there, all of it, whoever sends it. On the wire a call with one
+message and a stream of messages look the same; so what should be unary here is a stream to gRPC: its handler is called
+with the call's metadata, before a byte of the message is read, and reads one message. Until then gRPC keeps what fits
+into the call's flow-control window (`settings.Connections.window`), and takes no more.
+
+gRPC says nothing of a message until it is whole, so it cannot be counted as it arrives. What is bounded is how many of
+one tenant arrive at once, and for how long: `arriving` times the largest request is what a tenant can make this
+process keep uncounted, and only its own other calls wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import TracebackType
+from typing import Final
+from weakref import WeakValueDictionary
+
+import grpc
+
+from tallymark_collector.errors import MalformedRequest, SlowBody
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Arriving:
+    """Messages that arrive. One event loop owns it."""
+
+    def __init__(self, at_once: int, seconds: float) -> None:
+        """`at_once` messages of each tenant; `seconds` for each, its wait for a turn included."""
+        self._at_once = at_once
+        self._seconds = seconds
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def message(self, tenant: str, context: Context) -> bytes:
+        """The call's message. Raises SlowBody, and MalformedRequest where there is none."""
+        turns = self._turns.get(tenant)
+        if turns is None:
+            turns = self._turns[tenant] = asyncio.Semaphore(self._at_once)
+        with _Within(self._seconds):
+            async with turns:
+                message = await context.read()
+        if isinstance(message, bytes):
+            return message
+        raise MalformedRequest("the call ended before its message did")
+
+
+class _Within:
+    """Ends the task's waiting inside the context after so many seconds, as SlowBody; `asyncio.timeout` is of Python
+    3.11, and `wait_for` makes a task for each call."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds: Final = seconds
+        self._late = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if not self._late:
+            return
+        others = sys.version_info >= (3, 11) and self._task.uncancel() > 0
+        if isinstance(error, asyncio.CancelledError) and not others:
+            raise SlowBody(f"the message did not arrive within {self._seconds:g} s") from None
+
+    def _end(self) -> None:
+        self._late = True
+        self._task.cancel()
