@@ -58,10 +58,10 @@ def create(
     )
     if is_new:
         output.tell(f"{tenant} is a new tenant")
-    if Scope.WRITE not in made.scopes:
+    if Scope.WRITE not in scope:
         output.warn(
-            f"{', '.join(sorted(one.value for one in made.scopes))}: nothing that goes over the network asks for this yet,"
-            " so this credential opens nothing. Reading takes a role of the database: `tallymark migrate --reader`, or"
+            f"{', '.join(sorted(one.value for one in scope))}: nothing that goes over the network asks for this yet, so"
+            " this credential opens nothing. Reading takes a role of the database: `tallymark migrate --reader`, or"
             " `--account-reader` for one account"
         )
     if as_json:

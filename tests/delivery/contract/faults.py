@@ -67,13 +67,16 @@ def collector_lost(world: World, rng: random.Random) -> None:
 
 
 def import_killed(world: World, rng: random.Random) -> None:
-    """SIGKILL of an import in its midst; the same command again finishes it."""
+    """SIGKILL of an import in its midst; the same command again finishes it, also where the file was changed."""
     source = f"{world.run}-{rng.randrange(10**9)}"
     file = world.folder / f"{source}.json"
     try:
         imports.write(file, world.run, world.imported, rng)
-        way = world.dsn(rng.randrange(len(world.links)))
-        imports.killed_and_repeated(file, source, way, world.database.dsn, rng)
+        command = imports.command(file, source, world.dsn(rng.randrange(len(world.links))))
+        imports.kill(command, source, world.database.dsn, rng)
+        if rng.random() < 0.5:
+            imports.begin_otherwise(file, world.run, world.imported, rng)
+        imports.finish(command)
     finally:
         file.unlink(missing_ok=True)
 

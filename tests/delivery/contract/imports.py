@@ -21,34 +21,43 @@ PIECE: Final = 5_000
 PATIENCE_S: Final = 60.0
 _OPTIONS: Final = ("--format", "json", "--time", "at", "--id", "id", "--account", "customer")
 _METERS: Final = ("--meter", "imported.calls:{call}", "--meter", "imported.units:{unit}=units")
+_BEGAN: Final = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=5)
 _BEGUN_SQL: Final = "SELECT FROM tallymark.usage_import_source WHERE name = %s"
 
 
 def write(file: Path, run: str, tally: Tally, rng: random.Random) -> None:
     """A file of events, of one piece or of more; adds what they come to."""
-    began = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=5)
-    with file.open("w") as lines:
-        for line in range(rng.choice([300, PIECE + 300])):
-            account, units = f"{run}-imported-{rng.randrange(3)}", rng.randint(1, 99)
-            at = (began + timedelta(milliseconds=rng.randrange(3_600_000))).isoformat()
-            lines.write(json.dumps({"id": line, "at": at, "customer": account, "units": units}) + "\n")
-            tally.use(account, "imported.calls", 1)
-            tally.use(account, "imported.units", units)
+    file.write_text("".join(_event(run, n, tally, rng) for n in range(rng.choice([300, PIECE + 300]))))
 
 
-def killed_and_repeated(file: Path, source: str, dsn: str, past: str, rng: random.Random) -> None:
-    """Imports the file through `dsn`. `past` is the same database past every fault. Raises AssertionError where the
-    last process does not take it all."""
-    command = [sys.executable, "-m", "tallymark_collector", "import", str(file), "--source", source]
-    command += ["--database", dsn, "--rejects-file", f"{file}.rejects", "--json", *_OPTIONS, *_METERS]
-    _killed(command, source, past, rng)
+def begin_otherwise(file: Path, run: str, tally: Tally, rng: random.Random) -> None:
+    """Puts one more event before the others: a file that nobody knows, most of whose lines may have been billed."""
+    file.write_text(_event(run, -1, tally, rng) + file.read_text())
+
+
+def _event(run: str, number: int, tally: Tally, rng: random.Random) -> str:
+    account, units = f"{run}-imported-{rng.randrange(3)}", rng.randint(1, 99)
+    tally.use(account, "imported.calls", 1)
+    tally.use(account, "imported.units", units)
+    at = (_BEGAN + timedelta(milliseconds=rng.randrange(3_600_000))).isoformat()
+    return json.dumps({"id": number, "at": at, "customer": account, "units": units}) + "\n"
+
+
+def command(file: Path, source: str, dsn: str) -> list[str]:
+    """What imports the file."""
+    found = [sys.executable, "-m", "tallymark_collector", "import", str(file), "--source", source]
+    return [*found, "--database", dsn, "--rejects-file", f"{file}.rejects", "--json", *_OPTIONS, *_METERS]
+
+
+def finish(command: Sequence[str]) -> None:
+    """Raises AssertionError where it does not take every line, now or before."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if done.returncode:
         raise AssertionError(f"the import ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}")
 
 
-def _killed(command: Sequence[str], source: str, past: str, rng: random.Random) -> None:
-    """Starts it, and kills it at some time after its first word to the database."""
+def kill(command: Sequence[str], source: str, past: str, rng: random.Random) -> None:
+    """Starts it, and kills it at some time after its first word to the database, which is asked by way of `past`."""
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + PATIENCE_S
