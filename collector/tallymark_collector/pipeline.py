@@ -100,10 +100,12 @@ class Pipeline:
             closings=decoded.closings,
             counts=[self._redacted(item) for item in decoded.counts],
         )
+        rejected = decoded.rejected
+        del decoded  # what came, less what is redacted, is all that waits
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
-        return _outcome(decoded.rejected + set_aside, admitted.quarantined, result)
+        return _outcome(rejected + set_aside, admitted.quarantined, result)
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
@@ -113,10 +115,12 @@ class Pipeline:
         self.unmatched.add("traces", self._named(decoded.foreign))
         quarantined = [redacted_item(self.redaction, item) for item in decoded.quarantined]
         batch = Batch(decoded.points, decoded.evidence, quarantined)
+        rejected = decoded.rejected
+        del decoded
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
-        return _outcome(decoded.rejected + set_aside, admitted.quarantined, result)
+        return _outcome(rejected + set_aside, admitted.quarantined, result)
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals

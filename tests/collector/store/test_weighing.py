@@ -96,9 +96,10 @@ def spans(**more: object) -> Callable[[int], bytes]:
 
 def histograms(turn: int) -> bytes:
     """Of a type that is not billed, and with much to say."""
-    found = [Metric(name="http.server.duration", description=f"{turn}-{i}" + "x" * 3000) for i in range(ITEMS)]
-    for one in found:
-        one.histogram.data_points.add(time_unix_nano=NOW, count=1)
+    found = [Metric(name="http.server.duration", description="x" * 3000) for _ in range(ITEMS)]
+    for i, one in enumerate(found):
+        said = key_values({"said": f"{turn}-{i}" + "x" * 3000})
+        one.histogram.data_points.add(time_unix_nano=NOW, count=1, attributes=said)
     return request(*found).SerializeToString()
 
 
