@@ -48,8 +48,18 @@ class Worker:
         """Set once it has been ready."""
         self.process: Process | None = None
 
-    def hear(self, line: dict[str, Any]) -> None:
-        """Takes what the child says."""
+    def hear(self, said: bytes) -> None:
+        """Takes what the child says. What is none of its words is for the log: any library may print a line."""
+        try:
+            line = json.loads(said)
+        except ValueError:  # UnicodeDecodeError, too
+            line = None
+        if not isinstance(line, dict):
+            logger.warning("process %d wrote to its stdout, where its parent listens: %.200r", self.pid, said)
+            return
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
         self.failed = line.get("failed", "")
         self.reason = line.get("reason", self.failed)
         if "admin_port" in line:
@@ -137,12 +147,20 @@ class Workers:
             if self._end.is_set():
                 _signal(process, "terminate")
             process.stdin.write(len(worker.work).to_bytes(8, "big") + worker.work)
-            async for line in process.stdout:
-                worker.hear(json.loads(line))
+            while line := await _line(process.stdout):
+                worker.hear(line)
             return await process.wait()
         finally:
             worker.reason = worker.reason or "its process has ended"
             process.stdin.close()
+
+
+async def _line(stdout: asyncio.StreamReader) -> bytes:
+    """The next line, without its middle and end where it is longer than a pipe's reader takes; b"" at the end."""
+    try:
+        return await stdout.readline()
+    except ValueError:  # what was read of it is gone
+        return b"(a line that is too long)"
 
 
 def _signal(process: Process | None, name: str) -> None:
