@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 PERIODS_INTERVAL: Final = 3600.0
 """Seconds between looks for billing periods that have come near; they are written down weeks ahead."""
 PERIODS_RETRY: Final = 10.0
+LOAD_INTERVAL: Final = 0.5
+"""Seconds between words about the load, to whoever puts off refreshes for it."""
 UNMATCHED_INTERVAL: Final = 600.0
 """Seconds between lines of the log that tell which telemetry was no usage."""
 
@@ -76,10 +78,17 @@ async def _keeper(settings: Settings, store: Store) -> AsyncIterator[Store]:
 Ready = Callable[[Server, Pipeline, Authenticator], Awaitable[None]]
 
 
-async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool = True) -> None:
+async def serve(
+    settings: Settings,
+    ready: Ready | None = None,
+    *,
+    keeps: bool = True,
+    load: Callable[[float], None] | None = None,
+) -> None:
     """Migrates where its user may, serves until SIGTERM or SIGINT, then finishes what was accepted. Raises UserError.
 
-    `ready` is called once requests are taken. Without `keeps` somebody else looks after what is stored.
+    `ready` is called once requests are taken. Without `keeps` somebody else looks after what is stored, and is told by
+    `load` how many seconds were spent on transactions with points since the start.
     """
     certificate = None if settings.tls is None else ServerCertificate(settings.tls)
     stop = stopping()
@@ -106,6 +115,8 @@ async def serve(settings: Settings, ready: Ready | None = None, *, keeps: bool =
             )
             seen.observe(pipeline, writing, store, forwarder)
             beside = {asyncio.create_task(_keep_told(pipeline))}
+            if load is not None:
+                beside.add(asyncio.create_task(keep_saying(load, lambda: _commit_seconds(writers))))
             if certificate is not None:
                 beside.add(asyncio.create_task(keep_certificate(certificate)))
             try:
@@ -243,6 +254,18 @@ async def _extend_periods(store: Store, tenant: str, interval: float) -> None:
         # A subscription that this machine cannot read (its time zone is unknown here) must not stop ingestion, nor the
         # other tenants' periods.
         logger.exception("billing periods of tenant %r are not extended, the next try is in %s s", tenant, interval)
+
+
+async def keep_saying(
+    load: Callable[[float], None], spent: Callable[[], float], interval: float = LOAD_INTERVAL
+) -> None:
+    """Tells of the load whenever there was some, until cancelled."""
+    told = 0.0
+    while True:
+        await asyncio.sleep(interval)
+        if spent() != told:
+            told = spent()
+            load(told)
 
 
 async def _keep_told(pipeline: Pipeline, interval: float = UNMATCHED_INTERVAL) -> None:

@@ -72,6 +72,8 @@ async def receiving(
     drain_seconds: float = 3,
     connections: Connections | None = None,
     reflection: bool = False,
+    shares_ports: bool = False,
+    port: int = 0,
     serve: dict[str, Any] | None = None,
     **limits: float,
 ) -> AsyncIterator[Server]:
@@ -79,12 +81,13 @@ async def receiving(
     pipeline = Pipeline(store, Limits(**limits), now_ns=lambda: NOW)  # type: ignore[arg-type]
     settings = Settings(
         "unused",
-        port=0,
+        port=port,
         http_port=0,
         limits=pipeline.limits,
         drain_seconds=drain_seconds,
         connections=connections or Connections(),
         reflection=reflection,
+        shares_ports=shares_ports,
     )
     async with serving(pipeline, settings, **(serve or {})) as server:
         yield server

@@ -57,6 +57,7 @@ async def serve(
     """
     check_possible(settings, count)
     stop = stopping()
+    children: list[Workers] = []
     with ExitStack() as ports:
         port = ports.enter_context(held(settings.host, settings.port))
         http_port = None if settings.http_port is None else ports.enter_context(held(settings.host, settings.http_port))
@@ -64,10 +65,11 @@ async def serve(
         async with (
             watched(settings) as (admin, exporting),
             opened(settings.database, settings.database_timeout) as store,
-            kept(settings, store, exporting) as loops,
+            kept(settings, store, exporting, writing=lambda: sum(one.commit_seconds for one in children)) as loops,
         ):
             authenticator = await authenticating(settings, store)
             workers = Workers(command, lambda number: work(of_worker(settings, number)), count)
+            children.append(workers)
             _observe(exporting.instruments, workers)
             async with working(workers, settings.drain_seconds + END_MARGIN):
                 admin.state = lambda: "the collector is stopping" if stop.is_set() else workers.reason

@@ -1,7 +1,8 @@
 """Children that take requests: started, listened to, started again, ended.
 
 A child is told its work on stdin, which stays open: its end tells the child that the parent is gone, however it went.
-On stdout it says, in lines of JSON, that it is ready, why it is not, or why it could not start.
+On stdout it says, in lines of JSON, that it is ready, why it is not, why it could not start, or how long it has been
+writing.
 """
 
 from __future__ import annotations
@@ -47,9 +48,32 @@ class Worker:
         self.ready = asyncio.Event()
         """Set once it has been ready."""
         self.process: Process | None = None
+        self.commit_seconds = 0.0
+        """What all processes that this one has been spent on transactions with points."""
+        self._former_seconds = 0.0
 
-    def hear(self, line: dict[str, Any]) -> None:
-        """Takes what the child says."""
+    def begin(self, process: Process) -> None:
+        """It is this process from now on."""
+        self.process, self.pid = process, process.pid
+        self.starts += 1
+        self.reason, self.failed = "it is starting", ""
+        self._former_seconds = self.commit_seconds
+
+    def hear(self, said: bytes) -> None:
+        """Takes what the child says. What is none of its words is for the log: any library may print a line."""
+        try:
+            line = json.loads(said)
+        except ValueError:  # UnicodeDecodeError, too
+            line = None
+        if not isinstance(line, dict):
+            logger.warning("process %d wrote to its stdout, where its parent listens: %.200r", self.pid, said)
+            return
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if "commit_seconds" in line:
+            self.commit_seconds = self._former_seconds + float(line["commit_seconds"])
+            return
         self.failed = line.get("failed", "")
         self.reason = line.get("reason", self.failed)
         if "admin_port" in line:
@@ -76,6 +100,11 @@ class Workers:
     def restarts(self) -> int:
         """How often one that had died was started again."""
         return sum(max(worker.starts - 1, 0) for worker in self.all)
+
+    @property
+    def commit_seconds(self) -> float:
+        """Seconds that all of them have spent on transactions with points, side by side."""
+        return sum(worker.commit_seconds for worker in self.all)
 
     @property
     def reason(self) -> str:
@@ -130,19 +159,25 @@ class Workers:
         process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE, env=environment)
         assert process.stdin is not None
         assert process.stdout is not None
-        worker.process, worker.pid = process, process.pid
-        worker.starts += 1
-        worker.reason, worker.failed = "it is starting", ""
+        worker.begin(process)
         try:
             if self._end.is_set():
                 _signal(process, "terminate")
             process.stdin.write(len(worker.work).to_bytes(8, "big") + worker.work)
-            async for line in process.stdout:
-                worker.hear(json.loads(line))
+            while line := await _line(process.stdout):
+                worker.hear(line)
             return await process.wait()
         finally:
             worker.reason = worker.reason or "its process has ended"
             process.stdin.close()
+
+
+async def _line(stdout: asyncio.StreamReader) -> bytes:
+    """The next line, without its middle and end where it is longer than a pipe's reader takes; b"" at the end."""
+    try:
+        return await stdout.readline()
+    except ValueError:  # what was read of it is gone
+        return b"(a line that is too long)"
 
 
 def _signal(process: Process | None, name: str) -> None:

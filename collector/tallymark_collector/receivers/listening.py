@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 from tallymark_collector.errors import UserError
@@ -62,3 +63,61 @@ def check_free(host: str, port: int) -> None:
     if port:
         for one in listen(host, port):
             one.close()
+
+
+class Port:
+    """A port that is one process's: somebody listens there, and that is us, or it is free."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+
+    def deaf(self) -> bool:
+        """True where nobody listens."""
+        try:
+            check_free(self._host, self._port)
+        except UserError:
+            return False
+        return True
+
+
+class Ears:
+    """A port that processes share, of which this one has sockets of its own; Linux alone tells which."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._known: dict[Path, str] = {}
+
+    def deaf(self) -> bool:
+        """True where none of this process's sockets listens. To look at those that did costs little; all of them are
+        gone through where they are closed."""
+        if any(_refers(path) == which for path, which in self._known.items()):
+            return False
+        listening = _listening(self._port)
+        self._known = {path: which for path in _OWN.iterdir() if (which := _refers(path)) in listening}
+        return not self._known
+
+
+_OWN = Path("/proc/self/fd")
+_LISTEN = "0A"
+"""TCP_LISTEN in the kernel's tables."""
+
+
+def _refers(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""  # closed meanwhile
+
+
+def _listening(port: int) -> set[str]:
+    """Every process's sockets that listen at the port, as links to them are named."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError), Path("/proc/self/net", table).open() as lines:
+            next(lines)
+            for line in lines:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                    found.add(f"socket:[{inode}]")
+    return found

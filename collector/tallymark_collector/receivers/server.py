@@ -23,7 +23,7 @@ from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.arriving import Arriving
 from tallymark_collector.receivers.grpc_health import Health
 from tallymark_collector.receivers.http_server import HttpServer
-from tallymark_collector.receivers.listening import check_free, listen
+from tallymark_collector.receivers.listening import Ears, Port, check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
 from tallymark_collector.receivers.otlp_http import Receiver
 from tallymark_collector.receivers.readiness import ASK_TIMEOUT, Ask, Readiness, keep_asking
@@ -72,8 +72,9 @@ class Server:
             reflection.enable_server_reflection(known, self._server)
         await self._server.start()
 
-    async def keep_listening(self, host: str) -> None:
-        """Until the collector drains: where gRPC has given its server up, listens again on the same port.
+    async def keep_listening(self, deaf: Callable[[], bool]) -> None:
+        """Until the collector drains: where gRPC has given its server up, listens again on the same port. `deaf` tells
+        whether nobody listens; it is called in a thread.
 
         A call whose path is not UTF-8 is enough (grpcio 1.85): the server's loop dies of it, before any code of ours is
         asked, and nobody listens any more. gRPC tells so only when that call's connection has ended, which is up to the
@@ -81,11 +82,7 @@ class Server:
         """
         while not self.readiness.draining:
             await asyncio.wait({self._drained}, timeout=LOOK)
-            try:
-                await asyncio.to_thread(check_free, host, self.port)
-            except UserError:
-                continue  # somebody listens, and that is us
-            if not self.readiness.draining:
+            if await asyncio.to_thread(deaf) and not self.readiness.draining:
                 logger.error("nobody listens on port %s: the gRPC server is started again", self.port)
                 await self._start_again()
 
@@ -170,7 +167,8 @@ async def serving(
     listening: asyncio.Task[None] | None = None
     try:
         await running.start()
-        listening = asyncio.create_task(running.keep_listening(settings.host))
+        ears = Ears(running.port) if shared else Port(settings.host, running.port)
+        listening = asyncio.create_task(running.keep_listening(ears.deaf))
         if sockets:
             receiver = Receiver(offered, limits, admission, tenant_of, requests)
             http = HttpServer(receiver, limits, settings.drain_seconds)

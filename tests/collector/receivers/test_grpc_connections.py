@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import sys
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import grpc
 import pytest
@@ -15,11 +16,13 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
+from tallymark_collector.processes.ports import held
 from tallymark_collector.receivers.server import grpc_options
 from tallymark_collector.settings import Connections, Limits
 from tests.support.receiving import ACME, GOOD, NOW, Counting, Failing, Stuck, receiving
 from tests.support.usage import BASE, number, request, sum_metric
 
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes share ports on Linux alone")
 SERVICES = {
     "opentelemetry.proto.collector.metrics.v1.MetricsService",
     "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -149,11 +152,21 @@ def test_of_many_binds_at_the_same_moment_one_succeeds() -> None:
     assert len(bound) == 1
 
 
-async def test_a_call_whose_path_is_no_text_does_not_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=LINUX)])
+async def test_a_call_whose_path_is_no_text_does_not_end_the_server(
+    shared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """grpcio's loop dies of it before our code is asked: somebody has to listen again, on the same port, though the
     connection stays open."""
     counting = Counting()
-    async with receiving(counting) as server:
+    # A port that processes share is never free, whoever listens.
+    with held("127.0.0.1", 0) if shared else nullcontext(0) as port:
+        await _breaks(counting, caplog, shared=shared, port=port)
+    assert counting.points == 3
+
+
+async def _breaks(counting: Counting, caplog: pytest.LogCaptureFixture, *, shared: bool, port: int) -> None:
+    async with receiving(counting, shares_ports=shared, port=port) as server:
         writers = []
         for times in (1, 2, 3):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -166,7 +179,6 @@ async def test_a_call_whose_path_is_no_text_does_not_end_the_server(caplog: pyte
                 assert state.status == HealthCheckResponse.SERVING
         for writer in writers:
             writer.close()
-    assert counting.points == 3
 
 
 async def _started_again(caplog: pytest.LogCaptureFixture, times: int) -> None:
