@@ -12,6 +12,7 @@ import pytest
 
 from tallymark_collector.model import Batch
 from tallymark_collector.store import Store
+from tallymark_collector.store.sources import _KNOWN_SQL
 from tests.support.usage import point, stream
 
 DAY = 86_400
@@ -58,6 +59,27 @@ async def test_clean_hours_are_not_read_from_points(store: Store, dsn: str, quer
         assert all("Rows Removed by Filter" not in node or node["Rows Removed by Filter"] < 40 for node in hours), (
             "they are found by an index, not by looking at everybody's"
         )
+
+
+async def test_totals_are_found_by_their_source(store: Store, dsn: str) -> None:
+    """However many there are of it and of others, three are read: the neighbours, and the one that comes again."""
+    del store
+    fill = """INSERT INTO usage_sample (account, stream, start_ns, time_ns, value, source, series, factor, since_ns)
+              SELECT 'a' || s % 7, md5('s' || s)::uuid, 5, n, n, md5('s' || s)::uuid, md5('r')::uuid, 1, 0
+              FROM generate_series(1, 60) s, generate_series(1, 200) n"""
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark,public") as connection:
+        connection.execute(fill)
+        keys = connection.execute("SELECT array_agg(DISTINCT source) FROM usage_sample").fetchone()
+        assert keys is not None
+        columns = [keys[0], [5] * 60, [100] * 60, [100] * 60]
+        for statement in ("SELECT", "ANALYZE usage_sample"):
+            connection.execute(statement)
+            row = connection.execute(f"EXPLAIN (ANALYZE, TIMING off, FORMAT json) {_KNOWN_SQL}", columns).fetchone()
+            assert row is not None
+            [document] = row[0] if isinstance(row[0], list) else json.loads(row[0])
+            scans = [node for node in nodes(document["Plan"]) if node.get("Relation Name") == "usage_sample"]
+            assert {node.get("Index Name") for node in scans} == {"usage_sample_source"}
+            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) == 3 * 60
 
 
 MIDNIGHT = 36_000

@@ -213,7 +213,8 @@ def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
                 reason, detail = refused[id(point)]
                 found.items.append(item._replace(outcome="quarantined", why=f"{reason.value}: {detail}"))
             else:
-                found.items.append(_as_total(item, point, first=point.time_ns == first.time_ns))
+                billed = any(one.time_ns == point.time_ns for one in result.points)
+                found.items.append(_as_total(item, point, first=point.time_ns == first.time_ns, billed=billed))
         for point in result.points:
             count(point.stream, point.value)
             if first.stream.source is not None and point.start_ns == start_ns and point.time_ns == first.time_ns:
@@ -225,19 +226,19 @@ def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
     found.usage = [Line(*key, sum(values, Decimal(0)), len(values)) for key, values in sorted(sums.items())]
 
 
-def _as_total(item: Item, point: Point, *, first: bool) -> Item:
+def _as_total(item: Item, point: Point, *, first: bool, billed: bool) -> Item:
     source, start_ns = point.stream.source, point.start_ns
     if point.is_base:
         return item._replace(outcome="base", why="it is from before `since`: what comes later counts from it")
     if not first:
         return item._replace(why="total, its increase is billed")
     rest = "what it has counted is not billed, later totals count from it"
-    if not start_ns:
-        return item._replace(outcome="base", why=f"the first total of a stream that does not say its start: {rest}")
     if source is not None and start_ns < source.since_ns:
         return item._replace(
             outcome="base", why=f"the first total that is seen of a stream that began before `since`: {rest}"
         )
+    if point.value and not billed:
+        return item._replace(outcome="base", why=f"the first total of a stream that does not say its start: {rest}")
     return item._replace(why="the first total that is seen of its stream, all of it is billed")
 
 

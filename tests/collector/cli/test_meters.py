@@ -143,6 +143,20 @@ def test_where_running_totals_begin_to_count_is_told(offline: Run, rules: Path, 
         assert "base 1" in result.stdout
 
 
+@pytest.mark.parametrize("start", [0, BASE + 10 * SECOND])
+def test_a_total_without_a_start_is_a_base(offline: Run, rules: Path, tmp_path: Path, start: int) -> None:
+    points = [
+        histogram_point(start, BASE + end * SECOND, count, None, {"consumer": "acme"})
+        for end, count in ((10, 5), (20, 9))
+    ]
+    file = written(tmp_path, "json", metrics_of(KONG, histogram(points, temporality=2), scope="kong"))
+    found = json.loads(offline("meters", "check", str(rules), str(file), "--json").stdout)
+    assert [(line["account"], line["quantity"]) for line in found["usage"]] == [("acme", "4")]
+    outcomes = {item["quantity"]: (item["outcome"], item["why"][:15]) for item in found["items"]}
+    assert outcomes == {"5": ("base", "the first total"), "9": ("counted", "total, its incr")}
+    assert found["whole"] == []
+
+
 def test_stdin_and_one_request_alone(rules: Path, tmp_path: Path, offline: Run) -> None:
     text = otlp_json(CAPTURED[0])
     found = program("meters", "check", str(rules), "-", "--json", input=text.decode())
