@@ -121,17 +121,20 @@ async def test_an_item_is_the_same_whether_redacted_or_not(store: Store) -> None
     assert b"s3cr3t" in item.payload, "what was stored before stays"
 
 
-async def test_what_is_attributed_is_billed_once_in_each_wrapping(store: Store) -> None:
-    """A running total without an account, then the next, in other decoration: both are one stream of its own."""
+@pytest.mark.parametrize("before", [OFF, Redaction()])
+async def test_what_is_attributed_is_billed_once_in_each_wrapping(store: Store, before: Redaction) -> None:
+    """A running total without an account, then the next, in other decoration: both are one stream of its own, also
+    where an earlier version has stored the first as it came."""
     for end, value, pod in ((100, 10, "a"), (200, 17, "b")):
         attributes = {"http.request.header.cookie": "s3cr3t", "a": "b"}
         point = number(BASE, BASE + end * SECOND, value, attributes)
-        await send(store, request(sum_metric([point], temporality=2), pod=pod, **{"process.command_line": f"x {pod}"}))
+        message = request(sum_metric([point], temporality=2), pod=pod, **{"process.command_line": f"x {pod}"})
+        await send(store, message, redaction=before if pod == "a" else Redaction())
     found = await open_items(store)
     assert len(found) == 2
     for item in found:
-        assert b"s3cr3t" not in item.payload
         await bill(store, item, account="acme")
+    assert [b"s3cr3t" in item.payload for item in found].count(True) == (before is OFF)
     assert await rows(store, "SELECT sum(quantity) FROM usage_point") == [(17,)]
     [(attributes, streams)] = await rows(
         store, "SELECT e.attributes, count(*) FROM usage_series e JOIN usage_stream USING (account, series) GROUP BY 1"

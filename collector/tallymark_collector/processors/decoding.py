@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -232,10 +233,14 @@ class MetricStreams:
         # What identifies the stream is what was sent; what is stored of it is redacted.
         identity = mark.stream if mark and mark.stream else stream_of(self._tenant, origin)
         redaction = self._cache.redaction
-        series = Series(self._tenant, account, origin.name, origin.unit, redaction.attributes(dimensions))
+        stored, stored_resource = redaction.attributes(dimensions), redaction.attributes(resource)
+        series = Series(self._tenant, account, origin.name, origin.unit, stored)
         temporality = Temporality(origin.temporality) if origin.monotonic else Temporality.LEVEL
-        redacted = redacted_origin(redaction, origin, lambda: sum_as_sent(self._tenant, origin))
-        return Stream(identity, series, temporality, redaction.attributes(resource), scope.name, redacted)
+        # Most streams have nothing to redact, and their bytes need not be gone through for that.
+        is_clean = stored is dimensions and stored_resource is resource and not scope.attributes
+        if not is_clean or dimensions.get(MARK) is not None:
+            origin = redacted_origin(redaction, origin, partial(sum_as_sent, self._tenant, origin))
+        return Stream(identity, series, temporality, stored_resource, scope.name, origin)
 
 
 def decode_metrics(
