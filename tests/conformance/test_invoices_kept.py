@@ -181,3 +181,9 @@ async def test_a_period_whose_points_were_dropped_is_finalised_knowingly(store: 
     assert document.stands_on["sums"][0]["by_points"] is None
     with pytest.raises(BillingError, match="had been dropped before it was finalised"):
         await changed(store, document)
+    late = round(datetime(2026, 8, 25, 1, tzinfo=timezone.utc).timestamp()) - ZERO_NS // SECOND
+    await store.write(Batch(points=[point(stream("acme"), late - 5, late, 3)]))
+    with pytest.raises(RefusedError, match="have been dropped"):
+        await correct(store, "default", "acme", AUGUST, asked(now=NOW))
+    correction = (await correct(store, "default", "acme", AUGUST, how)).documents[-1]
+    assert (correction.kind, correction.total) == ("debit_note", Decimal("1.50"))

@@ -11,6 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tallymark_collector import application
+from tallymark_collector.settings import Settings
 from tests.collector.cli.conftest import Run, cells, execute, fill, used
 from tests.support.usage import stream
 
@@ -161,3 +163,17 @@ def test_two_processes_at_once_make_one_document(dsn: str) -> None:
     assert found[0] == found[1]
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT count(*) FROM tallymark.invoices").fetchone() == (1,)
+
+
+def test_retention_waits_for_invoices_unless_it_is_told_not_to(offline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    async def served(settings: Settings, _: object) -> None:
+        waits.append(settings.retention.keep_unfinalized)
+
+    monkeypatch.setattr(application, "serve", served)
+    for options in ((), ("--drop-unfinalized",), ("--keep-unfinalized",)):
+        assert offline("serve", *options).exit_code == 0
+    monkeypatch.setenv("TALLYMARK_KEEP_UNFINALIZED", "false")
+    assert offline("serve").exit_code == 0
+    assert waits == [True, False, True, False]
