@@ -115,6 +115,12 @@ OWN_FUNCTIONS: Final = ("own_usage_aggregated(timestamptz, timestamptz)",)
 FUNCTIONS: Final = ("usage_aggregated(text, text, timestamptz, timestamptz, jsonb)",)
 """What writers and readers may call. A view's functions are called with the rights of who reads the view."""
 
+WRITER_FUNCTIONS: Final = (
+    *FUNCTIONS,
+    "invoice_points(text, text, timestamptz, timestamptz, timestamptz)",
+    "invoice_levels(text, text, timestamptz, timestamptz, timestamptz)",
+)
+
 _STANDING_SQL: Final = """
 SELECT r.rolname = pg_get_userbyid(n.nspowner), pg_has_role(r.oid, n.nspowner, 'MEMBER'),
        pg_has_role(current_user, n.nspowner, 'USAGE')
@@ -161,7 +167,7 @@ async def grant(
                 f"the role {role!r} cannot be both: writer, reader and an account's reader are roles of their own"
             )
     if writer is not None:
-        await _only(connection, writer, await privileges(connection), FUNCTIONS)
+        await _only(connection, writer, await privileges(connection), WRITER_FUNCTIONS)
         await _allow_temporary_tables(connection, writer)
     if reader is not None:
         await _only(connection, reader, dict.fromkeys(READER, _READ), FUNCTIONS)
@@ -195,7 +201,7 @@ async def check_writer(connection: Connection) -> None:
     columns = [list(column) for column in zip(*needed, strict=True)]
     missing = await (await connection.execute(_MISSING_SQL, columns)).fetchall()
     missing += await (
-        await connection.execute(_UNCALLABLE_SQL, [[f"{SCHEMA}.{each}" for each in FUNCTIONS]])
+        await connection.execute(_UNCALLABLE_SQL, [[f"{SCHEMA}.{each}" for each in WRITER_FUNCTIONS]])
     ).fetchall()
     if missing:
         user = connection.info.user

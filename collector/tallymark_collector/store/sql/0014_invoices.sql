@@ -122,6 +122,9 @@ FROM (
 ) h
 $$;
 
+REVOKE EXECUTE ON FUNCTION invoice_points(text, text, timestamptz, timestamptz, timestamptz) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION invoice_levels(text, text, timestamptz, timestamptz, timestamptz) FROM PUBLIC;
+
 -- PUBLIC. Finalised invoices and their corrections.
 CREATE VIEW invoices AS
 SELECT d.tenant, d.account, d.period_start, d.period_end, d.invoice, d.number, d.kind, d.corrects, d.plan,
