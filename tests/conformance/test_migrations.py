@@ -62,6 +62,12 @@ RELATIONS = {
     "usage_import_file": "table",
     "usage_import_line": "table",
     "usage_lines": "view",
+    "account_reader": "table",
+    "own_usage_hourly": "view",
+    "own_usage_daily": "view",
+    "own_usage_by_period": "view",
+    "own_usage_levels": "view",
+    "own_usage_calls": "view",
 }
 
 DIMENSIONS = "plan route method status_code error_type attributes quantity points"
@@ -82,6 +88,11 @@ COLUMNS = {
     "invoice_lines": "tenant account period_start period_end invoice number line description meter unit aggregation"
     " quantity unit_price amount currency points",
     "invoice_days": "tenant account period_start period_end invoice number meter unit day quantity points",
+    "own_usage_hourly": f"tenant account meter unit bucket {DIMENSIONS}",
+    "own_usage_daily": f"tenant account meter unit bucket {DIMENSIONS}",
+    "own_usage_by_period": "tenant account period_start period_end plan meter unit quantity points",
+    "own_usage_levels": "tenant account meter unit time value attributes",
+    "own_usage_calls": "tenant account meter time quantity trace_id span_id name user_id duration",
 }
 """The public interface: a column may be added at a release, none may go or change its name."""
 
@@ -140,10 +151,11 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
         ).fetchall()
     keys = {name: set(columns) for name, columns in rows}
     of_producers = {"usage_producer", "usage_control", "usage_closed"}
-    others = {"migration", "plan_version", "tenant", "credential"}
-    # That a line comes again with another account or time has to be found: see the comments of its migration.
+    # A role reads one account's usage, so its name is the key.
+    others = {"migration", "plan_version", "tenant", "credential", "account_reader"}
     # Whom the file of meters bills for a source may change.
     of_sources = {"usage_source"}
+    # That a line comes again with another account or time has to be found: see the comments of its migration.
     of_imports = {"usage_import_source", "usage_import_file", "usage_import_line"}
     without = {name for name, columns in keys.items() if "account" not in columns}
     assert without == others | of_producers | of_imports | of_sources

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tallymark_collector.model import Attributes, Series
+from tallymark_collector.model import Attributes, Point, Series, Stream
 from tests.collector.cli.conftest import Run, cells, execute, fill, used
 from tests.support.usage import stream
 
@@ -188,13 +188,19 @@ def aggregated(run: Run, dsn: str, tmp_path: Path) -> None:
     users = [stream("acme", "users", **{"user.id": user}) for user in ("ann", "bob", "cyd")] + [stream("acme", "users")]
     fill(
         dsn,
-        *(used(uploads["acme"], f"2024-03-05T10:00:0{second}", size) for second, size in enumerate((3, 70, 5))),
+        *(event(uploads["acme"], f"2024-03-05T10:00:0{second}", size) for second, size in enumerate((3, 70, 5))),
         *(used(each, "2024-03-06T10:00:00", 2) for each in users),
         used(stream("acme"), "2024-03-06T10:00:00", 11),
         # Of the SDK: how much of an outage its sum holds, nobody knows.
         used(replace(uploads["globex"], scope_name="tallymark"), "2024-03-05T10:00:00", 4),
     )
     assert run("plans", "apply", str(file)).exit_code == 0
+
+
+def event(of: Stream, at: str, quantity: int) -> Point:
+    """As a line of an access log: it happened at that time, and not over an interval."""
+    point = used(of, at, quantity)
+    return point._replace(start_ns=point.time_ns)
 
 
 def series(account: str) -> Series:
