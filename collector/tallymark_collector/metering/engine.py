@@ -21,6 +21,8 @@ from tallymark_collector.processors.redaction import STANDARD, Redaction
 MAX_REMEMBERED: Final = 200_000
 """Names, metrics and streams whose meaning is remembered. At the limit all are forgotten and read again as they
 come: about 1 KB each."""
+MAX_REMEMBERED_BYTES: Final = 256 * 2**20
+"""About what they may take in memory."""
 
 
 _Kind = TypeVar("_Kind", MetricSource, SpanSource)
@@ -41,7 +43,7 @@ class Metering:
         self.rules = rules
         self._account = account
         self._redaction = redaction
-        self._memory = Memory(limit)
+        self._memory = Memory(limit, MAX_REMEMBERED_BYTES)
 
     @property
     def size(self) -> int:

@@ -1,29 +1,43 @@
-"""What the repeating bytes of requests mean, within a limit."""
+"""What the repeating bytes of requests mean, within limits."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from typing import Final
+
+REMEMBERED: Final = 1024
+"""About what an entry takes in memory, beside `DECODED` times the texts and bytes of its key."""
+DECODED: Final = 8
 
 
 class Memory:
-    """A dictionary that forgets everything at its limit, which costs time and changes nothing."""
+    """A dictionary that forgets everything at its limits, which costs time and changes nothing."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_bytes: int) -> None:
         self._limit = limit
-        self._known: dict[Hashable, object] = {}
+        self._limit_bytes = limit_bytes
+        self._known: dict[tuple[object, ...], object] = {}
+        self._bytes = 0
 
     @property
     def size(self) -> int:
         """Entries now; never more than the limit."""
         return len(self._known)
 
-    def __contains__(self, key: Hashable) -> bool:
+    @property
+    def weight(self) -> int:
+        """About what they take in memory; more than the limit only by what came last."""
+        return self._bytes
+
+    def __contains__(self, key: tuple[object, ...]) -> bool:
         return key in self._known
 
-    def __getitem__(self, key: Hashable) -> object:
+    def __getitem__(self, key: tuple[object, ...]) -> object:
         return self._known[key]
 
-    def __setitem__(self, key: Hashable, value: object) -> None:
-        if len(self._known) >= self._limit:
+    def __setitem__(self, key: tuple[object, ...], value: object) -> None:
+        size = REMEMBERED + DECODED * sum(len(part) for part in key if isinstance(part, (bytes, str)))
+        if len(self._known) >= self._limit or self._bytes + size > self._limit_bytes:
             self._known.clear()
+            self._bytes = 0
         self._known[key] = value
+        self._bytes += size

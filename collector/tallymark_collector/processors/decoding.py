@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
 
 MAX_CACHED_STREAMS: Final = 200_000
-"""Streams whose decoded form is kept. At the limit all are dropped and decoded again as they come: about 1 KB each."""
+"""Streams whose decoded form is kept. At the limit all are dropped and decoded again as they come."""
+MAX_CACHED_BYTES: Final = 512 * 2**20
+"""About what they take in memory at the most: each `REMEMBERED`, and `DECODED` times its bytes."""
+REMEMBERED: Final = 1024
+DECODED: Final = 8
+"""As it came, decoded, and as dimensions; many short attributes take more, few long ones less."""
 
 NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point carries nothing
 PIECE: Final = 4096
@@ -104,12 +109,21 @@ class StreamCache:
     """Remembers what the repeating bytes of requests mean. Not thread-safe: one event loop owns it, which may decode
     several requests in turns."""
 
-    def __init__(self, limit: int = MAX_CACHED_STREAMS, *, redaction: Redaction = STANDARD, kept: bool = False) -> None:
+    def __init__(
+        self,
+        limit: int = MAX_CACHED_STREAMS,
+        *,
+        redaction: Redaction = STANDARD,
+        kept: bool = False,
+        limit_bytes: int = MAX_CACHED_BYTES,
+    ) -> None:
         """`kept`: for what comes out of quarantine, where marks say who its points were."""
         self.redaction: Final = redaction
         self.kept: Final = kept
         self._limit = limit
+        self._limit_bytes = limit_bytes
         self._counted = 0
+        self._bytes = 0
         self._metrics: dict[tuple[str, Origin], _Known] = {}
         self._scopes: dict[bytes, str] = {}
 
@@ -119,6 +133,11 @@ class StreamCache:
         known = sum(len(one.by_bytes) + len(one.by_attributes) for one in self._metrics.values())
         return len(self._scopes) + len(self._metrics) + known
 
+    @property
+    def weight(self) -> int:
+        """About what it takes in memory; more than the limit only by what came last."""
+        return self._bytes
+
     def scope_name(self, scope: bytes) -> str:
         """The name in an InstrumentationScope message, "" where it cannot be read."""
         name = self._scopes.get(scope)
@@ -127,7 +146,7 @@ class StreamCache:
                 name = wire.decode_scope(scope).name
             except MalformedRequest:
                 name = ""  # its points are refused one by one, if they are usage at all
-            self.make_room()
+            self.make_room(len(scope))
             self._scopes[scope] = name
         return name
 
@@ -146,17 +165,21 @@ class StreamCache:
         )
         known = self._metrics.get((tenant, origin))
         if known is None:
-            self.make_room()
+            self.make_room(len(resource) + len(scope) + len(metric.name) + len(metric.unit))
             known = self._metrics[tenant, origin] = _Known({}, {})
         return MetricStreams(self, tenant, origin, known)
 
-    def make_room(self) -> None:
-        """Counts one more entry; at the limit everything is forgotten, which costs time and changes nothing."""
+    def make_room(self, size: int) -> None:
+        """Counts one more entry, of so many bytes as it came; at a limit everything is forgotten, which costs time and
+        changes nothing."""
+        size = REMEMBERED + DECODED * size
         self._counted += 1
-        if self._counted > self._limit:
+        self._bytes += size
+        if self._counted > self._limit or self._bytes > self._limit_bytes:
             self._metrics.clear()
             self._scopes.clear()
             self._counted = 1
+            self._bytes = size
 
 
 class MetricStreams:
@@ -191,7 +214,7 @@ class MetricStreams:
         return found
 
     def _made(self, attributes: tuple[bytes, ...]) -> Resolved:
-        self._cache.make_room()
+        self._cache.make_room(sum(map(len, attributes)))
         try:
             return self._decode(self._origin._replace(attributes=attributes))
         except MalformedRequest as error:

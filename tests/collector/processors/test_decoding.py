@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
+import tracemalloc
 from decimal import Decimal
 
 import pytest
@@ -197,6 +199,26 @@ def test_the_cache_forgets_without_changing_anything() -> None:
     messages = [one(attributes={"tallymark.account.id": f"a{i % 5}"}) for i in range(20)]
     for message in messages:
         assert identity(message) == decode(message, cache).points[0].stream.id
+
+
+def test_the_cache_is_bounded_in_bytes_too() -> None:
+    """A resource, scope or attribute may be as large as a request, and 200,000 of those are no bound."""
+    cache = StreamCache(limit_bytes=1 << 20)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for i in range(40):
+            long = f"{i}" + "x" * 50_000
+            decode(request(sum_metric([number(BASE, NOW, 1, ACME)]), producer=long), cache)
+            decode(request(sum_metric([number(BASE, NOW, 1, ACME)]), scope=f"tallymark.{long}"), cache)
+            decode(one(attributes={**ACME, "dimension": long}), cache)
+            decode(request(sum_metric([], name=long)), cache)
+            assert cache.weight <= (1 << 20) + 9 * 50_200
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 2 << 20
 
 
 def test_the_cache_is_bounded_whatever_differs() -> None:
