@@ -21,7 +21,7 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, WriteResult
-from tallymark_collector.processors.aside import redacted_item, redacted_origin
+from tallymark_collector.processors.aside import redacted_origin, redacting
 from tallymark_collector.processors.decoding import Decoded, StreamCache, decoding_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.spans import decode_spans
@@ -95,7 +95,7 @@ class Pipeline:
         self.unmatched.add("metrics", self._named(decoded.foreign))
         batch = Batch(
             points=decoded.points,
-            quarantined=[redacted_item(self.redaction, item) for item in decoded.quarantined],
+            quarantined=await resting(redacting(self.redaction, decoded.quarantined)),
             controls=[self._redacted(item) for item in decoded.controls],
             closings=decoded.closings,
             counts=[self._redacted(item) for item in decoded.counts],
@@ -113,7 +113,7 @@ class Pipeline:
         self.totals.requests += 1
         self.totals.unmatched += decoded.unmatched
         self.unmatched.add("traces", self._named(decoded.foreign))
-        quarantined = [redacted_item(self.redaction, item) for item in decoded.quarantined]
+        quarantined = await resting(redacting(self.redaction, decoded.quarantined))
         batch = Batch(decoded.points, decoded.evidence, quarantined)
         rejected = decoded.rejected
         del decoded

@@ -19,6 +19,7 @@ import pytest
 
 from tallymark_collector.model import Batch
 from tallymark_collector.store import Store
+from tallymark_collector.store.roles import AccountReader
 from tests.deploy.conftest import Server
 from tests.deploy.test_files import DEPLOY, SERVICES
 from tests.support.usage import point, stream
@@ -196,12 +197,12 @@ def test_a_missing_secret_stops_before_anything_is_made(own_server: Server, cont
     assert own_server.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'tallymark%'") == []
 
 
-def test_an_account_reads_its_own_usage_through_the_view_of_the_documentation(deployed: Server) -> None:
+def test_an_account_reads_its_own_usage_as_the_page_says(deployed: Server) -> None:
     owner = deployed.to(user="tallymark_owner", password=PASSWORDS["owner"], dbname="tallymark")
     page = (DEPLOY.parent / "docs/operating.md").read_text()
-    [statements] = [block for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "acme" in block]
-    deployed.execute("CREATE ROLE acme_reader LOGIN")
-    deployed.execute("GRANT CONNECT ON DATABASE tallymark TO acme_reader")
+    [statements] = [block for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "acme_reader" in block]
+    for statement in re.sub("--.*", "", statements).split(";")[:-1]:
+        deployed.execute(statement)
 
     async def write() -> None:
         store = Store(owner)
@@ -209,12 +210,11 @@ def test_an_account_reads_its_own_usage_through_the_view_of_the_documentation(de
         await store.prepare()
         await store.write(Batch(points=[point(stream("acme"), 0, 10, 5), point(stream("globex"), 0, 10, 7)]))
         await store.write(Batch(points=[point(stream("acme", tenant="other-tenant"), 0, 10, 11)]))
+        await store.grant(account_reader=AccountReader("acme_reader", "default", "acme"))
         await store.close()
 
     asyncio.run(write())
-    with psycopg.connect(owner, autocommit=True) as connection:
-        connection.execute(statements)
-    mine = {"user": "acme_reader", "dbname": "tallymark"}
-    assert deployed.execute("SELECT meter, quantity FROM acme.usage", **mine) == [("api.requests", 5)]
+    mine = {"user": "acme_reader", "password": "…", "dbname": "tallymark"}
+    assert deployed.execute("SELECT meter, quantity FROM tallymark.own_usage_hourly", **mine) == [("api.requests", 5)]
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         deployed.execute("SELECT 1 FROM tallymark.usage_hourly", **mine)

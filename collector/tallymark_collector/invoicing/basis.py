@@ -14,7 +14,7 @@ from tallymark_collector.billing.money import exact, plain
 from tallymark_collector.billing.periods import Period
 from tallymark_collector.billing.plans import Plan
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.keeping import dropped_before
+from tallymark_collector.store.keeping import dropped_before, levels_dropped_before
 
 SETTLED: Final = timedelta(seconds=60)
 """A document stands on what was recorded until so long before it: by then whoever began to write has ended, since a
@@ -111,6 +111,7 @@ async def basis(
             "points_dropped_before": None if dropped is None else _iso(dropped),
             "levels": levels,
             "levels_from": _iso(levels_from),
+            "levels_dropped_before": _iso(await levels_dropped_before(connection, levels_from)),
             "levels_digest": levels_digest,
             "sums": [
                 {

@@ -81,7 +81,9 @@ async def unchanged(connection: Connection, document: Document) -> str | None:
         )
     levels_from = _instant(basis["levels_from"])
     if basis["levels"]:
-        dropped = await levels_dropped_before(connection, levels_from)
+        # What had been dropped before the document was made is not in its digest.
+        known = basis.get("levels_dropped_before")
+        dropped = await levels_dropped_before(connection, levels_from if known is None else _instant(known))
         if dropped is not None:
             raise BillingError(
                 f"levels before {dropped.isoformat()} have been dropped: {document.invoice} stands by itself"

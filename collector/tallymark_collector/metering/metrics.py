@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import KeyValueList
@@ -48,7 +49,7 @@ from tallymark_collector.processors import validation
 from tallymark_collector.processors.aside import redacted_origin
 from tallymark_collector.processors.decoding import NO_RECORDED_VALUE
 from tallymark_collector.processors.redaction import Redaction
-from tallymark_collector.processors.sent import Sent, identifying, origin_of_metered
+from tallymark_collector.processors.sent import Sent, identifying, origin_of_metered, source_of
 from tallymark_collector.wire.points import alone
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
@@ -85,6 +86,8 @@ class _Target:
     source: MetricSource
     stream: Stream | None = None
     refused: Refused | None = None
+    sender: UUID | None = None
+    """Of running totals: whose they are, whatever is read of them."""
 
 
 class _Header(NamedTuple):
@@ -208,7 +211,9 @@ class MetricGroup:
             # An overflow's point has lost the attributes that would tell.
             if meter not in targets and (broken or overflowed or failing(source.where, attributes) is None):
                 refusal = broken or (validation.OVERFLOWED if overflowed and source.where else None)
-                targets[meter] = self._target(meter, unit, source, header, attributes, point, refusal)
+                targets[meter] = self._target(
+                    meter, unit, source, header, attributes, point, refusal, unreadable=broken is not None
+                )
         return list(targets.values())
 
     def _target(
@@ -220,6 +225,8 @@ class MetricGroup:
         attributes: Attributes,
         point: Any,
         refusal: Refusal | None,
+        *,
+        unreadable: bool,
     ) -> _Target:
         group = self._group
         target = _Target(meter, source)
@@ -230,15 +237,6 @@ class MetricGroup:
             who = Refusal(Reason.TEMPORALITY_MISSING, f"{header.temporality} is neither delta nor cumulative")
         elif problem is not None:
             who = Refusal(Reason.METER_INVALID, problem)
-        if isinstance(who, Refusal):
-            target.refused = Refused(meter, account, who)
-            return target
-        redaction = self._redaction
-        series = Series(group.tenant, who.account, meter, unit, redaction.attributes(who.dimensions))
-        resource = redaction.attributes(group.attributes)
-        reading = Reading(header.kind, source.quantity, source.by)
-        raw = tuple(item.SerializeToString() for item in point.attributes)
-        origin = Origin(group.resource, group.scope, header.name, header.unit, header.temporality, True, raw, reading)
         sender = (
             group.tenant,
             identifying(group.attributes),
@@ -249,20 +247,34 @@ class MetricGroup:
             attributes,
             meter,
         )
+        sender_id = None
+        if header.temporality == Temporality.CUMULATIVE and not unreadable:
+            sender_id = fingerprint("metered source", *sender)
+        if isinstance(who, Refusal):
+            own = fingerprint("metered", *sender, account) if account and not unreadable else None
+            target.refused = Refused(meter, account, who, own, sender_id)
+            return target
+        redaction = self._redaction
+        series = Series(group.tenant, who.account, meter, unit, redaction.attributes(who.dimensions))
+        resource = redaction.attributes(group.attributes)
+        reading = Reading(header.kind, source.quantity, source.by)
+        raw = tuple(item.SerializeToString() for item in point.attributes)
+        origin = Origin(group.resource, group.scope, header.name, header.unit, header.temporality, True, raw, reading)
         identity = ("metered", *sender, series.account)
         own = fingerprint(*identity)
         temporality = Temporality(header.temporality)
         totals = None
-        if temporality is Temporality.CUMULATIVE:
+        if sender_id is not None:
             since, earlier = source.since or 0, None if source.since is None else fingerprint(*identity, source.since)
-            totals = Source(fingerprint("metered source", *sender, source.quantity), source.by, since, earlier)
+            totals = Source(source_of(sender_id, source.quantity), source.by, since, earlier)
 
         def sent() -> Sent:
             payload = self._payload(_alone(metrics_pb2.Metric(name=header.name, unit=header.unit), header, point))
-            came = origin_of_metered(group.tenant, meter, "metrics", payload)
-            return Sent(came.stream, own, None if totals is None else totals.id)
+            came = origin_of_metered(group.tenant, meter, "metrics", payload, kept=False)
+            return Sent(came.stream, own, sender_id)
 
         kept = redacted_origin(redaction, origin, sent)
+        target.sender = sender_id
         target.stream = Stream(own, series, temporality, resource, group.scope_name, kept, totals)
         return target
 
@@ -322,7 +334,7 @@ def _point(target: _Target, header: _Header, point: Any, window: tuple[int, int]
         value = refusal
     if before:
         return None
-    return Refused(target.meter, account, value, stream.id, None if stream.source is None else stream.source.id)
+    return Refused(target.meter, account, value, stream.id, target.sender)
 
 
 def read(point: Any, quantity: str) -> Decimal | Refusal:

@@ -40,8 +40,10 @@ class Sent(NamedTuple):
     def attribute(self) -> KeyValue:
         """The mark."""
         found = KeyValue(key=MARK)
-        known = [self.origin, *(() if self.stream is None else (self.stream, self.source))]
-        found.value.string_value = " ".join(one.hex for one in known if one is not None)
+        known = [self.origin, self.stream, self.source]
+        while known[-1] is None:
+            known.pop()
+        found.value.string_value = " ".join("-" if one is None else one.hex for one in known)
         return found
 
 
@@ -108,9 +110,9 @@ class Came(NamedTuple):
     point: UUID
 
 
-def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes) -> Came:
+def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes, *, kept: bool) -> Came:
     """The same of what a file of meters makes usage of `meter`: a span by its identifiers, a point by the stream that
-    it came from and its times. Raises MalformedRequest."""
+    it came from and its times. `kept`: out of quarantine, where a mark is ours. Raises MalformedRequest."""
     if signal == "traces":
         spans = _parsed(ExportTraceServiceRequest, payload)
         one = _only([s for resource in spans.resource_spans for scope in resource.scope_spans for s in scope.spans])
@@ -121,7 +123,8 @@ def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes) -> C
     [metric] = scope.metrics
     data: Any = getattr(metric, metric.WhichOneof("data") or "sum")
     one = _only(data.data_points)
-    mark = next((parse_mark(item.value.string_value) for item in one.attributes if item.key == MARK), None)
+    marks = (parse_mark(item.value.string_value) for item in one.attributes if kept and item.key == MARK)
+    mark = next(marks, None)
     sender = _readable(resource.resource.attributes)
     stream = fingerprint(
         "metered",
@@ -139,6 +142,11 @@ def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes) -> C
     )
     stream = mark.origin if mark is not None else stream
     return Came(stream, fingerprint(stream.hex, one.start_time_unix_nano, one.time_unix_nano))
+
+
+def source_of(sender: UUID, quantity: str) -> UUID:
+    """The source of running totals: whose they are, and what a file of meters reads of them."""
+    return fingerprint("metered source", sender.hex, quantity)
 
 
 def mark_of_metered(signal: str, payload: bytes) -> Sent | None:
@@ -193,7 +201,7 @@ def parse_mark(text: object) -> Sent | None:
     """A mark's value, read."""
     try:
         origin, *rest = str(text).split(" ")
-        return Sent(UUID(hex=origin), *(UUID(hex=one) for one in rest[:2]))
+        return Sent(UUID(hex=origin), *(None if one == "-" else UUID(hex=one) for one in rest[:2]))
     except ValueError:
         return None
 

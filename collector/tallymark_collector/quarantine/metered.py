@@ -19,7 +19,7 @@ from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering.captured import Captured
-from tallymark_collector.metering.conditions import failing
+from tallymark_collector.metering.conditions import Condition, failing
 from tallymark_collector.metering.engine import why_not_group
 from tallymark_collector.metering.explain import Item as Explained
 from tallymark_collector.metering.explain import explain
@@ -29,8 +29,8 @@ from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import Rules, SpanSource
 from tallymark_collector.metering.spans import why_not_span
 from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal
-from tallymark_collector.processors.redaction import STANDARD, Redaction
-from tallymark_collector.processors.sent import Came, Sent, mark_of_metered, origin_of_metered
+from tallymark_collector.processors.redaction import REDACTED, STANDARD, Redaction
+from tallymark_collector.processors.sent import Came, Sent, mark_of_metered, origin_of_metered, source_of
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine.items import ID_SHOWN, Item
 from tallymark_collector.quarantine.mending import Decision, Mended, shown
@@ -64,6 +64,11 @@ def read_metered(
         )
     if decision.account is not None and (named := item.account or _named_account(item, rules)):
         return f"it names account {named!r} itself: its usage cannot become another's"
+    if (name := _asked_of_redacted(item, rules)) is not None:
+        return (
+            f"{rules.file} asks for {name}, which was redacted: nobody knows any more which source it fits."
+            " Discard it, and charge it otherwise"
+        )
     mended = mend(item, decision)
     batch = decode(item, mended.payload, rules, decision.account, limits, now_ns, redaction)
     if batch.quarantined:
@@ -111,7 +116,12 @@ def decode(
         raise MalformedRequest(str(error)) from None
     # A metric that the file has forgotten might be a meter by its own name: it was never meant as that.
     return Batch(
-        points=[_as_sent(point, sent, account) for point in found.points if point.metered and not point.is_base],
+        points=[
+            _as_sent(point, sent, account)
+            for point in found.points
+            # A base bills nothing; but one that the limit kept out is what later totals count from.
+            if point.metered and (not point.is_base or item.reason == Reason.STREAMS_LIMITED.value)
+        ],
         evidence=found.evidence,
         quarantined=[one for one in found.quarantined if one.metered],
     )
@@ -119,12 +129,16 @@ def decode(
 
 def _as_sent(point: Point, sent: Sent | None, account: str | None) -> Point:
     """The point in the stream that it was sent for: what is left of a redacted one tells another."""
-    if sent is None or sent.stream is None or account is not None:
+    if sent is None:
         return point
     source = point.stream.source
     if source is not None and sent.source is not None:
-        source = source._replace(id=sent.source, earlier=None)
-    return point._replace(stream=replace(point.stream, id=sent.stream, source=source))
+        reading = point.stream.origin.reading
+        assert reading is not None, "a source's points are read by a file of meters"
+        # What the file reads of it by now may be another number.
+        source = source._replace(id=source_of(sent.source, reading.quantity), earlier=None)
+    identity = point.stream.id if sent.stream is None or account is not None else sent.stream
+    return point._replace(stream=replace(point.stream, id=identity, source=source))
 
 
 def explained(item: Item, rules: Rules) -> list[Explained]:
@@ -153,7 +167,7 @@ def mend(item: Item, decision: Decision) -> Mended:
 def origin(item: Item) -> Came:
     """Who the item was when it came, for its meter: a span by its identifiers, a point by the stream that it came from
     and its times. Raises MalformedRequest."""
-    return origin_of_metered(item.tenant, item.meter, item.signal, item.payload)
+    return origin_of_metered(item.tenant, item.meter, item.signal, item.payload, kept=True)
 
 
 def _request(signal: str, payload: bytes) -> ExportMetricsServiceRequest | ExportTraceServiceRequest:
@@ -210,6 +224,16 @@ def _named_account(item: Item, rules: Rules) -> str | None:
             account = account_of(source.account, own, resource)
             return account if isinstance(account, str) else None
     return None
+
+
+def _asked_of_redacted(item: Item, rules: Rules) -> str | None:
+    """An attribute of the item that a source of its meter asks for and of which something was redacted."""
+    one = _only(_request(item.signal, item.payload))
+    redacted = {each.key for each in one.attributes if REDACTED.encode() in each.value.SerializeToString()}
+    sources = rules.meters[item.meter].sources if item.meter in rules.meters else ()
+    asked = (pair for source in sources for pair in source.where.items() if pair[0] in redacted)
+    # That it is there still holds.
+    return next((name for name, of in asked if replace(of, present=None) != Condition()), None)
 
 
 def _still(item: Item, refusal: Refusal) -> str:

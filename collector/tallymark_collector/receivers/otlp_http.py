@@ -110,7 +110,16 @@ class Receiver:
             return body
         share.take(min(otlp_json.values_at_most(body), self._limits.json_values) * VALUE_WEIGHT)
         # In a thread: others are served while a large request is converted.
-        return await asyncio.to_thread(otlp_json.to_protobuf, body, service.message, self._limits.json_values)
+        converting = asyncio.ensure_future(
+            asyncio.to_thread(otlp_json.to_protobuf, body, service.message, self._limits.json_values)
+        )
+        try:
+            return await asyncio.shield(converting)
+        except asyncio.CancelledError:
+            await asyncio.wait([converting])  # a thread is not cancelled: it counts until it has gone
+            if not converting.cancelled():
+                converting.exception()
+            raise
 
 
 def media_of(content_type: str) -> Media:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
@@ -15,7 +16,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import Me
 
 from tallymark_collector.errors import Overloaded
 from tallymark_collector.receivers.admission import Admission, Share
+from tallymark_collector.receivers.otlp_http import VALUE_WEIGHT
 from tallymark_collector.receivers.server import Server
+from tallymark_collector.wire import otlp_json
 from tests.support.receiving import GOOD, Counting, Stuck, receiving
 
 LIMIT = 100
@@ -184,6 +187,36 @@ async def test_a_request_that_did_not_hear_that_it_had_to_go_takes_no_more() -> 
     assert admission.under_way == 0
 
 
+async def test_json_counts_until_the_thread_that_reads_it_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is not cancelled: what it holds is there until it ends."""
+    reading, gone = threading.Event(), threading.Event()
+
+    def to_protobuf(body: bytes, *_: object) -> bytes:
+        reading.set()
+        gone.wait(60)
+        return body
+
+    monkeypatch.setattr(otlp_json, "to_protobuf", to_protobuf)
+    stuck = Stuck()
+    body = b"[" + b" " * 10_000 + b"]"
+    held = len(body) + otlp_json.values_at_most(body) * VALUE_WEIGHT
+    async with (
+        receiving(stuck, serve={"tenant_of": by_header}, in_flight_bytes=held + 10) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        try:
+            flood = asyncio.create_task(post(session, server, "flood", body, "application/json"))
+            await asyncio.to_thread(reading.wait, 60)
+            quiet = asyncio.create_task(post(session, server, "quiet", GOOD.SerializeToString()))
+            await asyncio.wait_for(stuck.reached(1), 60)
+            await asyncio.wait([flood], timeout=0.3)
+            assert not flood.done(), "it was answered while its thread was at work"
+        finally:
+            gone.set()
+        assert await flood == 429
+        quiet.cancel()
+
+
 @asynccontextmanager
 async def flooded(stuck: Stuck, body: bytes) -> AsyncIterator[tuple[Server, list[asyncio.Task[int]]]]:
     """A server that the tenant "flood" has filled, over both protocols; what becomes of its requests."""
@@ -207,8 +240,10 @@ async def flooded(stuck: Stuck, body: bytes) -> AsyncIterator[tuple[Server, list
         yield server, tasks
 
 
-async def post(session: aiohttp.ClientSession, server: Server, tenant: str, body: bytes) -> int:
-    headers = {"x-tenant": tenant, "Content-Type": "application/x-protobuf"}
+async def post(
+    session: aiohttp.ClientSession, server: Server, tenant: str, body: bytes, media: str = "application/x-protobuf"
+) -> int:
+    headers = {"x-tenant": tenant, "Content-Type": media}
     url = f"http://127.0.0.1:{server.http_port}/v1/metrics"
     async with session.post(url, data=body, headers=headers) as answer:
         return answer.status
