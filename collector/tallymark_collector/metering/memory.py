@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-REMEMBERED: Final = 1024
-"""About what an entry takes in memory, beside `DECODED` times the texts and bytes of its key."""
-DECODED: Final = 8
+from tallymark_collector.processors.decoding import DECODED, REMEMBERED
 
 
 class Memory:
-    """A dictionary that forgets everything at its limits, which costs time and changes nothing."""
+    """A dictionary that forgets everything at its limits, which costs time and changes nothing. What an entry takes is
+    taken to be `REMEMBERED` bytes, and `DECODED` times the texts and bytes of its key."""
 
     def __init__(self, limit: int, limit_bytes: int) -> None:
         self._limit = limit

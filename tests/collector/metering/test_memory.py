@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tallymark_collector.metering.memory import DECODED, REMEMBERED, Memory
+from tallymark_collector.metering.memory import Memory
+from tallymark_collector.processors.decoding import DECODED, REMEMBERED
 
 
 def test_it_forgets_at_either_limit() -> None:
