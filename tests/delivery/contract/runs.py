@@ -138,7 +138,7 @@ def worlds(folder: Path) -> Iterator[World]:
 def planned(seed: int, possible: list[str]) -> tuple[str, ...]:
     """What happens in the run of this seed, in order."""
     rng = random.Random(seed)
-    others = [kind for kind in possible if rng.random() < 0.12 and kind not in SLOW]
+    others = [kind for kind in possible if rng.random() < 0.08 and kind not in SLOW]
     kinds = [possible[seed % len(possible)], *others]
     rng.shuffle(kinds)
     return tuple(kinds)
