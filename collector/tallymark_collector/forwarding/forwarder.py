@@ -161,8 +161,9 @@ class Forwarder:
             verdict = await self._hop.send(entry.signal, body)
             unclear += verdict.fate is Fate.UNCLEAR
             if verdict.fate in (Fate.TAKEN, Fate.NEVER) or unclear >= MAX_UNCLEAR:
-                self._count(entry, verdict)
+                # Counted once it has left the folder: a request whose removal fails is sent again.
                 await loop.run_in_executor(self._disk, self._spool.remove, entry)
+                self._count(entry, verdict)
                 return
             waiting = max(pause * random.uniform(0.5, 1), min(verdict.delay or 0.0, MAX_ASKED_PAUSE))  # noqa: S311
             self._tell("later", "the next hop takes nothing (%s); %d requests wait", verdict.words, self.waiting)

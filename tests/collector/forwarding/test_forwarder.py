@@ -23,7 +23,7 @@ from tallymark_collector.forwarding import forwarder as forwarder_module
 from tallymark_collector.forwarding import forwarding
 from tallymark_collector.forwarding.forwarder import Forwarder
 from tallymark_collector.forwarding.hops import Fate, Hop, Verdict, endpoint_of, hop
-from tallymark_collector.forwarding.spool import Spool
+from tallymark_collector.forwarding.spool import Entry, Spool
 from tallymark_collector.settings import Forwarding
 from tests.support.messages import otlp_json
 from tests.support.receiving import GOOD, Counting, receiving
@@ -84,6 +84,31 @@ async def test_order_is_kept_through_retries(tmp_path: Path) -> None:
     assert [body for _, body in hop.sent[:5]] == [BODIES[0]] * 3 + [BODIES[1]] * 2
     assert forwarder.waiting == 0
     assert files(tmp_path) == []
+
+
+async def test_a_request_counts_once_it_has_left_a_slow_or_failing_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, calls = Spool.remove, 0
+
+    def troubled(spool: Spool, entry: Entry) -> bool:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.05)
+        if calls == 1:
+            raise OSError(errno.EIO, "the disk")
+        return remove(spool, entry)
+
+    monkeypatch.setattr(Spool, "remove", troubled)
+    monkeypatch.setattr(forwarder_module, "MAX_PAUSE", 0.01)
+    hop = Scripted()
+    async with running(tmp_path, hop) as forwarder:
+        for body in BODIES[:3]:
+            forwarder.accepted("metrics", body)
+        await until(lambda: forwarder.totals.sent == 3)
+        assert forwarder.waiting == 0
+        assert files(tmp_path) == []
+    assert hop.taken == [BODIES[0], *BODIES[:3]]
 
 
 async def test_an_orderly_end_keeps_what_waits_and_the_next_start_sends_it(tmp_path: Path) -> None:
