@@ -28,7 +28,7 @@ from tallymark_collector.cli.arguments import (
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
-from tallymark_collector.processes import parent
+from tallymark_collector.processes import collecting, parent
 from tallymark_collector.processes.workers import Worker
 from tallymark_collector.receivers.server import Server
 from tallymark_collector.settings import (
@@ -264,6 +264,7 @@ def serve(
     async def all_ready(ports: Settings, workers: Sequence[Worker], authenticator: Authenticator) -> None:
         tell(ports, await authenticator.needs_credentials(), workers)
 
+    collecting.seldom()
     with starting:
         starting.enter_context(output.progress("starting"))
         if processes == 1:

@@ -18,6 +18,7 @@ from tallymark_collector.cli import logs
 from tallymark_collector.cli.redaction import redact
 from tallymark_collector.errors import PermanentError, TransientError
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.processes import collecting
 from tallymark_collector.processes.workers import WRONG
 from tallymark_collector.receivers.server import Server
 from tallymark_collector.settings import Settings
@@ -42,6 +43,7 @@ def main() -> int:
         return WRONG
     settings, how = pickle.loads(text)  # noqa: S301 - from the parent's pipe
     logs.start(how)
+    collecting.seldom()
     try:
         asyncio.run(_take_requests(settings))
     except (PermanentError, TransientError) as error:

@@ -29,9 +29,14 @@ def handler(
 
     async def export(_messages: AsyncIterator[bytes], context: Context) -> bytes:
         with requests.call("grpc", service.signal, traceparent_of(context.invocation_metadata())) as call:
-            return await take(context, call)
+            answer = await take(context, call)
+            if not isinstance(answer, bytes):
+                # From here, where nothing of the request is left: gRPC keeps the error that ends a call in a cycle with
+                # the frames that it passed through, and what it came from.
+                await context.abort(*answer)
+            return answer
 
-    async def take(context: Context, call: Call) -> bytes:
+    async def take(context: Context, call: Call) -> bytes | status.Answer:
         try:
             shown = certificates.of_call(context.auth_context())
             tenant = await tenant_of(context.invocation_metadata() or (), shown)
@@ -43,9 +48,9 @@ def handler(
             # The client hung up, or the server stops. Whatever was committed, the retry will be a duplicate.
             raise
         except Exception as error:
-            code, message, metadata = status.answer(error)
-            call.refused(code.name, error)
-            await context.abort(code, message, metadata)
+            refused = status.answer(error)
+            call.refused(refused.code.name, error)
+            return refused
         answer = service.respond(outcome).SerializeToString()
         call.committed(partial=bool(outcome.rejected))
         return answer

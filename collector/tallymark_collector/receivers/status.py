@@ -75,7 +75,25 @@ class Answer(NamedTuple):
 
 
 def refusal(error: Exception) -> Refusal:
-    """What becomes of a request that ended with this error. Logs what is for the operator alone."""
+    """What becomes of a request that ended with this error. Logs what is for the operator alone.
+
+    The error has no traceback afterwards, nor has what it came from.
+    """
+    refused = _refusal(error)
+    _let_go(error)
+    return refused
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Leaves nothing of a request that only a search for cycles would free: psycopg's errors of a pipeline, gRPC's of a
+    call and any that a future holds are in cycles with the frames that they passed through, where its bytes are."""
+    if error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        _let_go(error.__cause__)
+        _let_go(error.__context__)
+
+
+def _refusal(error: Exception) -> Refusal:
     if isinstance(error, StoreUnavailable):
         # The database's words may name its host and user: they are for the log.
         logger.warning("a request is refused for now: %s", error)
