@@ -1,10 +1,13 @@
 """What people ask, of the views and of the raw points: latencies, their ratio, and how many pages the views read.
 
 TALLYMARK_BENCH_POINTS says how many points (a million); TALLYMARK_BENCH_DSN names a server to make a database in (the
-embedded one). The points are of 15 accounts with 5 routes over 90 days, so there are 162,000 series-hours: 10 million
-are 62 points in each, what one process sends that exports every minute; 100 million are ten such processes, or two that
-export every 12 s; a million is one point in 10 minutes. So what grows with the number is raw alone, and the views
-should not notice. All have been refreshed but the last hour, which a running service keeps writing to.
+embedded one), which TALLYMARK_BENCH_KEEP=1 leaves there, and asks again the next time: 100 million points take most of
+an hour to write.
+
+The points are of 15 accounts with 5 routes over 90 days, so there are 162,000 series-hours: 10 million are 62 points in
+each, what one process sends that exports every minute; 100 million are ten such processes, or two that export every
+12 s; a million is one point in 10 minutes. So what grows with the number is raw alone, and the views should not notice.
+All have been refreshed but the last hour, which a running service keeps writing to.
 
 Each statement is asked twice over: planned anew each time, as an ad-hoc query is, and prepared, as drivers do after
 some calls (psycopg: five). Points are written by the server itself: this is about
@@ -40,6 +43,7 @@ ROUNDS: Final = 9
 STEP: Final = 5000
 """Points of each series that one transaction writes."""
 NAME: Final = "tallymark_bench_reads"
+KEEP: Final = os.environ.get("TALLYMARK_BENCH_KEEP") == "1"
 
 _SERIES: Final = f"""
 INSERT INTO usage_series (account, series, tenant, meter, unit, plan, route, attributes)
@@ -118,17 +122,17 @@ QUESTIONS: Final = {
 
 def tables() -> Iterator[Table]:
     """One table of latencies and ratios."""
-    with _database() as dsn:
+    with _database() as (dsn, is_new):
         began = time.perf_counter()
-        asyncio.run(_fill(dsn))
-        filled = time.perf_counter() - began
+        asyncio.run(_fill(dsn) if is_new else _migrate(dsn))
+        made = f"written and refreshed in {time.perf_counter() - began:,.0f} s" if is_new else "written before"
         with _connected(dsn, prepares=False) as connection, _connected(dsn, prepares=True) as prepared:
             row = connection.execute("SELECT count(*) FROM usage_point").fetchone()
             assert row is not None
             hours = ACCOUNTS * ROUTES * DAYS * 24
             table = Table(
                 title=f"{row[0]:,} points of {ACCOUNTS} accounts, {ROUTES} routes, {DAYS} days: {row[0] / hours:,.0f}"
-                f" an hour and series; written and refreshed in {filled:,.0f} s"
+                f" an hour and series; {made}"
             )
             for column in ("question", "views, ms", "prepared, ms", "pages", "raw, ms", "over views", "over prepared"):
                 table.add_column(column, justify="left" if column == "question" else "right")
@@ -174,6 +178,13 @@ def _pages(connection: psycopg.Connection, question: Question) -> int:
     return int(document["Plan"]["Shared Hit Blocks"] + document["Plan"]["Shared Read Blocks"])
 
 
+async def _migrate(dsn: str) -> None:
+    store = Store(dsn)
+    await store.open()
+    await store.migrate()
+    await store.close()
+
+
 async def _fill(dsn: str) -> None:
     store = Store(dsn)
     await store.open()
@@ -194,22 +205,30 @@ async def _fill(dsn: str) -> None:
 
 
 @contextmanager
-def _database() -> Iterator[str]:
+def _database() -> Iterator[tuple[str, bool]]:
+    """A database, and whether there is nothing in it."""
     server = os.environ.get("TALLYMARK_BENCH_DSN")
     if server is None:
         with (
             tempfile.TemporaryDirectory(prefix="tallymark-bench-") as folder,
             connect_string(f"embedded:{Path(folder) / 'pg'}") as dsn,
         ):
-            yield dsn
+            yield dsn, True
         return
+    name = f"{NAME}_{POINTS}" if KEEP else NAME
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE IF EXISTS {NAME} WITH (FORCE)")
-        connection.execute(f"CREATE DATABASE {NAME}")
-        dsn = make_conninfo(server, dbname=NAME)
+        if KEEP and connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is not None:
+            yield make_conninfo(server, dbname=name), False
+            return
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name}")
+        dsn = make_conninfo(server, dbname=name)
+        whole = False
         try:
             with psycopg.connect(dsn, autocommit=True) as inside:
                 inside.execute("DO $$BEGIN CREATE EXTENSION timescaledb; EXCEPTION WHEN OTHERS THEN NULL; END$$")
-            yield dsn
+            yield dsn, True
+            whole = True
         finally:
-            connection.execute(f"DROP DATABASE {NAME} WITH (FORCE)")
+            if not (KEEP and whole):
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
