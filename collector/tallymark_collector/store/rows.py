@@ -63,7 +63,8 @@ def point_rows(points: Iterable[Point]) -> list[bytes]:
     """Rows of usage_point, in the points' order."""
     rows = []
     last = None
-    time = start_and_part = b""
+    time = start_and_part = quantity = b""
+    value_of_last = None
     for stream, start_ns, time_ns, value, cause, _ in points:
         # The points of an interval share their times and most often follow each other.
         if (start_ns, time_ns, cause) != last:
@@ -71,8 +72,10 @@ def point_rows(points: Iterable[Point]) -> list[bytes]:
             time = binary.timestamptz(time_ns)
             apart = cause or nanoseconds(start_ns, time_ns)  # `part`, in place
             start_and_part = binary.timestamptz(start_ns) + binary.EIGHT + pack(">q", apart)
+        if value is not value_of_last:  # most counts are small, and decoded once
+            value_of_last, quantity = value, binary.numeric(str(value))
         account, middle, rest = stream.row or stream_row(stream)
-        rows.append(b"".join((account, time, middle, start_and_part, rest, binary.numeric(str(value)))))
+        rows.append(b"".join((account, time, middle, start_and_part, rest, quantity)))
     return rows
 
 

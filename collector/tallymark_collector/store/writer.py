@@ -121,10 +121,17 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
     return Encoded(batch, deltas, lines, totals, stands, streams, marks)
 
 
-def _marks(found: Iterable[Point]) -> set[tuple[int, str, str]]:
+def _marks(found: Sequence[Point]) -> set[tuple[int, str, str]]:
+    if not found:
+        return set()
     streams: dict[int, set[Stream]] = defaultdict(set)
-    for point in found:
-        streams[point.time_ns // rows.HOUR_NS].add(point.stream)
+    times = [point.time_ns for point in found]
+    hour = min(times) // rows.HOUR_NS
+    if hour == max(times) // rows.HOUR_NS:  # as what is sent as it happens
+        streams[hour] = {point.stream for point in found}
+    else:
+        for point in found:
+            streams[point.time_ns // rows.HOUR_NS].add(point.stream)
     return {(hour, s.series.account, s.series.tenant) for hour, marked in streams.items() for s in marked}
 
 
@@ -210,7 +217,7 @@ async def _write_points(
             latest.looked_up(found=bool(there))
         if there:
             lines = [line for position, line in enumerate(lines) if position not in there]
-            marks = _marks(point for position, point in enumerate(found) if position not in there)
+            marks = _marks([point for position, point in enumerate(found) if position not in there])
         await points.insert(connection, lines, marks)
     for position, quantity in there.items():
         tally = owners[position]
