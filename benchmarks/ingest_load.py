@@ -19,7 +19,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from tallymark import conventions
 from tallymark_collector.model import Point
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.store import binary, rows
 

@@ -13,7 +13,8 @@ from benchmarks import ingest_load as load
 from tallymark_collector import wire
 from tallymark_collector.model import Batch
 from tallymark_collector.processes import collecting
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.store import rows, writer
 

@@ -22,9 +22,10 @@ from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, WriteResult
 from tallymark_collector.processors.aside import redacted_origin, redacting
-from tallymark_collector.processors.decoding import Decoded, StreamCache, decoding_metrics
+from tallymark_collector.processors.decoding import Decoded, decoding_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 

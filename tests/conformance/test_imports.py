@@ -18,7 +18,8 @@ import pytest
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.imports.mapping import parse_mapping
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.store import Store, imports
 from tallymark_collector.store.imports import Progress

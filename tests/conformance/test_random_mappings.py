@@ -24,7 +24,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.metering import Metering, parse_rules
 from tallymark_collector.pipeline import Pipeline
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine import contradictions, items
 from tallymark_collector.quarantine.items import Filter

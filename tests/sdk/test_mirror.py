@@ -32,7 +32,8 @@ from tallymark.recorder import Recorder
 from tallymark.reporting import Reporter
 from tallymark.segment import Segment
 from tallymark.streams import Series
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tests.sdk.fake_collector import FakeCollector
 

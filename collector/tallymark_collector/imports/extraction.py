@@ -21,8 +21,8 @@ from tallymark_collector.imports.formats import MAX_TEXT, Fields
 from tallymark_collector.imports.mapping import Account, Dimension, Mapping, Metered, wants
 from tallymark_collector.imports.routes import router
 from tallymark_collector.model import Point, Reason, Refusal, Stream, Temporality
-from tallymark_collector.processors.decoding import StreamCache
 from tallymark_collector.processors.redaction import STANDARD, Redaction
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import check_quantity, check_times
 from tallymark_collector.store.rows import timestamp
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint

@@ -26,9 +26,10 @@ from tallymark_collector.metering.rules import MetricSource, Rules, SpanSource
 from tallymark_collector.metering.spans import recorded_meters, why_not_span
 from tallymark_collector.model import Attributes, Point, Quarantined, Stream, Temporality
 from tallymark_collector.processors.aside import redacted_item
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.redaction import STANDARD
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.temporality import increases
 from tallymark_collector.processors.validation import TimeLimits
 

@@ -13,9 +13,10 @@ from tallymark_collector import wire
 from tallymark_collector.metering.engine import Metering
 from tallymark_collector.metering.rules import Rules
 from tallymark_collector.model import Batch
-from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, decode_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 
 

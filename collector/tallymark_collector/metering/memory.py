@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallymark_collector.processors.decoding import DECODED, REMEMBERED
+from tallymark_collector.processors.streams import DECODED, REMEMBERED
 
 
 class Memory:

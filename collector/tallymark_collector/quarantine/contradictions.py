@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering import Rules
 from tallymark_collector.model import ControlTotal, Evidence, Point, Temporality
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine.items import Item
 from tallymark_collector.quarantine.metered import decode

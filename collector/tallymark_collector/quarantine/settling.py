@@ -36,10 +36,11 @@ from tallymark_collector.model import (
     fingerprint,
     without_nul,
 )
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.sent import Came
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits, account_name
 from tallymark_collector.quarantine import items, reading
 from tallymark_collector.quarantine.items import Action, Item

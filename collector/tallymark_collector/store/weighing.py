@@ -3,7 +3,7 @@
 The figures are of CPython 3.10 to 3.13 on 64 bits, rounded up: the values themselves, the containers that lead to them
 and the row that is made of them. `tests/collector/store/test_weighing.py` measures a flood of each kind and holds the
 memory it takes against what was counted. Not counted is what a request shares with others: streams that were written
-before by this process, which `processors.decoding` remembers anyhow, and the interpreter's small numbers and names.
+before by this process, which `processors.streams` remembers anyhow, and the interpreter's small numbers and names.
 """
 
 from __future__ import annotations

@@ -131,6 +131,24 @@ class Sum(google.protobuf.message.Message):
 global___Sum = Sum
 
 @typing.final
+class SumOfBytes(google.protobuf.message.Message):
+    """A Sum whose points are left as they are: many are told by bytes that were seen before."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATA_POINTS_FIELD_NUMBER: builtins.int
+    @property
+    def data_points(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        data_points: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data_points", b"data_points"]) -> None: ...
+
+global___SumOfBytes = SumOfBytes
+
+@typing.final
 class NumberDataPoint(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -8,8 +8,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tallymark_collector.metering import Metering, Rules, parse_rules
 from tallymark_collector.metering.kept import decode_kept
 from tallymark_collector.model import Batch, Quarantined
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
 from tests.support.usage import BASE, SECOND, number, request, sum_metric

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tallymark_collector.metering.memory import Memory
-from tallymark_collector.processors.decoding import DECODED, REMEMBERED
+from tallymark_collector.processors.streams import DECODED, REMEMBERED
 
 
 def test_it_forgets_at_either_limit() -> None:

@@ -12,7 +12,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from tallymark_collector.metering import Metering, Rules, parse_rules
 from tallymark_collector.metering.unmatched import MAX_NAMES, OTHERS, Unmatched
 from tallymark_collector.model import Point, Reason, Temporality
-from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.temporality import increases
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.wire import encode_point

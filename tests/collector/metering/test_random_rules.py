@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from tallymark_collector.metering import Metering, parse_rules
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
 from tests.support.usage import BASE, SECOND, number, sum_metric

@@ -15,7 +15,8 @@ from tallymark.quantities import few_wire_parts
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Reason
 from tallymark_collector.processors.control import quarantined_usage
-from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import TimeLimits
 from tests.support.usage import BASE, SECOND, number, request, sum_metric
 

@@ -16,7 +16,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
 
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Reason, Temporality
-from tallymark_collector.processors.decoding import PIECE, Decoded, StreamCache, decode_metrics, decoding_metrics
+from tallymark_collector.processors.decoding import PIECE, Decoded, decode_metrics, decoding_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.processors.validation import MAX_ATTRIBUTES, TimeLimits
 from tests.support.usage import BASE, SECOND, number, request, sum_metric
 

@@ -13,7 +13,8 @@ import psycopg
 from tallymark_collector.errors import MalformedRequest, TooLarge
 from tallymark_collector.model import Temporality
 from tallymark_collector.pipeline import Outcome, Pipeline
-from tallymark_collector.processors.decoding import StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.store import Store
 from tests.delivery.fuzz.corpus import NOW
 from tests.delivery.fuzz.decoder import LIMITS, TENANT, hold, protobuf_of

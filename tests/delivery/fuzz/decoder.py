@@ -29,8 +29,9 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import control, validation
-from tallymark_collector.processors.decoding import Decoded, StreamCache, decode_metrics
+from tallymark_collector.processors.decoding import Decoded, decode_metrics
 from tallymark_collector.processors.spans import DecodedSpans, decode_spans
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.quarantine import mending
 from tallymark_collector.wire import otlp_json, parse_metrics
 from tests.delivery.fuzz.corpus import MESSAGES, NOW

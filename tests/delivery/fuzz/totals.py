@@ -12,7 +12,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from tallymark import conventions
 from tallymark_collector.processors import control
-from tallymark_collector.processors.decoding import StreamCache
+from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.wire import parse_metrics
 
 _PARTS: Final = ((conventions.CONTROL_PART, 0), (conventions.CONTROL_PARTS, 1))
