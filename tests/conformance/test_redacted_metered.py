@@ -14,7 +14,7 @@ from tallymark_collector.quarantine.metered import origin
 from tallymark_collector.quarantine.settling import NotSettled
 from tallymark_collector.store import Store
 from tests.conformance.test_quarantine_metered import NOW, bill, billed, limited, one, queue, send
-from tests.support.usage import BASE, SECOND
+from tests.support.usage import BASE, SECOND, key_values
 
 AT_NOW = (NOW - BASE) // SECOND
 AHEAD = AT_NOW + 7200
@@ -96,17 +96,23 @@ async def test_a_file_that_reads_another_number_by_now(store: Store, attributes:
     assert await billed(store) == {("b", "requests"): 4 + 1000}
 
 
-async def test_a_source_that_asks_for_what_was_redacted(store: Store) -> None:
+@pytest.mark.parametrize("place", ["where", "resource"])
+async def test_a_source_that_asks_for_what_was_redacted(store: Store, place: str) -> None:
     key = "http.request.header.x-api-key"
     file = parse_rules(f"""
 meters:
   requests:
     unit: "{{request}}"
     sources:
-      - {{metric: h, quantity: count, account: a, factor: 10, where: {{{key}: "gold*"}}}}
+      - {{metric: h, quantity: count, account: a, factor: 10, {place}: {{{key}: "gold*"}}}}
       - {{metric: h, quantity: count, account: a}}
 """)
-    await send(store, one(AHEAD - 1, AHEAD, 4, 1.0, {key: "gold1", "a": "b"}), rules=file)
+    if place == "where":
+        sent = one(AHEAD - 1, AHEAD, 4, 1.0, {key: "gold1", "a": "b"})
+    else:
+        sent = one(AHEAD - 1, AHEAD, 4, 1.0, {"a": "b"})
+        sent.resource_metrics[0].resource.attributes.extend(key_values({key: "gold1"}))
+    await send(store, sent, rules=file)
     [item] = await queue(store)
     with pytest.raises(NotSettled, match=f"asks for {key}, which was redacted"):
         await bill(store, item, file, force=True)

@@ -227,13 +227,22 @@ def _named_account(item: Item, rules: Rules) -> str | None:
 
 
 def _asked_of_redacted(item: Item, rules: Rules) -> str | None:
-    """An attribute of the item that a source of its meter asks for and of which something was redacted."""
-    one = _only(_request(item.signal, item.payload))
-    redacted = {each.key for each in one.attributes if REDACTED.encode() in each.value.SerializeToString()}
+    """An attribute of the item, or of its resource, that a source of its meter asks for and of which something was
+    redacted."""
+    request: Any = _request(item.signal, item.payload)
+    one = _only(request)
+    outer = request.resource_spans[0] if item.signal == "traces" else request.resource_metrics[0]
     sources = rules.meters[item.meter].sources if item.meter in rules.meters else ()
-    asked = (pair for source in sources for pair in source.where.items() if pair[0] in redacted)
-    # That it is there still holds.
-    return next((name for name, of in asked if replace(of, present=None) != Condition()), None)
+    for attributes, asked in (
+        (one.attributes, [source.where for source in sources]),
+        (outer.resource.attributes, [source.resource for source in sources]),
+    ):
+        redacted = {each.key for each in attributes if REDACTED.encode() in each.value.SerializeToString()}
+        for name, of in (pair for conditions in asked for pair in conditions.items()):
+            # That it is there still holds.
+            if name in redacted and replace(of, present=None) != Condition():
+                return name
+    return None
 
 
 def _still(item: Item, refusal: Refusal) -> str:
