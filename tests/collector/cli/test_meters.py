@@ -206,6 +206,7 @@ def test_list(offline: Run, rules: Path) -> None:
     assert table[1] == [
         "gateway.requests",
         "{request}",
+        "sum",
         "metric http.server.request.duration",
         "count",
         "scope kong",
@@ -243,6 +244,52 @@ plans:
     assert unit in result.stdout
     assert "nothing records it" not in result.stdout
     assert "nothing records it" in offline("check", str(code), "--plans", str(plans)).stdout
+
+
+LEVELS = """\
+meters:
+  seats: {unit: "{seat}", aggregation: level, sources: [{metric: seats, quantity: value, account: consumer}]}
+  calls: {unit: "{request}", sources: [{metric: h, quantity: count, account: consumer}]}
+  traced: {unit: "{request}", sources: [{span: "*", account: consumer, spans_are_complete: true}]}
+"""
+PLANS = """\
+currency: EUR
+meters:
+  seats: {{unit: "{{seat}}", aggregation: {seats}}}
+  calls: {{unit: "{{request}}", aggregation: {calls}}}
+  traced: {{unit: "{{request}}", aggregation: {traced}}}
+plans:
+  pro: {{charges: [{{meter: seats, unit_price: 1}}, {{meter: calls, unit_price: 1}}, {{meter: traced, unit_price: 1}}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("seats", "calls", "traced", "wrong"),
+    [
+        ("integral", "sum", "count", {}),
+        ("max", "'unique, of: x'", "max", {}),
+        ("average", "sum", "latest", {}),
+        ("latest", "sum", "sum", {}),
+        ("sum", "sum", "sum", {2: "'seats' is made of levels, and billed by its sum"}),
+        ("count", "average", "integral", {2: "levels, and billed by its count", 3: "its average", 4: "its integral"}),
+        ("'unique, of: x'", "sum", "sum", {2: "made of levels, and billed by its unique"}),
+    ],
+)
+def test_plans_bill_levels_by_what_levels_have_and_increases_by_what_they_have(
+    offline: Run, tmp_path: Path, seats: str, calls: str, traced: str, wrong: dict[int, str]
+) -> None:
+    meters, plans, code = tmp_path / "meters.yaml", tmp_path / "plans.yaml", tmp_path / "a.py"
+    meters.write_text(LEVELS)
+    code.write_text("import tallymark\n")
+    plans.write_text(PLANS.format(seats=seats.strip("'"), calls=calls.strip("'"), traced=traced.strip("'")))
+    for command in (["plans", "check", str(plans)], ["check", str(code), "--plans", str(plans)]):
+        result = offline(*command, "--meters", str(meters))
+        assert result.exit_code == bool(wrong), result.output
+        told = [line for line in result.output.splitlines() if line.startswith(f"{meters}:")]
+        assert len(told) == len(wrong)
+        for line, (number_, said) in zip(told, wrong.items(), strict=True):
+            assert line.startswith(f"{meters}:{number_}: ")
+            assert said in line
 
 
 def test_reading_is_not_confused_by_the_order_of_signals() -> None:
