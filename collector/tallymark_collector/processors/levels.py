@@ -16,14 +16,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from tallymark_collector.model import Point, Source, Stream
 from tallymark_collector.processors.temporality import in_factor
 
-MICROSECOND = 1000
+MICROSECOND: Final = 1000
 """In nanoseconds: what a database tells times apart by."""
+LONGEST_HELD: Final = 31 * 86_400 * 10**9
+"""Nanoseconds for which a level holds at the most, whatever a plan says (`billing.fields.MAX_STALE`)."""
 
 
 class Told(NamedTuple):
@@ -95,7 +97,9 @@ def _like(told: Told, before: Told | None, after: Told | None, *, decided: bool)
 
 def _ends(told: Sequence[Told]) -> Iterable[End]:
     for one, following in pairwise(told):
-        if _billed_as(one) != _billed_as(following):
+        held = following.time_ns - one.time_ns
+        # One that no plan lets hold for so long ends by itself: no row in a time that its account has no part in.
+        if _billed_as(one) != _billed_as(following) and held < LONGEST_HELD:
             yield End(following.time_ns, one.stream)
 
 

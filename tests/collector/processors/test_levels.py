@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tallymark_collector.billing.fields import MAX_STALE
 from tallymark_collector.model import Point, Source, Stream, Temporality, fingerprint
-from tallymark_collector.processors.levels import Told, succeed
+from tallymark_collector.processors.levels import LONGEST_HELD, Told, succeed
 from tests.support.usage import stream
 
 SOURCE = fingerprint("a source")
@@ -77,6 +78,20 @@ class Stored:
             if whose == account and last is not None:
                 total += rows[last][max(rows[last])]
         return total
+
+
+def test_a_level_that_holds_no_more_needs_no_end() -> None:
+    assert LONGEST_HELD == MAX_STALE * 10**9
+    timeline: list[Told] = []
+    first, much_later, between = (
+        Came(at, 1, account, "eu", Decimal(1), decided=False).point()
+        for at, account in ((1000, "acme"), (1000 + LONGEST_HELD, "globex"), (2000, "initech"))
+    )
+    assert succeed(timeline, [(0, first)]).ends == []
+    assert succeed(timeline, [(0, much_later)]).ends == []
+    found = succeed(timeline, [(0, between)])
+    assert found.told[0].stream is first.stream
+    assert [(end.time_ns, end.stream.series.account) for end in found.ends] == [(1000 + LONGEST_HELD, "acme")]
 
 
 @pytest.mark.parametrize("across", ["sum", "latest"])
