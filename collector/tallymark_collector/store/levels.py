@@ -80,8 +80,13 @@ class _Writing:
     """What is to be inserted, and which of the levels each row is."""
 
     rows: list[_Row] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    """Shorter than `rows`: rows that end a level stand after the others, and are nobody's."""
+    positions: list[int | None] = field(default_factory=list)
+    """None for a row that ends a level: it is none that came."""
+
+    def add(self, row: _Row, position: int | None = None) -> None:
+        """A row, of the level at this position."""
+        self.rows.append(row)
+        self.positions.append(position)
 
 
 def part(level: Point) -> int:
@@ -100,10 +105,8 @@ async def insert(connection: Connection, batches: Sequence[Sequence[Point]]) -> 
     writing = _Writing()
     for position, level in enumerate(levels):
         if level.stream.source is None:
-            writing.positions.append(position)
-            writing.rows.append(_row(level.stream, level.time_ns, level.value))
-    ends = await _succeed(connection, batches, writing, there)
-    writing.rows += ends
+            writing.add(_row(level.stream, level.time_ns, level.value), position)
+    await _succeed(connection, batches, writing, there)
     keys = [row[:4] for row in writing.rows]
     found = staging.distinct(keys, range(len(keys)))
     columns = [list(column) for column in zip(*(writing.rows[place] for place in found.firsts), strict=True)]
@@ -114,24 +117,23 @@ async def insert(connection: Connection, batches: Sequence[Sequence[Point]]) -> 
             rows_there = await (await connection.execute(_THERE_SQL, columns)).fetchall()
             known = {place: value for place, value in rows_there if place in old}
     already = staging.already_there(found, known, [row[6] for row in writing.rows])
-    there.update(
-        (writing.positions[place], value) for place, value in already.items() if place < len(writing.positions)
-    )
+    for place, value in already.items():
+        if (came := writing.positions[place]) is not None:
+            there[came] = value
     return there
 
 
 async def _succeed(
     connection: Connection, batches: Sequence[Sequence[Point]], writing: _Writing, there: dict[int, Decimal]
-) -> list[_Row]:
-    """Puts the levels that a file of meters took where they belong, and returns the rows that end others. From here to
-    the end of the transaction nobody else adds to their sources."""
+) -> None:
+    """Puts the levels that a file of meters took where they belong, with the rows that end others. From here to the end
+    of the transaction nobody else adds to their sources."""
     by_source: dict[UUID, list[Point]] = defaultdict(list)
     for batch in batches:
         for level in batch:
             if level.stream.source is not None:
                 by_source[level.stream.source.id].append(level)
     timelines = await _known(connection, by_source)
-    ends: list[_Row] = []
     first = 0
     for batch in batches:
         incoming: dict[UUID, list[tuple[int, Point]]] = defaultdict(list)
@@ -143,10 +145,9 @@ async def _succeed(
             found = succeed(timelines[source], several)
             there |= found.there
             for position, told in found.told.items():
-                writing.positions.append(position)
-                writing.rows.append(_row(told.stream, told.time_ns, told.value, source, told.factor))
-            ends += [_end(end.stream, end.time_ns) for end in found.ends]
-    return ends
+                writing.add(_row(told.stream, told.time_ns, told.value, source, told.factor), position)
+            for end in found.ends:
+                writing.add(_end(end.stream, end.time_ns))
 
 
 async def _known(connection: Connection, by_source: Mapping[UUID, Sequence[Point]]) -> dict[UUID, list[Told]]:
