@@ -104,17 +104,20 @@ class Origin(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a stream's running totals come from, if a file of meters takes them: its totals belong to the source, so
-    that counting goes on where it was when the file says that somebody else is billed."""
+    """Where a stream's running totals or levels come from, if a file of meters takes them: they belong to the source.
+    So counting goes on where it was when the file says that somebody else is billed, and what the source stands at is
+    one account's at a time."""
 
     id: UUID
     """128 bits over the sender's stream, the meter and what is read of a point. Not over who is billed."""
     factor: Decimal
-    """What a measured total was multiplied by."""
+    """What a measured total or level was multiplied by."""
     since_ns: int = 0
-    """What ended by then does not count; 0 where the file says nothing."""
+    """Of totals: what ended by then does not count; 0 where the file says nothing."""
     earlier: UUID | None = None
     """The stream under which an earlier version kept totals that began before `since`."""
+    decided: bool = False
+    """Of a level: True where a person has said whose it is, whatever the time around it is billed as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ class Stream:
     scope_name: str
     origin: Origin
     source: Source | None = None
-    """Of running totals that a file of meters takes."""
+    """Of running totals and levels that a file of meters takes."""
     row: tuple[bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
     """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
 
@@ -176,8 +179,10 @@ class Point(NamedTuple):
     @property
     def metered(self) -> bool:
         """True if a file of meters made it of what somebody else's software sent."""
-        reading = self.stream.origin.reading
-        return bool(self.span) or (reading is not None and self.stream.temporality is not Temporality.LEVEL)
+        stream = self.stream
+        if stream.temporality is Temporality.LEVEL:
+            return stream.source is not None
+        return bool(self.span) or stream.origin.reading is not None
 
     @property
     def is_base(self) -> bool:
@@ -268,7 +273,7 @@ class Quarantined(NamedTuple):
     stream: UUID | None = None
     """Of such a point: the stream that it would have been stored under, where that is known."""
     source: UUID | None = None
-    """And the source of which it is a running total."""
+    """And the source of which it is a running total or a level."""
     digest_of_sent: bytes = b""
     """Of what came, where `payload` is no longer that: `digest()` of the item as it was."""
 

@@ -24,9 +24,11 @@ from tallymark_collector.model import (
     EvidenceCount,
     Point,
     Reason,
+    Source,
     Stream,
     Temporality,
     WriteResult,
+    fingerprint,
 )
 from tallymark_collector.settings import Limits
 from tallymark_collector.store import Store, writer
@@ -43,7 +45,7 @@ TABLES = {
     "series": "SELECT account, meter, unit FROM usage_series WHERE tenant = %s",
     "samples": "SELECT s.account, start_ns, time_ns, value"
     " FROM usage_sample s JOIN usage_stream USING (account, stream) WHERE tenant = %s",
-    "levels": "SELECT account, time, part, value FROM usage_level WHERE tenant = %s",
+    "levels": "SELECT account, time, part, value, source IS NULL, factor FROM usage_level WHERE tenant = %s",
     "evidence": "SELECT account, time, meter, quantity FROM usage_evidence WHERE tenant = %s",
     "controls": "SELECT meter, time, start_time, total FROM usage_control WHERE tenant = %s",
     "counts": "SELECT account, meter, time, quantity FROM usage_evidence_count WHERE tenant = %s",
@@ -60,10 +62,11 @@ _quantities = st.sampled_from(["1", "1.0", "2", "0.000001"])
 _deltas = st.tuples(st.just("delta"), _accounts, _times, _quantities, st.integers(0, 1))
 _totals = st.tuples(st.just("total"), _accounts, _times, st.sampled_from(["1", "5", "10"]), st.integers(0, 1))
 _levels = st.tuples(st.just("level"), _accounts, _times, _quantities, st.integers(0, 1))
+_sourced = st.tuples(st.just("sourced"), _accounts, _times, st.sampled_from(["1", "2"]), st.integers(0, 1))
 _spans = st.tuples(st.just("span"), _accounts, _times, _quantities, st.just(0))
 _controls = st.tuples(st.just("control"), st.just(""), _times, _quantities, st.just(0))
 _counts = st.tuples(st.just("count"), _accounts, _times, _quantities, st.just(0))
-_items = st.one_of(_deltas, _deltas, _totals, _levels, _spans, _controls, _counts)
+_items = st.one_of(_deltas, _deltas, _totals, _levels, _sourced, _spans, _controls, _counts)
 _requests = st.lists(st.tuples(st.lists(_items, max_size=6), st.booleans()), min_size=1, max_size=7)
 
 
@@ -82,6 +85,12 @@ def batch(items: Sequence[tuple[str, str, int, str, int]], tenant: str) -> Batch
             case "level":
                 of = decorated(stream(account, "seats", tenant=tenant, temporality=Temporality.LEVEL), decoration)
                 points.append(point(of, 0, at, quantity))
+            case "sourced":
+                # Whoever is billed, they are one source's: the account and the factor are what a file says.
+                factor = Decimal(10 if decoration else 1)
+                of = stream(account, "stored", tenant=tenant, temporality=Temporality.LEVEL)
+                of = replace(of, source=Source(fingerprint(tenant), factor))
+                points.append(point(of, 0, at, Decimal(quantity) * factor))
             case "span":
                 evidence.append(span(account, at, quantity, tenant))
             case "control":

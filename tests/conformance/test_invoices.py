@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -31,7 +32,7 @@ from tallymark_collector.invoicing import (
     unchanged,
 )
 from tallymark_collector.invoicing.documents import Document
-from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal, Temporality
+from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal, Source, Temporality, fingerprint
 from tallymark_collector.store import Store
 from tests.support.control import closed, told
 from tests.support.usage import BASE, SECOND, point, stream
@@ -498,6 +499,23 @@ async def test_levels_are_billed_digested_and_corrected(store: Store, dsn: str) 
     assert (correction.kind, correction.total) == ("credit_note", Decimal("-0.25"))
     execute(dsn, "UPDATE usage_level SET value = 7 WHERE value = 5")
     assert str(await changed(store, invoice)).startswith("levels were 2 with the digest")
+
+
+async def test_a_level_that_turns_out_to_be_anothers_is_credited(store: Store) -> None:
+    """A file of meters takes it: the level that ends it is another account's, and comes after the invoice."""
+    await subscribe(store, LEVELS)
+    source = Source(fingerprint("seats"), Decimal(1))
+    acme, globex = (
+        replace(stream(account, "storage", temporality=Temporality.LEVEL), source=source)
+        for account in ("acme", "globex")
+    )
+    await store.write(Batch(points=[at(INSIDE, 6, acme)._replace(start_ns=0)]))
+    [invoice] = (await finalize(store, "default", "acme", INSIDE, asked())).documents
+    assert (invoice.total, invoice.stands_on["levels"]) == (Decimal("1.50"), 1)
+    await store.write(Batch(points=[at(INSIDE + timedelta(minutes=15), 6, globex)._replace(start_ns=0)]))
+    assert await changed(store, invoice) is None
+    correction = (await correct(store, "default", "acme", INSIDE, asked())).documents[-1]
+    assert (correction.kind, correction.total) == ("credit_note", Decimal("-0.75"))
 
 
 async def test_two_tenants_accounts_of_one_name_have_documents_of_their_own(store: Store) -> None:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tallymark_collector.model import Batch
-from tallymark_collector.store import Store
+from tallymark_collector.store import Store, levels
 from tallymark_collector.store.sources import _KNOWN_SQL
 from tests.support.usage import point, stream
 
@@ -80,6 +80,33 @@ async def test_totals_are_found_by_their_source(store: Store, dsn: str) -> None:
             scans = [node for node in nodes(document["Plan"]) if node.get("Relation Name") == "usage_sample"]
             assert {node.get("Index Name") for node in scans} == {"usage_sample_source"}
             assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) == 3 * 60
+
+
+async def test_levels_are_found_by_their_source(store: Store, dsn: str) -> None:
+    """The same of levels, whoever they are billed to."""
+    del store
+    fill = """INSERT INTO usage_level (account, time, stream, part, series, tenant, value, source, factor)
+              SELECT 'a' || s % 7, to_timestamp(n), md5('s' || s)::uuid, 0, md5('r')::uuid, 'default', n,
+                     CASE WHEN s <= 60 THEN md5('s' || s)::uuid END, 1
+              FROM generate_series(1, 90) s, generate_series(1, 200) n"""
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark,public") as connection:
+        connection.execute(fill)
+        keys = connection.execute(
+            "SELECT array_agg(DISTINCT source) FROM usage_level WHERE source IS NOT NULL"
+        ).fetchone()
+        assert keys is not None
+        columns = [keys[0], *([["1970-01-01T00:01:40Z"] * 60, [0] * 60] * 2)]
+        for statement in ("SELECT", "ANALYZE usage_level"):
+            connection.execute(statement)
+            explain = f"EXPLAIN (ANALYZE, TIMING off, FORMAT json) {levels._KNOWN_SQL}"
+            row = connection.execute(explain, columns).fetchone()
+            assert row is not None
+            [document] = row[0] if isinstance(row[0], list) else json.loads(row[0])
+            scans = [node for node in nodes(document["Plan"]) if node.get("Index Name")]
+            assert {node["Index Name"] for node in scans} == {"usage_level_source"}
+            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) == 3 * 60
+            read = [node for node in nodes(document["Plan"]) if node.get("Relation Name") == "usage_level"]
+            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) == 3 * 60
 
 
 MIDNIGHT = 36_000

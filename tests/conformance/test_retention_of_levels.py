@@ -3,6 +3,7 @@ and whatever cannot is refused."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
@@ -12,9 +13,10 @@ import pytest
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.retention import Dropped, drop_old
+from tallymark_collector.billing.aggregated import aggregated
 from tallymark_collector.billing.errors import BillingError
 from tallymark_collector.metering import Metering, parse_rules
-from tallymark_collector.model import Batch, Point, Reason, Temporality
+from tallymark_collector.model import Batch, Point, Reason, Source, Temporality, fingerprint
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.quarantine import items
 from tallymark_collector.quarantine.items import Filter
@@ -47,6 +49,36 @@ def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
         cursor = connection.execute(statement)  # type: ignore[arg-type]
         return cursor.fetchall() if cursor.description else []
+
+
+async def test_a_source_that_was_billed_to_another_before_the_bound(store: Store, dsn: str) -> None:
+    """Of each account's levels the last one stays, and that may be what ended them."""
+    bound = NOON + 20 * DAY
+    source = Source(fingerprint("seats"), Decimal(1))
+
+    def told(account: str, offset: timedelta, value: int) -> Point:
+        of = stream(account, "max.sum", "one", Temporality.LEVEL)
+        return Point(replace(of, source=source), 0, nanoseconds(bound + offset), Decimal(value))
+
+    early = [told("acme", -3 * HOUR, 5), told("acme", -2 * HOUR, 6), told("globex", -HOUR / 3, 6)]
+    for point in [*early, told("globex", HOUR, 7)]:
+        await store.write(Batch(points=[point]))
+
+    async def stands() -> list[object]:
+        async with store.reading() as connection:
+            found = await aggregated(connection, "default", None, bound, bound + 3 * HOUR, DECLARED)
+        return [(each.account, each.quantity) for each in found]
+
+    before = await stands()
+    assert before == [("acme", 0), ("globex", 7)]
+    assert (await drop(store, 20)).levels_before == bound
+    assert await stands() == before
+    rows = execute(dsn, "SELECT account, value FROM usage_level ORDER BY time")
+    assert rows == [("acme", 0), ("globex", 6), ("globex", 7)]
+    # Late, under the file of before: as the time was billed that it comes into.
+    result = await store.write(Batch(points=[told("acme", HOUR / 2, 9), told("acme", HOUR, 7)]))
+    assert (result.inserted, result.duplicates) == (1, 1)
+    assert await stands() == [("acme", 0), ("globex", 9)]
 
 
 async def drop(store: Store, days: int, now: object = NOON + 40 * DAY) -> Dropped:

@@ -72,7 +72,7 @@ def test_the_load_is_what_it_says() -> None:
         f"foreign.{name}" for name in ("requests", "seconds", "egress")
     }
     assert wire.levels == gateway.tally.levels
-    assert {meter for _, meter, *_ in wire.levels} == {"queue", "seats"}
+    assert {meter for _, meter, *_ in wire.levels} == {"queue", "seats", "foreign.connections"}
     assert wire.told() == gateway.tally.told
     assert wire.shown == gateway.tally.calls
     assert Counter(span.attributes[0].value.string_value for span in spans) == gateway.tally.calls
@@ -107,7 +107,8 @@ class OnTheWire:
             account = said.get("tallymark.account.id", said.get("consumer.id")).string_value  # type: ignore[union-attr]
             if kind == "gauge" or (kind == "sum" and not data.is_monotonic):
                 value = Decimal(point.as_int) if point.HasField("as_int") else Decimal(repr(point.as_double))
-                self.levels[account, metric.name, times[1] // 1000, value] += 1
+                meter = {"gateway.connections": "foreign.connections"}.get(metric.name, metric.name)
+                self.levels[account, meter, times[1] // 1000, value] += 1
                 continue
             if kind == "histogram":
                 told = {"foreign.requests": Fraction(point.count), "foreign.seconds": Fraction(repr(point.sum))}

@@ -14,7 +14,7 @@ from tallymark_collector.cli import output
 from tallymark_collector.cli.arguments import JsonOption, MetersOption, read_meters
 from tallymark_collector.declarations import Finding, Meter, Severity, compare, meters_of, read_sources, uses_in
 from tallymark_collector.declarations.comparison import PlansFile
-from tallymark_collector.declarations.mapped import uses_of
+from tallymark_collector.declarations.mapped import aggregations, uses_of
 from tallymark_collector.documents.problems import DocumentError
 from tallymark_collector.documents.yaml_text import read_yaml
 from tallymark_collector.errors import UserError
@@ -43,7 +43,7 @@ def check(
     """
     try:
         file = None if plans is None else read_plans(plans)
-        mapped = [] if meters is None else uses_of(read_meters(meters))
+        rules = None if meters is None else read_meters(meters)
     except DocumentError as error:
         if not as_json:
             raise
@@ -53,8 +53,11 @@ def check(
         raise typer.Exit(1) from None
     with output.progress("reading"):
         sources = read_sources(paths or [Path()])
-        uses = [use for source in sources.files for use in uses_in(source, sources)] + mapped
+        uses = [use for source in sources.files for use in uses_in(source, sources)]
+        uses += [] if rules is None else uses_of(rules)
     recorded, findings = meters_of(uses, file), compare(uses, sources.unreadable, file)
+    if rules is not None and file is not None:
+        findings += aggregations(rules, file)
     count = len(sources.files) + len(sources.unreadable)
     if as_json:
         _write_json(count, plans, recorded, findings)

@@ -44,11 +44,11 @@ def list_(file: FileArgument, as_json: JsonOption = False) -> None:
         output.write_json({"file": str(file), "meters": {name: _document(one) for name, one in rules.meters.items()}})
         return
     rows = [
-        [name if place == 0 else "", meter.unit if place == 0 else "", *_row(source)]
+        [*((name, meter.unit, meter.aggregation) if place == 0 else ("", "", "")), *_row(source)]
         for name, meter in rules.meters.items()
         for place, source in enumerate(meter.sources)
     ]
-    output.write_table(["meter", "unit", "source", "quantity", "where", "account", "dimensions"], rows)
+    output.write_table(["meter", "unit", "aggregation", "source", "quantity", "where", "account", "dimensions"], rows)
 
 
 @commands.command()
@@ -82,9 +82,14 @@ def _write(rules: Rules, explained: Explained, requests: int) -> None:
     if explained.usage:
         columns = ["meter", "unit", "account", "quantity", "points"]
         output.write_table(columns, explained.usage, numbers=["quantity", "points"])
+    if explained.levels:
+        columns = ["meter", "unit", "account", "level", "streams", "points"]
+        output.write_table(columns, explained.levels, numbers=["level", "streams", "points"])
     silent = [name for name in rules.meters if name not in {item.meter for item in explained.items}]
     rest = Counter(
-        (item.outcome, item.signal, item.name, item.why) for item in explained.items if item.outcome != "counted"
+        (item.outcome, item.signal, item.name, item.why)
+        for item in explained.items
+        if item.outcome not in ("counted", "level")
     )
     if rest:
         columns = ["outcome", "signal", "name", "items", "why"]
@@ -101,10 +106,11 @@ def _write(rules: Rules, explained: Explained, requests: int) -> None:
     for name in silent:
         output.say(f"meter {name}: nothing here fits any of its sources")
     counts = Counter(item.outcome for item in explained.items)
-    counted, base, quarantined = counts["counted"], counts["base"], counts["quarantined"]
+    counted, levels, base, quarantined = (counts[each] for each in ("counted", "level", "base", "quarantined"))
     output.say(
-        f"requests {requests:,}, counted {counted:,}, duplicates {explained.duplicates:,}, quarantined {quarantined:,},"
-        f" {f'base {base:,}, ' if base else ''}passed over {counts.total() - counted - base - quarantined:,}"
+        f"requests {requests:,}, counted {counted:,}, {f'levels {levels:,}, ' if levels else ''}"
+        f"duplicates {explained.duplicates:,}, quarantined {quarantined:,}, {f'base {base:,}, ' if base else ''}"
+        f"passed over {counts.total() - counted - levels - base - quarantined:,}"
     )
 
 
@@ -112,6 +118,7 @@ def _write_json(explained: Explained) -> None:
     output.write_json(
         {
             "usage": [line._asdict() for line in explained.usage],
+            "levels": [line._asdict() for line in explained.levels],
             "duplicates": explained.duplicates,
             "whole": [{**one._asdict(), "oldest": time_text(one.oldest)} for one in explained.whole],
             "quarantined": len(explained.quarantined),

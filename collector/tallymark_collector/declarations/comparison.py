@@ -143,7 +143,11 @@ def _pricing(name: str, meters: Sequence[Meter], plans: PlansFile) -> Iterable[F
     elif not meters[0].plans:
         message = f"meter {name!r} is in {plans.name}, but no plan has a charge for it: nobody is billed for it"
         yield Finding(first.file, first.line, Severity.ERROR, "unpriced-meter", message)
-    if (known := plans.catalog.meters.get(name)) is not None and known.aggregation not in OF_ANY_SUM:
+    # What a file of meters takes is not the SDK's: `mapped` knows what it is made of.
+    by_code = [use for use in _places(meters) if use.function is not Function.MAP]
+    known = plans.catalog.meters.get(name) if by_code else None
+    if known is not None and known.aggregation not in OF_ANY_SUM:
+        first = min(by_code, key=lambda use: (use.file, use.line))
         where = f"{plans.name}:{plans.lines.get(name, 1)}"
         message = (
             f"meter {name!r} is billed by its {known.aggregation} ({where}), which needs a point for each event, or"

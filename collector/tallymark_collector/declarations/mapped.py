@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from tallymark_collector.billing.fields import OF_ANY_SUM, OF_LEVELS
 from tallymark_collector.declarations.api import Function
-from tallymark_collector.declarations.comparison import Finding, PlansFile, compare
+from tallymark_collector.declarations.comparison import Finding, PlansFile, Severity, compare
 from tallymark_collector.declarations.scanner import Use
 from tallymark_collector.metering import Rules
 
@@ -19,4 +22,35 @@ def uses_of(rules: Rules) -> list[Use]:
 def mismatches(rules: Rules, plans: PlansFile) -> list[Finding]:
     """What does not fit between the two files. That plans price more than the file maps is no mistake: code records."""
     wrong = ("unknown-meter", "unit-mismatch")
-    return [finding for finding in compare(uses_of(rules), (), plans) if finding.rule in wrong]
+    found = [finding for finding in compare(uses_of(rules), (), plans) if finding.rule in wrong]
+    return sorted([*found, *aggregations(rules, plans)], key=lambda one: (one.file, one.line, one.message))
+
+
+def aggregations(rules: Rules, plans: PlansFile) -> Iterator[Finding]:
+    """Meters whose aggregation in the plans is none of what the file makes them of: levels, or increases."""
+    for name, meter in rules.meters.items():
+        known = plans.catalog.meters.get(name)
+        if known is None or known.aggregation in (OF_LEVELS if meter.has_levels else _OF_INCREASES):
+            continue
+        where = f"{plans.name}:{plans.lines.get(name, 1)}"
+        if meter.has_levels:
+            why = (
+                f"is made of levels, and billed by its {known.aggregation} ({where}), which levels have not: no invoice"
+                f" shows it. Bill it by {_listed(OF_LEVELS)}"
+            )
+        else:
+            why = (
+                f"is made of increases, and billed by its {known.aggregation} ({where}), which levels alone have: no"
+                " invoice can be made of it. Say `aggregation: level` here if gauges or UpDownCounters feed it"
+            )
+        line = rules.lines.get(name, 1)
+        yield Finding(rules.file, line, Severity.ERROR, "aggregation-mismatch", f"meter {name!r} {why}")
+
+
+_OF_INCREASES = OF_ANY_SUM | {"count", "max", "latest"}
+"""The last three of single events, such as spans are."""
+
+
+def _listed(names: frozenset[str]) -> str:
+    *some, last = sorted(names)
+    return f"{', '.join(some)} or {last}"

@@ -4,9 +4,10 @@
     metering = Metering(rules)
     decode_metrics(tenant, body, cache, limits, now_ns, metering)
 
-`rules` are the file's values, `file` reads them. `metrics` and `spans` take what fits from a request; what they make of
-it are points like all others, with the identity of the stream or span that they came from, so that a retry is found
-whatever the file drops from the series. What fits and cannot be billed goes to quarantine, whole.
+`rules` are the file's values, `file` reads them; `kinds` knows which metrics are amounts, and which levels. `metrics`
+and `spans` take what fits from a request; what they make of it are points like all others, with the identity of the
+stream or span that they came from, so that a retry is found whatever the file drops from the series. What fits and
+cannot be billed goes to quarantine, whole.
 """
 
 from tallymark_collector.metering.engine import Metering

@@ -13,7 +13,7 @@ from tallymark_collector.metering.conditions import failing
 from tallymark_collector.metering.memory import Memory
 from tallymark_collector.metering.metrics import MetricGroup
 from tallymark_collector.metering.origin import Group
-from tallymark_collector.metering.rules import RESERVED_SCOPES, MetricSource, Rules, Source, SpanSource
+from tallymark_collector.metering.rules import RESERVED_SCOPES, Meter, MetricSource, Rules, Source, SpanSource
 from tallymark_collector.metering.spans import SpanGroup
 from tallymark_collector.model import Attributes, Reason, Refusal
 from tallymark_collector.processors.redaction import STANDARD, Redaction
@@ -68,7 +68,7 @@ class Metering:
         key = ("spans", tenant, resource.SerializeToString(), scope.SerializeToString())
         if key not in self._memory:
             group = self._group(tenant, key[2], key[3])
-            sources = self._fitting(SpanSource, group)
+            sources = [(name, meter.unit, source) for name, meter, source in self._fitting(SpanSource, group)]
             self._memory[key] = (
                 SpanGroup(group, sources, self._account, self._memory, self._redaction) if sources else None
             )
@@ -76,9 +76,9 @@ class Metering:
         assert found is None or isinstance(found, SpanGroup), "kept above"
         return found
 
-    def _fitting(self, kind: type[_Kind], group: Group) -> list[tuple[str, str, _Kind]]:
+    def _fitting(self, kind: type[_Kind], group: Group) -> list[tuple[str, Meter, _Kind]]:
         return [
-            (name, meter.unit, source)
+            (name, meter, source)
             for name, meter, _, source in self.rules.sources(kind)
             if why_not_group(source, group) is None
         ]

@@ -6,11 +6,12 @@ did not count is then asked of the rules. At the end cumulative totals become in
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -20,13 +21,14 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering.captured import Captured
 from tallymark_collector.metering.conditions import failing
 from tallymark_collector.metering.engine import Metering, why_not_group
-from tallymark_collector.metering.metrics import QUANTITIES, kind_of
+from tallymark_collector.metering.kinds import fits, kind_of, mismatch
 from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import MetricSource, Rules, SpanSource
 from tallymark_collector.metering.spans import recorded_meters, why_not_span
-from tallymark_collector.model import Attributes, Point, Quarantined, Stream, Temporality
+from tallymark_collector.model import Attributes, Point, Quarantined, Source, Stream, Temporality
 from tallymark_collector.processors.aside import redacted_item
 from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.processors.levels import Told, succeed
 from tallymark_collector.processors.redaction import STANDARD
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.streams import StreamCache
@@ -43,12 +45,12 @@ class Item(NamedTuple):
     signal: str
     name: str
     outcome: str
-    """counted, base (a total that bills nothing, from which later ones count), quarantined, evidence (it shows usage
-    that the SDK counts in metrics), or passed over."""
+    """counted, level (what a stream stands at, which is no amount), base (a total that bills nothing, from which later
+    ones count), quarantined, evidence (it shows usage that the SDK counts in metrics), or passed over."""
     meter: str = ""
     account: str = ""
     quantity: Decimal | None = None
-    """What is counted; of a cumulative metric its total, of which the increase is billed."""
+    """What is counted; of a cumulative metric its total, of which the increase is billed; a level."""
     why: str = ""
 
 
@@ -60,6 +62,18 @@ class Line(NamedTuple):
     account: str
     quantity: Decimal
     points: int
+
+
+class Standing(NamedTuple):
+    """What an account stands at, of a meter of levels, by the last that each stream told."""
+
+    meter: str
+    unit: str
+    account: str
+    level: Decimal
+    streams: int
+    points: int
+    """Of all that they told."""
 
 
 class Whole(NamedTuple):
@@ -78,6 +92,7 @@ class Explained:
 
     items: list[Item] = field(default_factory=list)
     usage: list[Line] = field(default_factory=list)
+    levels: list[Standing] = field(default_factory=list)
     duplicates: int = 0
     """Points that were there before, under the same identity."""
     whole: list[Whole] = field(default_factory=list)
@@ -103,8 +118,9 @@ def explain(rules: Rules, captured: Iterable[Captured]) -> Explained:
                 found.items.append(made)
             else:
                 points.append((made, point))
-    _add_up(points, found)
-    order = {"quarantined": 0, "counted": 1, "base": 2, "evidence": 3, "passed over": 4}
+    _add_up([one for one in points if one[1].stream.temporality is not Temporality.LEVEL], found)
+    _stand([one for one in points if one[1].stream.temporality is Temporality.LEVEL], found)
+    order = {"quarantined": 0, "counted": 1, "level": 2, "base": 3, "evidence": 4, "passed over": 5}
     found.items.sort(key=lambda item: order[item.outcome])
     return found
 
@@ -227,6 +243,38 @@ def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:
     found.usage = [Line(*key, sum(values, Decimal(0)), len(values)) for key, values in sorted(sums.items())]
 
 
+def _stand(points: list[tuple[Item, Point]], found: Explained) -> None:
+    """Levels, each once, and what accounts stand at in the end, as the store has it."""
+    sources: dict[UUID, list[tuple[int, Point]]] = defaultdict(list)
+    for position, (_, level) in enumerate(points):
+        # One that names its account by itself needs no file: its stream is its own.
+        stream = level.stream
+        source = stream.source or Source(stream.id, Decimal(1))
+        sources[source.id].append((position, level._replace(stream=replace(stream, source=source))))
+    last: dict[tuple[str, str, str], list[Decimal]] = defaultdict(list)
+    told: Counter[tuple[str, str, str]] = Counter()
+    for several in sources.values():
+        timeline: list[Told] = []
+        there = succeed(timeline, several).there
+        for position, _ in several:
+            item, value = points[position]
+            if position not in there:
+                found.items.append(item._replace(outcome="level", why="what its stream stands at from then on"))
+            elif there[position] == value.value:
+                found.duplicates += 1
+            else:
+                why = f"value_conflict: its stream stood at {there[position]} at this time before"
+                found.items.append(item._replace(outcome="quarantined", why=why))
+        told.update(map(_key, timeline))
+        last[_key(timeline[-1])].append(timeline[-1].value)
+    found.levels = [Standing(*key, sum(last[key], Decimal(0)), len(last[key]), told[key]) for key in sorted(told)]
+
+
+def _key(told: Told) -> tuple[str, str, str]:
+    series = told.stream.series
+    return series.meter, series.unit, series.account
+
+
 def _as_total(item: Item, point: Point, *, first: bool, billed: bool) -> Item:
     source, start_ns = point.stream.source, point.start_ns
     if point.is_base:
@@ -256,16 +304,16 @@ def _why_metric(rules: Rules, request: ExportMetricsServiceRequest) -> str:
     group = _group(outer.resource, outer.scope_metrics[0].scope)
     kind = kind_of(metric)
     reasons = []
-    for meter, _, place, source in rules.sources(MetricSource):
+    for name, meter, place, source in rules.sources(MetricSource):
         if not source.metric.matches(metric.name):
             continue
         why = why_not_group(source, group)
-        if why is None and source.quantity not in QUANTITIES.get(kind, ()):
-            why = f"it is a {kind.replace('_', ' ') or 'metric without data'}, which has no {source.quantity}"
+        if why is None and not fits(kind, meter, source):
+            why = mismatch(kind, meter, source)
         if why is None:
             point = getattr(metric, metric.WhichOneof("data") or "sum").data_points[0]
             why = _why_point(source, _attributes(point.attributes), point.time_unix_nano)
-        reasons.append(f"{meter}, source {place + 1}: {why}")
+        reasons.append(f"{name}, source {place + 1}: {why}")
     return "; ".join(reasons) or "no source has this name"
 
 

@@ -33,7 +33,7 @@ class Refused(NamedTuple):
     stream: UUID | None = None
     """Of a point whose stream is known."""
     source: UUID | None = None
-    """Of a running total whose source is known."""
+    """Of a running total or a level whose source is known."""
 
 
 def kept(tenant: str, refused: Iterable[Refused], time_ns: int, signal: str, payload: bytes) -> Sequence[Quarantined]:

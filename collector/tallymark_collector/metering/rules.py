@@ -165,7 +165,13 @@ class MetricSource(_Source):
 
     metric: Pattern
     quantity: Annotated[Literal["value", "count", "sum"], one_of(("value", "count", "sum"))]
-    """A counter's value; a histogram's or summary's count or sum."""
+    """A counter's value, or a gauge's in a meter of levels; a histogram's or summary's count or sum."""
+
+    def check_level(self) -> str | None:
+        """What is wrong with this source in a meter of levels, or None."""
+        if self.quantity != "value":
+            return f"a {self.quantity} is no level; say `quantity: value`, of a gauge or an UpDownCounter"
+        return None
 
     def check_unit(self, unit: str) -> str | None:
         """What is wrong between the meter's unit and this source, or None."""
@@ -232,6 +238,10 @@ class SpanSource(_Source):
             raise wrong("`spans_are_complete: true` and `sampled: allow` contradict each other; keep one")
         return self
 
+    def check_level(self) -> str | None:
+        """What is wrong with this source in a meter of levels, or None."""
+        return "a span is an event and stands at no level; levels come from a `metric`"
+
     def check_unit(self, unit: str) -> str | None:
         """What is wrong between the meter's unit and this source, or None."""
         if self.factor is not None:
@@ -263,25 +273,32 @@ _AnySource = Annotated[
 ]
 
 
-def _sum_alone(value: object) -> object:
+def _sum_or_level(value: object) -> object:
     if value in ("count", "max", "latest", "unique", "average", "integral"):
-        raise wrong(f"what a period is billed by ({value}) is said in the plans file; here it is sum")
-    return one_of(("sum",)).func(value)  # type: ignore[call-arg]
+        raise wrong(f"what a period is billed by ({value}) is said in the plans file; here it is sum or level")
+    return one_of(("sum", "level")).func(value)  # type: ignore[call-arg]
 
 
 class Meter(Value):
     """What an account is billed by, and where it comes from. Of the sources that fit an item, the first counts it."""
 
     unit: Annotated[Unit, AfterValidator(_ucum)]
-    aggregation: Annotated[Literal["sum"], BeforeValidator(_sum_alone)] = "sum"
+    aggregation: Annotated[Literal["sum", "level"], BeforeValidator(_sum_or_level)] = "sum"
+    """Amounts, which are added up, or levels: what gauges and UpDownCounters stand at."""
     sources: Annotated[tuple[_AnySource, ...], BeforeValidator(_some)]
 
     @model_validator(mode="after")
-    def _units_fit(self) -> Meter:
+    def _sources_fit(self) -> Meter:
         for place, source in enumerate(self.sources):
-            if problem := source.check_unit(self.unit):
+            problem = source.check_level() if self.has_levels else None
+            if problem := problem or source.check_unit(self.unit):
                 raise wrong(f"sources[{place}]: {problem}")
         return self
+
+    @property
+    def has_levels(self) -> bool:
+        """True for a meter of levels, which no sum can hold; False for one of amounts."""
+        return self.aggregation == "level"
 
 
 @dataclass(frozen=True, slots=True)

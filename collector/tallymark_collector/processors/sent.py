@@ -35,7 +35,7 @@ class Sent(NamedTuple):
     stream: UUID | None = None
     """The stream that its points were, or would have been, stored under; None where that was not known."""
     source: UUID | None = None
-    """The source of which it was a running total, where a file of meters took it."""
+    """The source of which it was a running total or a level, where a file of meters took it."""
 
     def attribute(self) -> KeyValue:
         """The mark."""
@@ -126,6 +126,9 @@ def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes, *, k
     marks = (parse_mark(item.value.string_value) for item in one.attributes if kept and item.key == MARK)
     mark = next(marks, None)
     sender = _readable(resource.resource.attributes)
+    kind = (
+        "updowncounter" if metric.HasField("sum") and not metric.sum.is_monotonic else metric.WhichOneof("data") or ""
+    )
     stream = fingerprint(
         "metered",
         tenant,
@@ -136,16 +139,18 @@ def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes, *, k
         _readable(scope.scope.attributes),
         metric.name,
         metric.unit,
-        "updowncounter" if metric.HasField("sum") and not metric.sum.is_monotonic else metric.WhichOneof("data") or "",
+        kind,
         int(getattr(data, "aggregation_temporality", 0)),
         _readable(one.attributes),
     )
     stream = mark.origin if mark is not None else stream
-    return Came(stream, fingerprint(stream.hex, one.start_time_unix_nano, one.time_unix_nano))
+    # A level is told by its time alone.
+    start_ns = 0 if kind in ("gauge", "updowncounter") else one.start_time_unix_nano
+    return Came(stream, fingerprint(stream.hex, start_ns, one.time_unix_nano))
 
 
 def source_of(sender: UUID, quantity: str) -> UUID:
-    """The source of running totals: whose they are, and what a file of meters reads of them."""
+    """The source of running totals or levels: whose they are, and what a file of meters reads of them."""
     return fingerprint("metered source", sender.hex, quantity)
 
 

@@ -136,7 +136,12 @@ def _in_factor_of(sample: Sample, other: Billing | None) -> Decimal:
         return sample.value
     if sample.billing.stream is None:
         return sample.value  # by which factor an earlier version had multiplied it, it did not say
-    return _RATIO.divide(_RATIO.multiply(sample.value, other.factor), sample.billing.factor)
+    return in_factor(sample.value, sample.billing.factor, other.factor)
+
+
+def in_factor(value: Decimal, factor: Decimal, other: Decimal) -> Decimal:
+    """What was measured times `factor`, times `other`: exact, since what was measured is a decimal."""
+    return value if factor == other else _RATIO.divide(_RATIO.multiply(value, other), factor)
 
 
 def _knows_its_start(stream: Stream) -> bool:

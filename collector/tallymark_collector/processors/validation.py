@@ -50,6 +50,12 @@ OVERFLOWED: Final = Refusal(
     " raise the limit there",
 )
 
+CHANGES_OF_A_LEVEL: Final = Refusal(
+    Reason.TYPE_UNSUPPORTED,
+    "a sum that can fall (UpDownCounter) came as changes, which tell no level unless all are there: have it"
+    " sent with cumulative temporality",
+)
+
 
 def check_metric(name: str, unit: str, temporality: int, monotonic: bool, *, gauge: bool = False) -> Refusal | None:
     """What is wrong with a sum or a gauge as a whole."""
@@ -65,11 +71,7 @@ def check_metric(name: str, unit: str, temporality: int, monotonic: bool, *, gau
             f"aggregation temporality {temporality} is neither delta nor cumulative",
         )
     if not monotonic and temporality == Temporality.DELTA:
-        return Refusal(
-            Reason.TYPE_UNSUPPORTED,
-            "a sum that can fall (UpDownCounter) came as changes, which tell no level unless all are there: have it"
-            " sent with cumulative temporality",
-        )
+        return CHANGES_OF_A_LEVEL
     return None
 
 

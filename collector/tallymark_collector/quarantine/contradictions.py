@@ -68,6 +68,10 @@ _LEVEL_SQL: Final = """
 SELECT 'the same stream and time', value, recorded_at FROM usage_level
 WHERE account = %s AND time = %s::timestamptz AND stream = %s AND part = %s"""
 
+_SOURCE_LEVEL_SQL: Final = """
+SELECT 'the same stream and time, billed to account ' || account, value, recorded_at FROM usage_level
+WHERE source = %s AND time = %s::timestamptz AND part = %s"""
+
 _SPAN_SQL: Final = """
 SELECT 'the same span and meter', quantity, recorded_at FROM usage_evidence
 WHERE account = %s AND time = %s::timestamptz AND trace_id = %s AND span_id = %s AND meter = %s AND tenant = %s"""
@@ -127,6 +131,9 @@ async def _point(connection: Connection, point: Point) -> list[Stored]:
         query = _SAMPLE_SQL if stream.source is None else _SOURCE_SQL
         samples = await (await connection.execute(query, wanted)).fetchall()
         return [Stored(f"a total of the same stream at {time_text(ns)}", value, None) for ns, value in samples]
+    if stream.temporality is Temporality.LEVEL and stream.source is not None:
+        of_source = [stream.source.id, rows.timestamp(point.time_ns), levels.part(point)]
+        return [Stored(*row) for row in await (await connection.execute(_SOURCE_LEVEL_SQL, of_source)).fetchall()]
     if stream.temporality is Temporality.LEVEL:
         key = [account, rows.timestamp(point.time_ns), stream.id, levels.part(point)]
         return [Stored(*row) for row in await (await connection.execute(_LEVEL_SQL, key)).fetchall()]

@@ -28,7 +28,7 @@ from tallymark_collector.metering.naming import account_of
 from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import Rules, SpanSource
 from tallymark_collector.metering.spans import why_not_span
-from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal
+from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal, Temporality
 from tallymark_collector.processors.redaction import REDACTED, STANDARD, Redaction
 from tallymark_collector.processors.sent import Came, Sent, mark_of_metered, origin_of_metered, source_of
 from tallymark_collector.processors.validation import TimeLimits
@@ -83,8 +83,12 @@ def read_metered(
     changed = dict(mended.changed)
     if decision.account is not None:
         changed[conventions.ACCOUNT] = (None, decision.account)
-    # A span is what its identifiers say, whatever is left out of it.
-    apart = item.signal == "metrics" and (bool(mended.changed) or decision.additional)
+    # A span is what its identifiers say, whatever is left out of it; and a level means its time alone.
+    is_level = point.stream.temporality is Temporality.LEVEL
+    left_out = mended.changed.keys() - {_START} if is_level else mended.changed.keys()
+    apart = item.signal == "metrics" and (bool(left_out) or decision.additional)
+    if is_level:
+        point = _decided(point)
     return Metered(point, batch.evidence, origin(item), changed, apart)
 
 
@@ -139,6 +143,13 @@ def _as_sent(point: Point, sent: Sent | None, account: str | None) -> Point:
         source = source._replace(id=source_of(sent.source, reading.quantity), earlier=None)
     identity = point.stream.id if sent.stream is None or account is not None else sent.stream
     return point._replace(stream=replace(point.stream, id=identity, source=source))
+
+
+def _decided(level: Point) -> Point:
+    """A level that is whose a person says, whatever the time around it was billed as."""
+    source = level.stream.source
+    assert source is not None, "a file of meters took it"
+    return level._replace(stream=replace(level.stream, source=source._replace(decided=True)))
 
 
 def explained(item: Item, rules: Rules) -> list[Explained]:

@@ -248,6 +248,14 @@ METERED: Final[Mapping[Reason, Rule]] = {
         "bills it as the file (--meters) reads it by now, if that knows its unit",
         takes=_READ_ANEW,
     ),
+    Reason.TYPE_UNSUPPORTED: replace(
+        RULES[Reason.TYPE_UNSUPPORTED],
+        meaning="A file of meters names it, and its type has not what the meter is made of: a gauge where increases are"
+        " billed, a counter where levels are, a histogram of which a `value` is asked. Or it is a sum that may fall"
+        " (UpDownCounter) of which only changes came.",
+        remedy="say in the file what the metric is: `quantity: count` or `sum` of a histogram, `aggregation: level` of"
+        " a meter that gauges feed; send an UpDownCounter with cumulative temporality",
+    ),
     **{
         reason: replace(RULES[reason], takes=RULES[reason].takes | _READ_ANEW)
         for reason in (Reason.TIME_TOO_OLD, Reason.TIME_AHEAD, Reason.TIME_REVERSED)

@@ -47,7 +47,7 @@ from tallymark_collector.quarantine.items import Action, Item
 from tallymark_collector.quarantine.mending import Decision, Mended, mend, named_account, origin
 from tallymark_collector.quarantine.metered import read_metered
 from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
-from tallymark_collector.store import Store, locks, sources, writer
+from tallymark_collector.store import Store, levels, locks, sources, writer
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.dictionaries import Dictionaries
 
@@ -252,13 +252,14 @@ async def _read_metered(
 
 
 async def _check_billed(connection: Connection, item: Item, point: Point) -> None:
-    """Raises NotSettled where a later total of the same source has billed this one's usage to somebody else."""
-    there = await sources.billed_to(connection, point)
+    """Raises NotSettled where this usage was billed to somebody else: by a later total of its source, or as a level
+    that came again."""
+    is_level = point.stream.temporality is Temporality.LEVEL
+    there = await (levels if is_level else sources).billed_to(connection, point)
     if there is not None and there != point.stream.series.account:
-        raise NotSettled(
-            f"{item.id}: a later total of the same stream holds this one's usage and was billed to account {there!r}:"
-            " with this one it would be billed twice. Discard it"
-        )
+        how = "the same level came again" if is_level else "a later total of the same stream holds this one's usage"
+        twice = "with this one it would be billed twice. Discard it"
+        raise NotSettled(f"{item.id}: {how} and was billed to account {there!r}: {twice}")
 
 
 async def _read(connection: Connection, item: Item, decision: Decision, now_ns: int, redaction: Redaction) -> _Read:
@@ -337,8 +338,10 @@ def _own(point: Point, came_as: Came, *, additional: bool) -> Point:
     stream = point.stream
     told_apart = (str(came_as.point), f"{point.value}") if additional else ()
     own = fingerprint("settled", came_as.stream.hex, stream.series.id.hex, *told_apart)
-    if stream.temporality is Temporality.CUMULATIVE:
-        source = None if stream.source is None else stream.source._replace(id=own, earlier=None)
+    if stream.temporality is not Temporality.DELTA:
+        # What one origin stands at is one account's at a time, here too.
+        whose = own if stream.temporality is Temporality.CUMULATIVE else fingerprint("settled", came_as.stream.hex)
+        source = None if stream.source is None else stream.source._replace(id=whose, earlier=None)
         return point._replace(stream=replace(stream, id=own, source=source))
     # Two that start after they end may end at one time: their own start tells them apart.
     return point._replace(stream=replace(stream, id=own), cause=_part(came_as.point))

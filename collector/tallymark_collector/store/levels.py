@@ -1,32 +1,38 @@
 """Levels: what gauges and UpDownCounters stood at. Never amounts, and so never among the points that are summed.
 
-A level is identified by its stream and time. The same again is a duplicate, another value goes to quarantine, as with
-points.
+A level is identified by its stream and time; one that a file of meters took by its source and time, whoever is billed.
+The same again is a duplicate, another value goes to quarantine, as with points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
+from uuid import UUID
 
-from tallymark_collector.model import Point, Quarantined, Reason, Refusal
-from tallymark_collector.store import rows, staging
+from tallymark_collector.model import Point, Quarantined, Reason, Refusal, Stream
+from tallymark_collector.processors.levels import Told, source_of, succeed
+from tallymark_collector.store import rows, sources, staging
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.samples import conflict
 
 _KEYS: Final = (
-    "unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::uuid[], %s::text[], %s::numeric[])"
-    " WITH ORDINALITY AS n (account, time, stream, part, series, tenant, value, position)"
+    "unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::smallint[], %s::uuid[], %s::text[], %s::numeric[],"
+    " %s::uuid[], %s::numeric[]) WITH ORDINALITY"
+    " AS n (account, time, stream, part, series, tenant, value, source, factor, position)"
 )
+_COLUMNS: Final = "account, time, stream, part, series, tenant, value, source, factor"
 
 # All writers insert in one order, so that none waits for another that waits for it. Which of them were there already.
 _INSERT_SQL: Final = f"""
 WITH n AS MATERIALIZED (
-    SELECT account, time, stream, part, series, tenant, value, position FROM {_KEYS}
+    SELECT {_COLUMNS}, position FROM {_KEYS}
 ), inserted AS (
-    INSERT INTO usage_level (account, time, stream, part, series, tenant, value)
-    SELECT account, time, stream, part, series, tenant, value FROM n
+    INSERT INTO usage_level ({_COLUMNS})
+    SELECT {_COLUMNS} FROM n
     ORDER BY account, time, stream, part
     ON CONFLICT DO NOTHING
     RETURNING account, time, stream, part
@@ -41,38 +47,166 @@ SELECT n.position - 1, l.value
 FROM {_KEYS}
 JOIN usage_level l USING (account, time, stream, part)"""  # noqa: S608 - a constant of ours
 
+_TOLD: Final = (
+    "(extract(epoch FROM time) * 1000000)::bigint * 1000 + part AS time_ns, value, factor, account, stream, series"
+)
+
+# Of each source: the levels between the neighbours of the incoming ones, the neighbours included.
+_KNOWN_SQL: Final = f"""
+SELECT k.place - 1, l.*
+FROM unnest(%s::uuid[], %s::timestamptz[], %s::smallint[], %s::timestamptz[], %s::smallint[])
+     WITH ORDINALITY AS k (source, first, first_part, last, last_part, place)
+CROSS JOIN LATERAL (
+    (SELECT {_TOLD} FROM usage_level
+     WHERE source = k.source AND (time, part) < (k.first, k.first_part)
+     ORDER BY time DESC, part DESC LIMIT 1)
+    UNION ALL
+    SELECT {_TOLD} FROM usage_level
+    WHERE source = k.source AND (time, part) >= (k.first, k.first_part) AND (time, part) <= (k.last, k.last_part)
+    UNION ALL
+    (SELECT {_TOLD} FROM usage_level
+     WHERE source = k.source AND (time, part) > (k.last, k.last_part)
+     ORDER BY time, part LIMIT 1)
+) l
+ORDER BY k.place, l.time_ns"""  # noqa: S608 - a constant of ours
+
+_BILLED_SQL: Final = "SELECT account FROM usage_level WHERE source = %s AND time = %s::timestamptz LIMIT 1"
+
+_Row = tuple[str, str, UUID, int, UUID, str, Decimal, UUID | None, Decimal | None]
+
+
+@dataclass(slots=True)
+class _Writing:
+    """What is to be inserted, and which of the levels each row is."""
+
+    rows: list[_Row] = field(default_factory=list)
+    positions: list[int | None] = field(default_factory=list)
+    """None for a row that ends a level: it is none that came."""
+
+    def add(self, row: _Row, position: int | None = None) -> None:
+        """A row, of the level at this position."""
+        self.rows.append(row)
+        self.positions.append(position)
+
 
 def part(level: Point) -> int:
     """What timestamptz cannot hold of the level's time."""
     return level.time_ns % 1000
 
 
-async def insert(connection: Connection, levels: Sequence[Point]) -> dict[int, Decimal]:
-    """Adds levels, whoever's, in one statement. Their streams must be registered. Returns what stood there before for
-    each that was not new, by its position; of several of one stream and time, the first counts."""
+async def insert(connection: Connection, batches: Sequence[Sequence[Point]]) -> dict[int, Decimal]:
+    """Adds levels, whoever's, one batch after the other. Their streams must be registered. Returns what stood there
+    before for each that was not new, by its position among all of them; of several of one stream, or source, and time,
+    the first counts."""
+    levels = [level for batch in batches for level in batch]
     if not levels:
         return {}
-    keys = [(level.stream.series.account, level.time_ns, level.stream.id) for level in levels]
-    found = staging.distinct(keys, range(len(levels)))
-    firsts = [levels[position] for position in found.firsts]
-    columns = [
-        [level.stream.series.account for level in firsts],
-        [rows.timestamp(level.time_ns) for level in firsts],
-        [level.stream.id for level in firsts],
-        [part(level) for level in firsts],
-        [level.stream.series.id for level in firsts],
-        [level.stream.series.tenant for level in firsts],
-        [level.value for level in firsts],
-    ]
-    old = {place for (place,) in await (await connection.execute(_INSERT_SQL, columns)).fetchall()}
+    there: dict[int, Decimal] = {}
+    writing = _Writing()
+    for position, level in enumerate(levels):
+        if level.stream.source is None:
+            writing.add(_row(level.stream, level.time_ns, level.value), position)
+    await _succeed(connection, batches, writing, there)
+    keys = [row[:4] for row in writing.rows]
+    found = staging.distinct(keys, range(len(keys)))
+    columns = [list(column) for column in zip(*(writing.rows[place] for place in found.firsts), strict=True)]
     known: dict[int, Decimal] = {}
-    if old:
-        there = await (await connection.execute(_THERE_SQL, columns)).fetchall()
-        known = {place: value for place, value in there if place in old}
-    return staging.already_there(found, known, [level.value for level in levels])
+    if columns:
+        old = {place for (place,) in await (await connection.execute(_INSERT_SQL, columns)).fetchall()}
+        if old:
+            rows_there = await (await connection.execute(_THERE_SQL, columns)).fetchall()
+            known = {place: value for place, value in rows_there if place in old}
+    already = staging.already_there(found, known, [row[6] for row in writing.rows])
+    for place, value in already.items():
+        if (came := writing.positions[place]) is not None:
+            there[came] = value
+    return there
+
+
+async def _succeed(
+    connection: Connection, batches: Sequence[Sequence[Point]], writing: _Writing, there: dict[int, Decimal]
+) -> None:
+    """Puts the levels that a file of meters took where they belong, with the rows that end others. From here to the end
+    of the transaction nobody else adds to their sources."""
+    by_source: dict[UUID, list[Point]] = defaultdict(list)
+    for batch in batches:
+        for level in batch:
+            if level.stream.source is not None:
+                by_source[level.stream.source.id].append(level)
+    timelines = await _known(connection, by_source)
+    first = 0
+    for batch in batches:
+        incoming: dict[UUID, list[tuple[int, Point]]] = defaultdict(list)
+        for position, level in enumerate(batch, first):
+            if level.stream.source is not None:
+                incoming[level.stream.source.id].append((position, level))
+        first += len(batch)
+        for source, several in incoming.items():
+            found = succeed(timelines[source], several)
+            there |= found.there
+            for position, told in found.told.items():
+                writing.add(_row(told.stream, told.time_ns, told.value, source, told.factor), position)
+            for end in found.ends:
+                writing.add(_end(end.stream, end.time_ns))
+
+
+async def _known(connection: Connection, by_source: Mapping[UUID, Sequence[Point]]) -> dict[UUID, list[Told]]:
+    found: dict[UUID, list[Told]] = {source: [] for source in by_source}
+    if not by_source:
+        return found
+    await sources.lock(connection, {source: levels[0] for source, levels in by_source.items()})
+    keys = list(by_source)
+    first = [min(level.time_ns for level in levels) for levels in by_source.values()]
+    last = [max(level.time_ns for level in levels) for levels in by_source.values()]
+    arguments: list[list[object]] = [[*keys]]
+    for times in (first, last):
+        arguments += [[rows.timestamp(time_ns) for time_ns in times], [time_ns % 1000 for time_ns in times]]
+    streams: dict[tuple[str, UUID, UUID], Stream] = {}
+    for place, time_ns, value, factor, account, stream, series in await (
+        await connection.execute(_KNOWN_SQL, arguments)
+    ).fetchall():
+        billed_as = streams.get((account, stream, series))
+        if billed_as is None:
+            like = by_source[keys[place]][0].stream
+            billed_as = replace(like, id=stream, series=like.series.stored(account, series))
+            streams[account, stream, series] = billed_as
+        found[keys[place]].append(Told(time_ns, value, factor, billed_as))
+    return found
+
+
+def _row(
+    stream: Stream, time_ns: int, value: Decimal, source: UUID | None = None, factor: Decimal | None = None
+) -> _Row:
+    series = stream.series
+    return (
+        series.account,
+        rows.timestamp(time_ns),
+        stream.id,
+        time_ns % 1000,
+        series.id,
+        series.tenant,
+        value,
+        source,
+        factor,
+    )
+
+
+def _end(stream: Stream, time_ns: int) -> _Row:
+    """The row that ends a level: see the migration `level_sources`."""
+    account, time, identity, nanoseconds, *rest = _row(stream, time_ns, Decimal(0))
+    return (account, time, identity, -1 - nanoseconds, *rest)  # type: ignore[return-value]
+
+
+async def billed_to(connection: Connection, level: Point) -> str | None:
+    """Whom a level of this one's source and time was billed to; None where there is none. Nobody else adds to the
+    source from here on."""
+    source = source_of(level).id
+    await sources.lock(connection, {source: level})
+    found = await (await connection.execute(_BILLED_SQL, [source, rows.timestamp(level.time_ns)])).fetchone()
+    return None if found is None else found[0]
 
 
 def contradiction(level: Point, there: Decimal) -> Quarantined:
     """A level of a time at which the stream stood at another one."""
-    detail = f"the level at this time was {there} before and is {level.value} now"
+    detail = f"the level at this time was {there:f} before and is {level.value:f} now"
     return conflict(level, Refusal(Reason.VALUE_CONFLICT, detail))

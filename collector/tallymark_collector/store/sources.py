@@ -1,7 +1,7 @@
 """Totals that a file of meters takes: kept by their source, each with how the increase that ends in it is billed.
 
 Whoever holds the row of a source decides what its totals mean, whomever the file bills for them: collectors with
-different files take turns, and see each other's totals.
+different files take turns, and see each other's totals. So it is with levels (`store.levels`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ async def known(connection: Connection, epochs: Mapping[Epoch, Sequence[Point]])
     if not epochs:
         return {}
     keys = list(epochs)
-    await _lock(connection, {source: points[0] for (source, _), points in epochs.items()})
+    await lock(connection, {source: points[0] for (source, _), points in epochs.items()})
     first = [min(point.time_ns for point in points) for points in epochs.values()]
     last = [max(point.time_ns for point in points) for points in epochs.values()]
     columns = [[source for source, _ in keys], [start_ns for _, start_ns in keys], first, last]
@@ -109,7 +109,9 @@ async def known(connection: Connection, epochs: Mapping[Epoch, Sequence[Point]])
     return found
 
 
-async def _lock(connection: Connection, sources: Mapping[UUID, Point]) -> None:
+async def lock(connection: Connection, sources: Mapping[UUID, Point]) -> None:
+    """Registers sources, each with a point of it, and keeps all others from adding to them to the end of the
+    transaction."""
     tenants = [point.stream.series.tenant for point in sources.values()]
     await connection.execute(_REGISTER_SQL, [[*sources], tenants])
     await connection.execute(_LOCK_SQL, [[*sources]])
@@ -156,7 +158,7 @@ async def billed_to(connection: Connection, point: Point) -> str | None:
     """Whom the time of a total is billed to already, by a total of its source at that time or later; None where it is
     billed to nobody. Nobody else adds to the source from here on."""
     source = _source(point.stream)
-    await _lock(connection, {source.id: point})
+    await lock(connection, {source.id: point})
     found = await (await connection.execute(_NEXT_SQL, [source.id, point.start_ns, point.time_ns])).fetchone()
     return None if found is None else found[0]
 

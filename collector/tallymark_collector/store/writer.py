@@ -234,7 +234,7 @@ async def _write_levels(connection: Connection, group: Sequence[Encoded], tallie
     owners = [tally for encoded, tally in zip(group, tallies, strict=True) for _ in encoded.levels]
     for tally in owners:
         tally.inserted += 1
-    for position, there in (await levels.insert(connection, found)).items():
+    for position, there in (await levels.insert(connection, [encoded.levels for encoded in group])).items():
         tally = owners[position]
         tally.inserted -= 1
         if there == found[position].value:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from tests.collector.cli.conftest import Run, cells, program
 from tests.support.messages import otlp_json
@@ -206,6 +207,7 @@ def test_list(offline: Run, rules: Path) -> None:
     assert table[1] == [
         "gateway.requests",
         "{request}",
+        "sum",
         "metric http.server.request.duration",
         "count",
         "scope kong",
@@ -243,6 +245,133 @@ plans:
     assert unit in result.stdout
     assert "nothing records it" not in result.stdout
     assert "nothing records it" in offline("check", str(code), "--plans", str(plans)).stdout
+
+
+def levels(*points: tuple[int, float, dict[str, object]], metric: str = "seats") -> Message:
+    found = Metric(name=metric, unit="{seat}")
+    found.gauge.data_points.extend(number(0, BASE + at * SECOND, value, attributes) for at, value, attributes in points)
+    return metrics_of(KONG, found)
+
+
+def test_levels_are_explained_and_are_no_usage(offline: Run, tmp_path: Path) -> None:
+    one, two = {"consumer": "acme", "pod": "one"}, {"consumer": "acme", "pod": "two"}
+    falling = sum_metric(
+        [number(BASE, BASE + 30 * SECOND, 4.5, {"consumer": "globex"})],
+        "seats",
+        "{seat}",
+        temporality=2,
+        monotonic=False,
+    )
+    file = written(
+        tmp_path,
+        "json",
+        levels((10, 3, one), (20, 7, one), (10, 40, two), (15, 2, {"tallymark.account.id": "own"})),
+        levels((20, 7, one)),
+        metrics_of(KONG, falling),
+        levels((10, 5, {"tallymark.account.id": "initech"}), metric="queue"),
+    )
+    meters = tmp_path / "meters.yaml"
+    meters.write_text(LEVELS)
+    result = offline("meters", "check", str(meters), str(file))
+    assert result.exit_code == 1
+    table = cells(result.stdout)
+    assert ["seats", "{seat}", "acme", "47", "2", "3"] in table
+    assert ["seats", "{seat}", "globex", "4.5", "1", "1"] in table
+    assert ["queue", "{seat}", "initech", "5", "1", "1"] in table
+    assert "counted 0, levels 5, duplicates 1, quarantined 1, passed over 0" in result.stdout
+    found = json.loads(offline("meters", "check", str(meters), str(file), "--json").stdout)
+    assert found["usage"] == []
+    assert {"meter": "seats", "unit": "{seat}", "account": "acme", "level": "47", "streams": 2, "points": 3} in found[
+        "levels"
+    ]
+    told = [(item["account"], item["quantity"], item["outcome"]) for item in found["items"]]
+    assert sorted(told, key=str) == sorted(
+        [
+            ("acme", "3", "level"),
+            ("acme", "7", "level"),
+            ("acme", "40", "level"),
+            ("globex", "4.5", "level"),
+            ("initech", "5", "level"),
+            ("", None, "quarantined"),
+        ],
+        key=str,
+    )
+
+
+def test_why_a_point_is_no_level_and_a_level_no_amount(offline: Run, tmp_path: Path) -> None:
+    meters = tmp_path / "meters.yaml"
+    meters.write_text(
+        """\
+meters:
+  seats: {unit: "{seat}", aggregation: level, sources: [{metric: seats, quantity: value, account: consumer}]}
+  others: {unit: "{seat}", aggregation: level, sources: [{metric: "s*", quantity: value, account: consumer}]}
+  sold: {unit: "{seat}", sources: [{metric: "q*", quantity: value, account: consumer}]}
+"""
+    )
+    who: dict[str, object] = {"consumer": "acme"}
+    counter = sum_metric([number(BASE, BASE + SECOND, 4, who)], "seats", "{seat}", temporality=2)
+    changes = sum_metric([number(BASE, BASE + SECOND, 4, who)], "seats", "{seat}", temporality=1, monotonic=False)
+    twice = levels((1, 3, who)), levels((1, 4, who))
+    file = written(
+        tmp_path, "fixed", metrics_of(KONG, counter), metrics_of(KONG, changes), levels((1, 3, who), metric="q"), *twice
+    )
+    found = json.loads(offline("meters", "check", str(meters), str(file), "--json").stdout)
+    why = [(item["outcome"], item["meter"], item["why"]) for item in found["items"]]
+    for outcome, meter, said in (
+        ("quarantined", "seats", "type_unsupported: meter seats: it is a counter: what it has added up is no level"),
+        ("quarantined", "seats", "type_unsupported: meter seats: a sum that can fall (UpDownCounter) came as changes"),
+        ("quarantined", "others", "type_unsupported: meter others: a sum that can fall"),
+        ("passed over", "", "sold, source 1: it is a gauge: what it stands at is no amount; say `aggregation: level`"),
+        ("level", "seats", "what its stream stands at from then on"),
+        ("quarantined", "seats", "value_conflict: its stream stood at 3 at this time before"),
+    ):
+        assert any(one[:2] == (outcome, meter) and one[2].startswith(said) for one in why), (said, why)
+
+
+LEVELS = """\
+meters:
+  seats: {unit: "{seat}", aggregation: level, sources: [{metric: seats, quantity: value, account: consumer}]}
+  calls: {unit: "{request}", sources: [{metric: h, quantity: count, account: consumer}]}
+  traced: {unit: "{request}", sources: [{span: "*", account: consumer, spans_are_complete: true}]}
+"""
+PLANS = """\
+currency: EUR
+meters:
+  seats: {{unit: "{{seat}}", aggregation: {seats}}}
+  calls: {{unit: "{{request}}", aggregation: {calls}}}
+  traced: {{unit: "{{request}}", aggregation: {traced}}}
+plans:
+  pro: {{charges: [{{meter: seats, unit_price: 1}}, {{meter: calls, unit_price: 1}}, {{meter: traced, unit_price: 1}}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("seats", "calls", "traced", "wrong"),
+    [
+        ("integral", "sum", "count", {}),
+        ("max", "'unique, of: x'", "max", {}),
+        ("average", "sum", "latest", {}),
+        ("latest", "sum", "sum", {}),
+        ("sum", "sum", "sum", {2: "'seats' is made of levels, and billed by its sum"}),
+        ("count", "average", "integral", {2: "levels, and billed by its count", 3: "its average", 4: "its integral"}),
+        ("'unique, of: x'", "sum", "sum", {2: "made of levels, and billed by its unique"}),
+    ],
+)
+def test_plans_bill_levels_by_what_levels_have_and_increases_by_what_they_have(
+    offline: Run, tmp_path: Path, seats: str, calls: str, traced: str, wrong: dict[int, str]
+) -> None:
+    meters, plans, code = tmp_path / "meters.yaml", tmp_path / "plans.yaml", tmp_path / "a.py"
+    meters.write_text(LEVELS)
+    code.write_text("import tallymark\n")
+    plans.write_text(PLANS.format(seats=seats.strip("'"), calls=calls.strip("'"), traced=traced.strip("'")))
+    for command in (["plans", "check", str(plans)], ["check", str(code), "--plans", str(plans)]):
+        result = offline(*command, "--meters", str(meters))
+        assert result.exit_code == bool(wrong), result.output
+        told = [line for line in result.output.splitlines() if line.startswith(f"{meters}:")]
+        assert len(told) == len(wrong)
+        for line, (number_, said) in zip(told, wrong.items(), strict=True):
+            assert line.startswith(f"{meters}:{number_}: ")
+            assert said in line
 
 
 def test_reading_is_not_confused_by_the_order_of_signals() -> None:

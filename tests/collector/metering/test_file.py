@@ -118,6 +118,23 @@ def test_what_is_refused(fields: str, unit: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("aggregation", "source", "said"),
+    [
+        ("max", "metric: a, quantity: value", "the plans file; here it is sum or level"),
+        ("levels", "metric: a, quantity: value", "did you mean level"),
+        ("level", "metric: a, quantity: count", "a count is no level; say `quantity: value`"),
+        ("level", "metric: a, quantity: sum", "a sum is no level"),
+        ("level", "span: a, sampled: allow", "sources[0]: a span is an event and stands at no level"),
+    ],
+)
+def test_a_meter_of_levels_has_levels_alone(aggregation: str, source: str, said: str) -> None:
+    with pytest.raises(MetersError) as raised:
+        parse_rules(f"meters: {{m: {{unit: '1', aggregation: {aggregation}, sources: [{{account: a, {source}}}]}}}}")
+    [problem] = raised.value.problems
+    assert said in problem.message
+
+
+@pytest.mark.parametrize(
     ("written", "factor"),
     [
         ("1/1000", "0.001"),

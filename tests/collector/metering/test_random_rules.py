@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from tallymark_collector.metering import Metering, parse_rules
+from tallymark_collector.model import Temporality
 from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.streams import StreamCache
@@ -72,7 +73,7 @@ numbers = st.sampled_from([0, 1, 3, 0.1, 2.5])
 items = st.lists(
     st.fixed_dictionaries(
         {
-            "type": st.sampled_from(["counter", "histogram", "span"]),
+            "type": st.sampled_from(["counter", "histogram", "gauge", "updowncounter", "span"]),
             "name": st.sampled_from(NAMES),
             "scope": st.sampled_from(SCOPES),
             "resource": resources,
@@ -133,14 +134,22 @@ def account_of(source: dict[str, Any], item: dict[str, Any]) -> str | None:
     return None
 
 
-def fits(source: dict[str, Any], item: dict[str, Any]) -> bool:
+def has_levels(sources: list[dict[str, Any]], wanted: bool) -> bool:
+    """Whether a meter is one of levels: where that is wanted, and the file can say it."""
+    return wanted and all("metric" in one and one["quantity"] == "value" for one in sources)
+
+
+def fits(source: dict[str, Any], item: dict[str, Any], levels: bool) -> bool:
     is_span = item["type"] == "span"
     if ("span" in source) is not is_span or not fnmatch.fnmatchcase(
         item["name"], source.get("metric") or source["span"]
     ):
         return False
-    if not is_span and (item["type"] == "counter") is not (source["quantity"] == "value"):
-        return False
+    if not is_span:
+        if (item["type"] in ("gauge", "updowncounter")) is not levels:
+            return False
+        if (item["type"] == "histogram") is (source["quantity"] == "value"):
+            return False
     if is_span and source["kind"] and {1: "internal", 2: "server", 3: "client"}[item["kind"]] not in source["kind"]:
         return False
     return (
@@ -166,7 +175,9 @@ def dimensions(source: dict[str, Any], item: dict[str, Any]) -> tuple[tuple[str,
     return tuple(sorted((name, repr(value)) for name, value in found.items() if value is not None))
 
 
-def expected(file: list[list[dict[str, Any]]], telemetry: list[dict[str, Any]]) -> tuple[Counter[Any], int, int]:
+def expected(
+    file: list[list[dict[str, Any]]], telemetry: list[dict[str, Any]], levels: set[int]
+) -> tuple[Counter[Any], int, int]:
     """(usage, items that nobody is named for, items that are nothing)"""
     usage: Counter[Any] = Counter()
     unattributed = foreign = 0
@@ -174,7 +185,8 @@ def expected(file: list[list[dict[str, Any]]], telemetry: list[dict[str, Any]]) 
         nobody = False
         done = False
         for place_, sources in enumerate(file):
-            source = next((one for one in sources if fits(one, item)), None)
+            of_levels = has_levels(sources, place_ in levels)
+            source = next((one for one in sources if fits(one, item, of_levels)), None)
             if source is None:
                 continue
             done = True
@@ -188,8 +200,8 @@ def expected(file: list[list[dict[str, Any]]], telemetry: list[dict[str, Any]]) 
     return usage, unattributed, foreign
 
 
-def written(file: list[list[dict[str, Any]]]) -> str:
-    meters = {}
+def written(file: list[list[dict[str, Any]]], levels: set[int]) -> str:
+    meters: dict[str, dict[str, Any]] = {}
     for place_, sources in enumerate(file):
         listed = []
         for source in sources:
@@ -198,20 +210,29 @@ def written(file: list[list[dict[str, Any]]]) -> str:
                 one["spans_are_complete"] = "true"
             listed.append(one)
         meters[f"m{place_}"] = {"unit": "1", "sources": listed}
+        if has_levels(sources, place_ in levels):
+            meters[f"m{place_}"]["aggregation"] = "level"
     return yaml.safe_dump({"meters": meters})
 
 
 def metric(item: dict[str, Any], at: int) -> Metric:
     if item["type"] == "counter":
         return sum_metric([number(at, at + SECOND, item["value"], item["attributes"])], item["name"], "1")
+    if item["type"] == "updowncounter":
+        falling = [number(0, at + SECOND, item["value"], item["attributes"])]
+        return sum_metric(falling, item["name"], "1", temporality=2, monotonic=False)
+    if item["type"] == "gauge":
+        gauge = Metric(name=item["name"], unit="1")
+        gauge.gauge.data_points.append(number(0, at + SECOND, item["value"], item["attributes"]))
+        return gauge
     point = histogram_point(at, at + SECOND, item["count"], float(item["value"]), item["attributes"])
     return histogram([point], item["name"], "1")
 
 
 @settings(max_examples=400, deadline=None)
-@given(files, items, st.integers(1, 200))
-def test_random_rules_over_random_telemetry(file: Any, telemetry: Any, remembered: int) -> None:
-    metering = Metering(parse_rules(written(file)), limit=remembered)
+@given(files, items, st.integers(1, 200), st.sets(st.integers(0, 2)))
+def test_random_rules_over_random_telemetry(file: Any, telemetry: Any, remembered: int, levels: set[int]) -> None:
+    metering = Metering(parse_rules(written(file, levels)), limit=remembered)
     cache = StreamCache()
     usage: Counter[Any] = Counter()
     rejected = foreign = 0
@@ -236,9 +257,10 @@ def test_random_rules_over_random_telemetry(file: Any, telemetry: Any, remembere
             series = point.stream.series
             found = tuple(sorted((name, repr(value)) for name, value in series.attributes))
             usage[series.meter, series.account, found] += point.value  # type: ignore[assignment]
+            assert (point.stream.temporality is Temporality.LEVEL) is (item["type"] in ("gauge", "updowncounter"))
             identities.append((point.stream.id, point.start_ns, point.time_ns, point.cause))
         assert metering.size <= remembered
-    wanted, unattributed, passed_over = expected(file, telemetry)
+    wanted, unattributed, passed_over = expected(file, telemetry, levels)
     assert {key: value for key, value in usage.items() if value} == {k: v for k, v in wanted.items() if v}
     assert len(set(identities)) == len(identities)
     assert (rejected, foreign) == (unattributed, passed_over)

@@ -32,12 +32,18 @@ meters:
     unit: kBy
     sources:
       - {metric: "*.bytes.sent", quantity: value, factor: 1/1000, account: consumer.id}
+  foreign.connections:
+    unit: "{connection}"
+    aggregation: level
+    sources:
+      - {metric: "*.connections", quantity: value, account: consumer.id}
 """
-"""Two meters of one histogram, of which one takes two routes together; a counter in another unit than it comes in."""
+"""Two meters of one histogram, of which one takes two routes together; a counter in another unit than it comes in; and
+levels, of which the file drops what tells two streams apart."""
 
 
 class Foreign(Source):
-    """A histogram of durations and a counter of bytes, as deltas or as running totals."""
+    """A histogram of durations and a counter of bytes, as deltas or as running totals, and a gauge of connections."""
 
     temporality = DELTA
 
@@ -58,6 +64,7 @@ class Foreign(Source):
             for route in self.rng.sample(["/a", "/b"], self.rng.randint(1, 2)):
                 found.append(self._requests(since, account, route))
             found.append(self._bytes(since, account))
+            found += [self._connections(account, listener) for listener in self.rng.sample(["80", "443"], 2)]
         return found
 
     def _requests(self, since: int, account: str, route: str) -> Item:
@@ -81,6 +88,12 @@ class Foreign(Source):
         sent, _ = self._so_far((account, "sent"), sent, 0)
         point = number(since, self.at_ns, sent, {"consumer.id": account})
         return Item(self.name, "gateway.bytes.sent", "By", (point,), self.temporality)
+
+    def _connections(self, account: str, listener: str) -> Item:
+        level = self.rng.randint(0, 500)
+        self.tally.levels[account, "foreign.connections", self.at_ns // 1000, Decimal(level)] += 1
+        point = number(0, self.at_ns, level, {"consumer.id": account, "listener": listener})
+        return Item(self.name, "gateway.connections", "{connection}", (point,), 0, "gauge")
 
     def _so_far(self, key: tuple[str, str], *more: int) -> tuple[int, ...]:
         if self.temporality == CUMULATIVE:
