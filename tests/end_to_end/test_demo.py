@@ -22,6 +22,11 @@ from tallymark_collector.demo.proof import REQUESTS, Counts, Proof, compare
 from tests.end_to_end.conftest import all_gone, processes_of
 
 
+def interruptible() -> None:
+    """A shell makes what it runs in the background ignore an interrupt, with all its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tallymark_collector", "demo", *arguments],
@@ -29,6 +34,7 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
 
 
