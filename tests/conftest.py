@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -30,6 +31,11 @@ _versions: dict[str, str] = {}
 STEPS = pytest.StashKey[dict[str, int]]()
 """Random steps after which everything was compared, by engine: see tests/conformance/test_random_upkeep.py."""
 _numbers = itertools.count(1)
+
+
+# How long an example takes says nothing of the code on a machine that is busy.
+settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -115,7 +115,7 @@ async def test_the_loop_tells_what_it_found(store: Store, dsn: str, caplog: pyte
     await store.refresh()
     execute(dsn, "UPDATE usage_hour SET quantity = 99")
     loop = asyncio.create_task(keep_audited(store, 0.05))
-    for _ in range(400):
+    for _ in range(1600):
         if execute(dsn, "SELECT 1 FROM audit_finding") and "says 99 where its points say 4" in caplog.text:
             break
         await asyncio.sleep(0.05)
@@ -136,7 +136,7 @@ async def test_the_loop_drops_what_is_old(store: Store, dsn: str) -> None:
         pass
     execute(dsn, "DELETE FROM usage_unaudited")
     loop = asyncio.create_task(keep_retained(store, Retention(points=timedelta(days=10)), 0.05))
-    for _ in range(400):
+    for _ in range(1600):
         # In a thread: it may wait for the loop's transaction, which must be able to go on.
         if await asyncio.to_thread(execute, dsn, "SELECT count(*) FROM usage_point") == [(1,)]:
             break

@@ -188,7 +188,7 @@ def test_a_link_that_falls_silent_is_noticed_by_its_client_alone(tmp_path: Path)
                 assert again.recv(1) == b"c"
                 again.close()
             link.bury()
-            there.settimeout(20)
+            there.settimeout(60)
             assert ended(there)
             there.close()
         finally:
@@ -206,7 +206,7 @@ def ended(connection: socket.socket) -> bool:
 def through(link: Link) -> socket.socket:
     """A connection by way of the link."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(20)
+    client.settimeout(60)
     client.connect(str(link.folder / SOCKET))
     return client
 

@@ -110,7 +110,7 @@ def running(kind: str, preload: bool, endpoint: str, folder: Path) -> Iterator[S
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         server.kill()
-        server.wait(10)
+        server.wait(60)
 
 
 def environment(endpoint: str, folder: Path) -> dict[str, str]:
@@ -145,7 +145,7 @@ def test_answered_is_billed(kind: str, preload: bool, tmp_path: Path) -> None:
             env=environment(collector.endpoint, tmp_path),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
         assert last.returncode == 0, last.stderr

@@ -92,7 +92,7 @@ def restarted(parent: Parent, times: int) -> None:
     until(lambda: metric(parent.ready["admin_port"], name) == times, "it is not started again")
 
 
-def post(port: int, messages: list[bytes], deadline: float, failures: list[str]) -> None:
+def post(port: int, messages: list[bytes], deadline: float, failures: list[str], patience: float = 5) -> None:
     """Sends each request over a new HTTP connection until it is acknowledged."""
     for body in messages:
         while True:
@@ -100,7 +100,7 @@ def post(port: int, messages: list[bytes], deadline: float, failures: list[str])
                 asked = urllib.request.Request(
                     f"http://127.0.0.1:{port}/v1/metrics", body, {"Content-Type": "application/x-protobuf"}
                 )
-                with urllib.request.urlopen(asked, timeout=5):
+                with urllib.request.urlopen(asked, timeout=patience):
                     break
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 502, 503, 504):
@@ -168,9 +168,10 @@ def test_connections_are_spread_and_each_process_counts_its_own(dsn: str) -> Non
     with serving(dsn) as parent:
         failures: list[str] = []
         deadline = time.monotonic() + PATIENCE
-        for message in messages[:sent]:  # each over a connection of its own
-            send(parent.ready["port"], [message.SerializeToString()], deadline, failures)
-        post(parent.ready["http_port"], [m.SerializeToString() for m in messages[sent:]], deadline, failures)
+        # Each over a connection of its own, and none a second time because the first took long: they are counted.
+        for message in messages[:sent]:
+            send(parent.ready["port"], [message.SerializeToString()], deadline, failures, PATIENCE)
+        post(parent.ready["http_port"], [m.SerializeToString() for m in messages[sent:]], deadline, failures, PATIENCE)
         assert failures == []
         name = "tallymark_collector_requests_total"
         own, *children = parent.admin_ports
@@ -224,7 +225,9 @@ def test_not_ready_at_once_when_told_to_end_and_requests_under_way_are_finished(
         with psycopg.connect(dsn) as holder:
             holder.execute("LOCK TABLE tallymark.usage_point IN ACCESS EXCLUSIVE MODE")
             sending = threading.Thread(
-                target=post, args=(parent.ready["http_port"], [message], time.monotonic() + PATIENCE, failures)
+                # With all the patience: one that hangs up and comes again finds nobody who listens.
+                target=post,
+                args=(parent.ready["http_port"], [message], time.monotonic() + PATIENCE, failures, PATIENCE),
             )
             sending.start()
             with psycopg.connect(dsn, autocommit=True) as watcher:

@@ -89,7 +89,7 @@ import time, tallymark
 from tallymark import runtime
 tallymark.configure(interval=0.05)
 tallymark.record("last")
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 90
 own = runtime.current()
 while (
     not tallymark.flush(1)
@@ -98,7 +98,7 @@ while (
 ):
     assert time.monotonic() < deadline, "not everything was recovered"
     time.sleep(0.05)
-assert tallymark.shutdown(5)
+assert tallymark.shutdown(60)
 """
 
 
@@ -130,7 +130,7 @@ class Processes:
 
     def finish(self) -> None:
         done = subprocess.run(
-            [sys.executable, "-c", LAST], env=self.environ, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", LAST], env=self.environ, capture_output=True, text=True, timeout=150, check=False
         )
         assert done.returncode == 0, done.stderr
 
@@ -210,7 +210,7 @@ def test_what_killed_processes_recorded_is_delivered_once(tmp_path: Path) -> Non
                 kills += 1
                 time.sleep(rng.uniform(0, 0.01))
             for process in together:
-                process.wait(10)
+                process.wait(60)
                 assert process.stdout is not None
                 process.stdout.close()
         collector.answer = lambda number: None
@@ -233,7 +233,7 @@ def test_what_was_recorded_while_the_collector_was_away_is_delivered_once(tmp_pa
             process.stdout.readline()
             time.sleep(rng.uniform(0.1, 0.4))
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
             process.stdout.close()
             if away:
                 stored = collector.stored
@@ -253,15 +253,17 @@ def test_what_was_merged_while_processes_were_killed_is_delivered_once(tmp_path:
 
     collector = FakeCollector(answer)
     processes = Processes(tmp_path, collector.endpoint)
-    merged = 0
+    merged = rounds = 0
     try:
-        for _ in range(max(KILLS // 2, 4)):
+        # A machine that is slow merges nothing in a few rounds: there are more until it has.
+        while rounds < max(KILLS // 2, 4) or (merged == 0 and rounds < 60):
+            rounds += 1
             process = processes.start(rng.randrange(10**6), MERGING)
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(rng.uniform(0.05, 0.5))
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
             process.stdout.close()
             merged += sum(bool(parcels.replaced_by(path)) for path in (tmp_path / "state").rglob("*.otlp"))
         collector.answer = lambda number: None

@@ -145,10 +145,10 @@ def test_the_services_in_the_order_of_the_compose_file(deployed: Server) -> None
     assert (made.returncode, made.stdout[:4]) == (0, "tmk_"), made.stderr
 
     with serving(collector) as (process, port):
-        asked = run({**collector, "args": [*PROGRAM, "health", "--port", str(port)]})
+        asked = run({**collector, "args": [*PROGRAM, "health", "--port", str(port), "--timeout", "30"]})
         assert (asked.returncode, asked.stdout) == (0, f"127.0.0.1:{port} serving\n")
         process.terminate()
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
     assert not any(password.strip() in err for password in PASSWORDS.values())
     assert [*(deployed.folder / "closed").iterdir()] == []

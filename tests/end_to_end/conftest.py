@@ -48,7 +48,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def all_gone(folder: Path, within: float = 15.0) -> list[str]:
+def all_gone(folder: Path, within: float = 60.0) -> list[str]:
     """What still runs when the time is over; empty as soon as nothing does."""
     deadline = time.monotonic() + within
     while (left := processes_of(folder)) and time.monotonic() < deadline:

@@ -83,7 +83,7 @@ def over_grpc(port: int, secrets: Canaries) -> Iterator[str]:
         ]
         seen: set[str] = set()
         for signal, message in requests(secrets, "grpc"):
-            answer = _STUBS[signal](channel).Export(message, timeout=20, metadata=metadata)
+            answer = _STUBS[signal](channel).Export(message, timeout=60, metadata=metadata)
             yield str(answer)
             raw = channel.unary_unary(
                 f"/opentelemetry.proto.collector.{'trace' if signal == 'traces' else signal}.v1."
@@ -100,7 +100,7 @@ def over_grpc(port: int, secrets: Canaries) -> Iterator[str]:
                 (cut, [("authorization", f"Bearer {secrets('no token of ours')}")]),
             ):
                 with pytest.raises(grpc.RpcError) as caught:
-                    raw(body, timeout=20, metadata=headers)
+                    raw(body, timeout=60, metadata=headers)
                 yield str(caught.value)
 
 
@@ -118,7 +118,7 @@ def _wrong_json(text: str) -> Iterator[bytes]:
 
 def over_http(port: int, secrets: Canaries) -> Iterator[str]:
     """The same in protobuf and in JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def post(path: str, body: bytes, **more: str) -> str:
         headers = {"cookie": secrets("header"), "x-api-key": secrets("header"), "user-agent": secrets("header")}
@@ -150,7 +150,7 @@ def over_http(port: int, secrets: Canaries) -> Iterator[str]:
 
 def answered(port: int, *paths: str) -> Iterator[str]:
     for path in paths:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", path)
         yield connection.getresponse().read().decode()
         connection.close()
@@ -197,7 +197,7 @@ def test_no_secret_of_a_client_is_stored_written_or_answered(dsn: str, tmp_path:
             if form == "text":
                 said += shown(dsn, meters, f"127.0.0.1:{ready['port']}")
             process.terminate()
-            said += process.communicate(timeout=30)
+            said += process.communicate(timeout=60)
         assert process.returncode == 0
     assert len(secrets.places) > 1000
     stored, columns = holding(dsn, WORD)
@@ -226,7 +226,7 @@ def test_the_canaries_are_found_where_nothing_is_redacted(dsn: str, tmp_path: Pa
         ready = json.loads(process.stdout.readline())
         list(over_grpc(ready["port"], secrets))
         process.terminate()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert "--no-redaction: what clients send is stored as it comes" in err
     stored, _ = holding(dsn, WORD)
     assert {"usage_series.attributes", "usage_stream.resource", "usage_evidence.attributes"} <= set(stored)

@@ -148,6 +148,7 @@ def environment(port: int, folder: Path) -> dict[str, str]:
         "TALLYMARK_ENDPOINT": f"http://127.0.0.1:{port}",
         "TALLYMARK_STATE_DIR": str(folder / "state"),
         "TALLYMARK_TIMEOUT": "20",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "60",  # of spans: those of an export that takes longer are lost
         "OTEL_SERVICE_NAME": "shop",
     }
 
@@ -261,12 +262,14 @@ def test_a_killed_producer_becomes_complete_when_an_heir_has_delivered(dsn: str,
 def test_a_deleted_parcel_is_missing(dsn: str, tmp_path: Path) -> None:
     """Files that somebody removes: the heir knows what was recorded from what stands in the last segment."""
     script = """
-    import os, signal, tallymark
+    import os, pathlib, signal, tallymark
     tallymark.configure(endpoint="http://127.0.0.1:1", interval=60)
-    for n in (5, 7, 1):
+    state = pathlib.Path(os.environ["TALLYMARK_STATE_DIR"])
+    for parcels, n in enumerate((5, 7, 1), start=1):
         with tallymark.identify(account="acme"):
             tallymark.record("m", n, unit="{x}")
-        tallymark.flush(0.3)
+        while len(list(state.rglob("*.otlp"))) < parcels:
+            tallymark.flush(0.1)
     os.kill(os.getpid(), signal.SIGKILL)
     """
     environ = {**environment(1, tmp_path), "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=killed"}

@@ -22,6 +22,11 @@ from tallymark_collector.demo.proof import REQUESTS, Counts, Proof, compare
 from tests.end_to_end.conftest import all_gone, processes_of
 
 
+def interruptible() -> None:
+    """A shell makes what it runs in the background ignore an interrupt, with all its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tallymark_collector", "demo", *arguments],
@@ -29,6 +34,7 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
 
 
@@ -151,7 +157,7 @@ def test_what_is_kept_runs_until_it_is_stopped(open_folder: Path) -> None:
         for pid in pids:  # as the instructions say: the service first, which has usage to send
             process = psutil.Process(int(pid))
             process.terminate()
-            process.wait(timeout=15)
+            process.wait(timeout=60)
         assert all_gone(open_folder) == []
 
 

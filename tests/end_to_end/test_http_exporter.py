@@ -24,6 +24,7 @@ def provider(port: int, temporality: AggregationTemporality, compression: Compre
     exporter = OTLPMetricExporter(
         f"http://127.0.0.1:{port}/v1/metrics",
         compression=compression,
+        timeout=60,  # after that the increases are lost
         preferred_temporality={OtelCounter: temporality},
     )
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=1e9)  # only where it is told to
@@ -45,7 +46,7 @@ def test_what_was_counted_is_billed(dsn: str, compression: Compression) -> None:
                     expected[account, temporality.name] += quantity
                 if interval == 2:
                     restarted(collector)
-                metrics.force_flush()
+                metrics.force_flush(60_000)
             metrics.shutdown()
     with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
         rows = connection.execute("SELECT account, sum(quantity) FROM usage_hourly GROUP BY 1").fetchall()
@@ -65,7 +66,9 @@ def restarted(collector: Collector) -> None:
 def test_spans_are_evidence(dsn: str) -> None:
     with running(dsn) as collector:
         traces = TracerProvider(resource=Resource({"service.name": "shop"}), shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(f"http://127.0.0.1:{collector.http_port}/v1/traces", compression=Compression.Gzip)
+        exporter = OTLPSpanExporter(
+            f"http://127.0.0.1:{collector.http_port}/v1/traces", compression=Compression.Gzip, timeout=60
+        )
         traces.add_span_processor(SimpleSpanProcessor(exporter))
         ids = set()
         for quantity in range(1, 6):

@@ -39,6 +39,7 @@ def test_a_child_that_ends_early_is_quoted(tmp_path: Path) -> None:
 def test_a_child_that_says_nothing_is_not_waited_for_forever(tmp_path: Path) -> None:
     helper = child(tmp_path, "print('hm', flush=True)", WAITS)
     try:
+        helper.wait_for("hm")
         with pytest.raises(ChildError, match=r"(?s)not ready within 0.5 s.*hm"):
             helper.wait_for("ready", timeout=0.5)
     finally:

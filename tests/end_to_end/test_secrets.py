@@ -50,7 +50,7 @@ def dumped(dsn: str) -> str:
     return repr(rows)
 
 
-def service(folder: Path, port: int, headers: str, patience: str = "10") -> str:
+def service(folder: Path, port: int, headers: str, patience: str = "60") -> str:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "TALLYMARK_"))}
     environ |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
@@ -61,7 +61,7 @@ def service(folder: Path, port: int, headers: str, patience: str = "10") -> str:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SERVICE, patience], env=environ, capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", SERVICE, patience], env=environ, capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -93,7 +93,7 @@ def test_a_token_is_written_nowhere(dsn: str, tmp_path: Path) -> None:
                     stub.Export(body, metadata=[("authorization", pair) for pair in pairs])
                 everything.append(repr(caught.value))
         process.terminate()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
         everything.append(err)
     for command in (["tokens", "list"], ["tokens", "list", "--json"], ["status", "--json"], ["usage"], ["audit"]):
         shown = run(*command, "--tenant", "acme-corp")

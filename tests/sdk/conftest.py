@@ -104,13 +104,13 @@ def run_script(state_dir: Path) -> Callable[..., subprocess.CompletedProcess[str
             env={
                 "PATH": "/usr/bin:/bin",
                 "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-                "TALLYMARK_TIMEOUT": "1",
+                "TALLYMARK_TIMEOUT": "10",
                 "TALLYMARK_STATE_DIR": str(state_dir),
                 **env,
             },
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=150,
             check=False,
         )
 

@@ -97,7 +97,7 @@ def services(collector: FakeCollector, state_dir: Path) -> Iterator[Callable[...
     yield start
     for service in running:
         service.process.kill()
-        service.process.wait(10)
+        service.process.wait(60)
 
 
 def by_account(collector: FakeCollector) -> Counter[tuple[str, str | None]]:

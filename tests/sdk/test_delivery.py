@@ -92,9 +92,9 @@ def test_the_server_is_left_in_peace_as_long_as_it_asks(
     server = serve_otlp(answer)
     fresh.configure(settings(server.endpoint))
     record("calls")
-    assert flush(0.3) is False
-    assert flush(0.3) is False
-    assert flush(5) is True
+    for _ in range(2):
+        assert flush(0.3) is False or time.monotonic() >= server.times[0] + 1.2
+    assert flush(60) is True
     assert len(server.requests) == 2
     assert server.times[1] - server.times[0] >= 1.2
 
@@ -122,10 +122,10 @@ def test_partial_success_goes_to_a_dead_letter_and_blocks_nobody(
         record("calls", 3)
     with identify(account="good"):
         record("calls", 4)
-    assert flush(5) is False, "what was refused is not acknowledged"
-    assert flush(5) is True, "and has been told"
+    assert flush(60) is False, "what was refused is not acknowledged"
+    assert flush(60) is True, "and has been told"
     record("calls")
-    assert flush(5) is True
+    assert flush(60) is True
     assert len(server.requests) == 2
     (path,) = state_dir.rglob("dead-letter/*.json")
     letter = json.loads(path.read_text())
@@ -150,7 +150,7 @@ def test_an_invalid_point_is_searched_for_and_the_others_are_delivered(
     for n in range(50):
         with identify(account="poison" if n == 33 else f"account-{n}."):
             record("calls")
-    assert flush(5) is False
+    assert flush(60) is False
     assert sum(raw.count(b"account-") for raw in taken) == 49
     (path,) = state_dir.rglob("dead-letter/*.json")
     assert json.loads(path.read_text())["rejected_points"] == 1
@@ -175,7 +175,7 @@ def test_a_request_over_the_servers_limit_is_split(
     for n in range(1000):
         with identify(account=f"account-{n}"):
             record("calls")
-    assert flush(10)
+    assert flush(60)
     assert sorted((name, value) for name, _, _, value in points) == sorted((f"account-{n}", 1) for n in range(1000))
 
 
@@ -187,7 +187,7 @@ def test_an_answer_that_is_not_otlp_acknowledges_nothing(fresh: Runtime, serve_o
     server = serve_otlp(lambda request, context: Garbage())
     fresh.configure(settings(server.endpoint, interval_s=30))
     record("calls")
-    assert flush(5)
+    assert flush(60)
     assert len(server.requests) == 2
 
 

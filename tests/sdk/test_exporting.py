@@ -94,8 +94,8 @@ SERIES = Series(Meter("m", "1"), ())
 PRODUCER = producer_record(Resource({"service.instance.id": "i"}), "tallymark", "0")
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -109,7 +109,7 @@ def test_ten_thousand_accounts_arrive_as_ten_thousand(fresh: Runtime, collector:
             record("weight", 0.1)
         want[f"account-{n}"] = n + 1
     fresh.configure(settings(collector.endpoint, timeout_s=5))
-    assert flush(20)
+    assert flush(60)
     got = {}
     for (_, meter, unit, attributes, _, _), value in collector.points().items():
         if meter == "calls":
@@ -129,7 +129,7 @@ def test_fractions_arrive_exactly(fresh: Runtime, collector: Any, settings: Any)
         record("gb", amount)
         total = EXACT.add(total, amount)
     fresh.configure(settings(collector.endpoint))
-    assert flush(5)
+    assert flush(60)
     assert collector.totals() == {"gb": total}
 
 
@@ -138,9 +138,9 @@ def test_a_collector_that_fails_at_first_loses_nothing(fresh: Runtime, start_col
     fresh.configure(settings(collector.endpoint))
     identify(account="acme")
     record("calls", 7)
-    assert flush(15)
+    assert flush(60)
     record("calls", 5)
-    assert flush(5)
+    assert flush(60)
     assert collector.totals() == {"calls": 12}
     assert len(set(collector.requests[:4])) == 1, "a retry must send the same bytes"
 
@@ -152,7 +152,7 @@ def test_what_opentelemetry_would_drop_is_kept(
     collector = start_collector(answer=lambda n: status if n == 0 else None)
     fresh.configure(settings(collector.endpoint))
     record("calls", 7)
-    assert flush(5)
+    assert flush(60)
     assert collector.totals() == {"calls": 7}
 
 
@@ -160,7 +160,7 @@ def test_a_lost_acknowledgement_repeats_the_same_point(fresh: Runtime, start_col
     collector = start_collector(answer=lambda n: (UNAVAILABLE, "stored") if n < 2 else None)
     fresh.configure(settings(collector.endpoint))
     record("calls", 7)
-    assert flush(10)
+    assert flush(60)
     assert len(collector.stored) == 3
     assert len(set(collector.stored)) == 1
     assert len(collector.points()) == 1
@@ -174,21 +174,24 @@ def test_flush_is_truthful_and_punctual_when_nobody_answers(fresh: Runtime, sett
     began = time.monotonic()
     assert flush(0.3) is False
     assert flush(0.3) is False
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15, "it does not wait for the attempt, which may take twice that"
     assert fresh.undelivered() == {"calls": 7}
 
 
 def test_flush_waits_for_what_is_on_its_way(fresh: Runtime, start_collector: Any, settings: Any) -> None:
+    may_answer = threading.Event()
+
     def slow(number: int) -> None:
-        time.sleep(0.4)
+        may_answer.wait(60)
 
     collector = start_collector(answer=slow)
-    fresh.configure(settings(collector.endpoint, timeout_s=5, interval_s=0.01))
+    fresh.configure(settings(collector.endpoint, timeout_s=60, interval_s=0.01))
     record("calls", 1)
     wait_for(lambda: bool(collector.requests))
     assert not fresh.recorder, "it has been cut, but is not acknowledged"
     assert flush(0.05) is False
-    assert flush(5) is True
+    may_answer.set()
+    assert flush(60) is True
     assert collector.totals() == {"calls": 1}
 
 
@@ -198,7 +201,7 @@ def test_a_collector_that_comes_late(fresh: Runtime, start_collector: Any, setti
         record("calls", 1)
         flush(0.2)
     collector = start_collector(port=unused_port)
-    assert flush(15)
+    assert flush(60)
     assert collector.totals() == {"calls": 3}
 
 
@@ -209,7 +212,7 @@ def test_headers_and_resource_go_along(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.namespace=shop,service.instance.id=pod-7")
     fresh.configure(settings(collector.endpoint, headers=(("authorization", "Bearer t"),), resource=(("team", "x"),)))
     record("calls")
-    assert flush(5)
+    assert flush(60)
     assert collector.metadata[0]["authorization"] == "Bearer t"
     for text in (b"images", b"shop", b"pod-7", b"team"):
         assert text in collector.requests[0]
@@ -231,10 +234,12 @@ def test_a_batch_the_collector_cannot_take_holds_up_nobody() -> None:
     parts = Parts(lambda: client)
     parts.add("poison")
     assert parts.exporter.flush(0.1) is False
+    wait_for(lambda: bool(client.tried))  # cut: what follows is in other requests
     for n in range(5):
         parts.add(f"good-{n}")
         wait_for(lambda n=n: any(f"good-{n}".encode() in raw for raw in client.delivered))  # type: ignore[misc]
         parts.exporter.flush(0)
+    wait_for(lambda: len(parts.outbox) == 1)  # a request has been taken a moment before it leaves the outbox
     assert [b.points for b in parts.outbox.batches()] == [2], "the usage and its control total"
     assert len({raw for raw in client.tried if b"poison" in raw}) == 1
     assert parts.exporter.shutdown(0.1) is False
@@ -251,9 +256,9 @@ def test_an_exporter_that_raises_is_tried_again() -> None:
     client = ScriptedClient(answer)
     parts = Parts(lambda: client)
     parts.add("a")
-    assert parts.exporter.flush(8)
+    assert parts.exporter.flush(60)
     assert len(client.tried) == 3
-    assert parts.exporter.shutdown(1)
+    assert parts.exporter.shutdown(60)
 
 
 def test_a_shutdown_does_not_wait_for_the_recovery_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +291,7 @@ def test_a_channel_that_cannot_be_made_yet_is_tried_again() -> None:
 
     parts = Parts(connect)
     parts.add("a")
-    assert parts.exporter.flush(5)
+    assert parts.exporter.flush(60)
     assert len(client.delivered) == 1
     parts.exporter.shutdown(1)
 
@@ -299,11 +304,12 @@ def test_a_full_outbox_makes_the_interval_longer() -> None:
     for _ in range(100):
         parts.add("acme")
         time.sleep(0.005)
+    wait_for(lambda: parts.outbox.full)  # from here on nothing is cut
     assert 1 <= len(parts.outbox) <= 3
     held = sum(int(amount) for batch in parts.outbox.batches() for amount in batch.amounts.values())
     assert held + sum(int(q) for q in parts.recorder.sums().values()) == 100
     up.set()
-    assert parts.exporter.flush(10)
+    assert parts.exporter.flush(60)
     assert len(client.delivered) <= 5
     assert not parts.recorder
     parts.exporter.shutdown(1)
@@ -315,10 +321,11 @@ def test_flush_covers_what_a_full_outbox_kept_back() -> None:
     parts = Parts(lambda: client, max_bytes=1, interval_s=30)
     parts.add("a")
     assert not parts.exporter.flush(0.1)
+    wait_for(lambda: parts.outbox.full)
     parts.add("b", 2**63 - 1)
     parts.add("b", 2**63 - 1)
     up.set()
-    assert parts.exporter.flush(5)
+    assert parts.exporter.flush(60)
     assert not parts.recorder
     assert len(client.delivered) == 2
     parts.exporter.shutdown(1)
@@ -332,7 +339,7 @@ def test_concurrent_flushes_all_tell_the_truth() -> None:
     def work(name: str) -> None:
         for n in range(30):
             parts.add(f"{name}-{n}.")
-            delivered = parts.exporter.flush(5)
+            delivered = parts.exporter.flush(60)
             if not delivered or not any(f"{name}-{n}.".encode() in raw for raw in list(client.delivered)):
                 wrong.append(f"{name}-{n}")
 
@@ -351,12 +358,12 @@ def test_configuring_twice(fresh: Runtime, collector: Any, start_collector: Any)
     record("calls", 1)
     with pytest.raises(SettingsError, match="shutdown"):
         configure(endpoint="http://127.0.0.1:1")
-    assert shutdown(5)
+    assert shutdown(60)
     record("calls", 2)
     assert flush(0.1) is False
     other = start_collector()
     configure(endpoint=other.endpoint, timeout=0.5, interval=60)
-    assert flush(5)
+    assert flush(60)
     assert collector.totals() == {"calls": 1}
     assert other.totals() == {"calls": 2}
 
@@ -366,7 +373,7 @@ def test_undelivered_batches_follow_to_the_next_collector(fresh: Runtime, collec
     record("calls", 3)
     assert shutdown(0.3) is False
     configure(endpoint=collector.endpoint, timeout=0.5, interval=60)
-    assert flush(5)
+    assert flush(60)
     assert collector.totals() == {"calls": 3}
 
 

@@ -435,7 +435,7 @@ def test_a_worker_that_was_forked_inside_a_call_counts(collector: Any, run_scrip
                     work()
                     try: fails()
                     except ValueError: pass
-                    code = 0 if tallymark.flush(10) else 2
+                    code = 0 if tallymark.flush(60) else 2
                 finally:
                     os._exit(code)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -443,7 +443,7 @@ def test_a_worker_that_was_forked_inside_a_call_counts(collector: Any, run_scrip
         with serving(HttpCall()):
             tallymark.identify(account="acme")
             handler()
-        assert tallymark.flush(10)
+        assert tallymark.flush(60)
         """,
         TALLYMARK_ENDPOINT=collector.endpoint,
     )

@@ -266,5 +266,5 @@ def test_an_exception_out_of_a_signals_handler_leaves_the_lock_free() -> None:
     recorder._acquire = acquire
     thread = threading.Thread(target=recorder.add, args=(stream(), 1))
     thread.start()
-    thread.join(5)
+    thread.join(60)
     assert recorder.sums() == {described(): 2}

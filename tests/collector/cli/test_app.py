@@ -52,7 +52,7 @@ def test_a_terminal_sees_progress_and_remarks(dsn: str) -> None:
         text=True,
     ) as process:
         os.close(inner)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     seen = b""
     with contextlib.suppress(OSError), os.fdopen(outer, "rb", buffering=0) as terminal:
         while piece := terminal.read(4096):  # a pseudo-terminal ends with an error

@@ -141,7 +141,7 @@ def test_an_interrupt_ends_it_quietly(dsn: str) -> None:
                         assert process.poll() is None
                         time.sleep(0.02)
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=20)
+                out, err = process.communicate(timeout=60)
             finally:
                 process.kill()
     assert (process.returncode, out, err) == (130, "", "")

@@ -42,6 +42,6 @@ def test_health_over_tls_and_with_a_client_certificate(dsn: str, tmp_path: Path)
         assert "come together" in program(*health, *trust, *shown[:2]).stderr
         assert "go with --tls-ca" in program(*health, *shown).stderr
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "BEGIN" not in err

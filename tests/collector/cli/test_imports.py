@@ -219,7 +219,7 @@ def test_a_terminal_shows_a_bar(dsn: str, log: Path) -> None:
         check=True,
     )
     os.close(theirs)
-    thread.join(10)
+    thread.join(60)
     os.close(ours)
     shown = b"".join(seen).decode()
     assert "100%" in shown

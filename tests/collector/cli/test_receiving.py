@@ -227,7 +227,7 @@ def test_health_follows_the_database_and_nonsense_leaves_no_line_in_the_log(dsn:
                     client.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
                     client.settimeout(WAIT)
                     assert b" 400 " in client.recv(1000)
-            assert state_of(endpoint) == "serving"
+            until(lambda: state_of(endpoint) == "serving")
             with psycopg.connect(make_conninfo(dsn, dbname="postgres"), autocommit=True) as another:
                 set_ = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
                 another.execute(set_.format(sql.Identifier(name), sql.SQL("false")))

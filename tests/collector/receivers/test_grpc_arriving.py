@@ -95,7 +95,9 @@ async def test_one_tenants_endless_messages_are_bounded_and_nobody_elses_wait() 
     ):
         async with dialled(server.port) as endless:
             streams = [endless.call(EXPORT, ("x-tenant", "a")) for _ in range(6)]
-            for stream in streams:
+            for stream in streams[:2]:
+                await endless.send(stream, ENDLESS)
+            for stream in streams[2:]:
                 await endless.push(stream, ENDLESS)
             wide = [stream for stream in streams if endless.sent[stream] > Connections().window]
             assert wide == streams[:2], "of the others no more than the window has been taken"

@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -150,25 +151,22 @@ def test_requests_are_read_while_they_are_counted() -> None:
     """Counted in one thread, read in another, as with OTLP's."""
     exporting, counted = Exporting(), Requests()
     readings.observe_requests(exporting.instruments, counted)
-    stop = threading.Event()
 
     def count() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            with counted.call("grpc", f"signal-{number % 5000}") as call:
+        for number in range(300):
+            time.sleep(0.0002)  # without a pause it would keep the interpreter for itself
+            with counted.call("grpc", f"signal-{number}") as call:
                 call.committed(partial=False)
 
     thread = threading.Thread(target=count)
     thread.start()
     try:
-        for _ in range(20):
+        while thread.is_alive():
             samples(exporting)
     finally:
-        stop.set()
         thread.join()
     total = sum(value for (name, _), value in samples(exporting).items() if name.endswith("requests_total"))
-    assert total == sum(counted.answered.values()) > 0
+    assert total == sum(counted.answered.values()) == 300
 
 
 class Receiver(BaseHTTPRequestHandler):

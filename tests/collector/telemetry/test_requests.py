@@ -67,7 +67,7 @@ def test_a_call_is_current_inside_itself_alone() -> None:
     assert counted.received == {("acme-corp", "grpc"): 10}
 
 
-async def over_grpc(port: int, message: object, timeout: float = 20) -> None:
+async def over_grpc(port: int, message: object, timeout: float = 60) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         await MetricsServiceStub(channel).Export(message, timeout=timeout)  # type: ignore[no-untyped-call]
 

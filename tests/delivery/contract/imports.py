@@ -69,4 +69,4 @@ def kill(command: Sequence[str], source: str, past: str, rng: random.Random) -> 
         time.sleep(rng.uniform(0, 0.3))
     finally:
         first.kill()
-        first.wait(10)
+        first.wait(60)

@@ -27,7 +27,7 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        if not self._ready.wait(20):
+        if not self._ready.wait(60):
             raise TimeoutError("the link does not listen")
 
     def cut(self) -> None:
@@ -46,7 +46,7 @@ class Link:
     def close(self) -> None:
         """Cuts all connections and stops listening."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(60)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

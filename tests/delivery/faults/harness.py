@@ -34,7 +34,7 @@ from tests.delivery.faults.wire import Wire
 from tests.sdk.fake_collector import FakeCollector
 from tests.support.failures import tail
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 EXACT: Final = Context(prec=200)
 Totals = dict[tuple[int, str], Decimal]
 
@@ -93,7 +93,7 @@ class Recorders:
         assert self._program.stdin is not None
         assert self._program.stdout is not None
         self._program.stdin.close()
-        self._program.wait(20)
+        self._program.wait(60)
         self._program.stdout.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:

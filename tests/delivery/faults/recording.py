@@ -37,8 +37,8 @@ import tallymark  # noqa: E402
 from tallymark import delivery, outbox, runtime  # noqa: E402
 from tests.delivery.faults.tally import ACCOUNTS, METERS, THREADS, UNITS, Tally  # noqa: E402
 
-LIFETIME_S = 60
-PATIENCE_S = 30
+LIFETIME_S = 150
+PATIENCE_S = 60
 """A process that is forgotten ends by itself."""
 
 delivery.FIRST_BACKOFF_S = 0.02  # type: ignore[misc]
@@ -176,7 +176,7 @@ class Life:
             if time.monotonic() > deadline:
                 raise TimeoutError("not everything was recovered")
             time.sleep(0.005)
-        tallymark.shutdown(5)
+        tallymark.shutdown(PATIENCE_S)
 
 
 def start(order: dict[str, Any]) -> int:

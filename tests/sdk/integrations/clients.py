@@ -16,7 +16,7 @@ import uvicorn
 from tallymark.testing import Captured
 
 NAMES = ("http.request.method", "http.route", "http.response.status_code", "error.type")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_pipelined_requests_do_not_inherit_an_account(usage: Captured, serve: Ca
     app.add_middleware(UsageMiddleware)
     for implementation in ("httptools", "h11"):
         port = serve(app, http=implementation)
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             head = "HTTP/1.1\r\nHost: x\r\n"
             connection.sendall(f"GET /known {head}\r\nGET /unknown {head}Connection: close\r\n\r\n".encode())
             while connection.recv(65536):

@@ -80,6 +80,6 @@ def test_grpc(shutting_down: list[Callable[[], object]]) -> None:
     shutting_down.append(lambda: server.stop(None))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         ask = channel.unary_unary("/package.Service/Method")
-        ask(b"", metadata=[("baggage", ENTRY)], timeout=20)
-        ask(b"", timeout=20)
+        ask(b"", metadata=[("baggage", ENTRY)], timeout=60)
+        ask(b"", timeout=60)
     assert seen == [("acme", "pro"), (None, None)]

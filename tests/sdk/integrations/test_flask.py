@@ -222,7 +222,7 @@ def test_gunicorns_workers_lose_nothing_when_they_are_told_to_end(
         answers.append(call(port, "/file", account="a"))
         assert [answer.status for answer in answers] == [404, *[200] * 101]
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(60) == 0
     finally:
         if service.poll() is None:
             service.kill()

@@ -115,7 +115,7 @@ def test_the_services_own_configure_replaces_the_environments_once(
     assert fresh.settings.endpoint == "http://127.0.0.1:1"
     tallymark.configure(endpoint=collector.endpoint, interval=0.2)
     tallymark.record("things", 3)
-    assert tallymark.flush(30)
+    assert tallymark.flush(60)
     assert collector.totals() == {"things": 3}
     with pytest.raises(SettingsError, match="already configured"):
         tallymark.configure(endpoint=collector.endpoint, interval=0.5)
