@@ -241,6 +241,19 @@ async def test_a_process_that_died_is_billed_for_as_long_as_a_level_holds_and_no
     assert await between(store, NOON + timedelta(seconds=STALE), NOON + 5 * HOUR) == {}
 
 
+async def test_where_nothing_is_told_a_level_is_0_also_for_one_that_is_below(store: Store) -> None:
+    """Before its first sample as after its last one."""
+    hour = timedelta(hours=1)
+    await store.write(Batch(points=levels([Sample(NOON, Decimal(-5), "eu", "one")])))
+    for start, end, most in (
+        (NOON - hour, NOON + timedelta(minutes=1), 0),
+        (NOON, NOON + hour, 0),
+        (NOON, NOON + timedelta(minutes=1), -5),
+    ):
+        found = await between(store, start, end)
+        assert (found["max.sum"], found["max.latest"], found["latest.sum"]) == (most, most, -5)
+
+
 async def test_within_a_microsecond_the_later_sample_holds(store: Store) -> None:
     of = stream("acme", "latest.sum", temporality=Temporality.LEVEL)
     ns = nanoseconds(NOON)

@@ -146,7 +146,9 @@ WITH wanted AS (
     FROM held h WHERE h.until > h.since
     GROUP BY h.meter, h.unit
 ), of_steps AS (
-    SELECT s.meter, s.unit, max(s.level) AS largest, max(s.level) FILTER (WHERE s.at = l.last) AS latest
+    -- Where nothing is told it stands at 0, at the beginning too, which matters to levels below.
+    SELECT s.meter, s.unit, CASE WHEN min(s.at) > starts THEN greatest(max(s.level), 0) ELSE max(s.level) END AS largest,
+           max(s.level) FILTER (WHERE s.at = l.last) AS latest
     FROM steps s JOIN of_levels l ON l.meter = s.meter AND l.unit = s.unit
     WHERE s.at < ends
     GROUP BY s.meter, s.unit
