@@ -124,7 +124,7 @@ def tables() -> Iterator[Table]:
     """One table of latencies and ratios."""
     with _database() as (dsn, is_new):
         began = time.perf_counter()
-        asyncio.run(_fill(dsn) if is_new else _migrate(dsn))
+        asyncio.run(_make(dsn, is_new=is_new))
         made = f"written and refreshed in {time.perf_counter() - began:,.0f} s" if is_new else "written before"
         with _connected(dsn, prepares=False) as connection, _connected(dsn, prepares=True) as prepared:
             row = connection.execute("SELECT count(*) FROM usage_point").fetchone()
@@ -178,17 +178,16 @@ def _pages(connection: psycopg.Connection, question: Question) -> int:
     return int(document["Plan"]["Shared Hit Blocks"] + document["Plan"]["Shared Read Blocks"])
 
 
-async def _migrate(dsn: str) -> None:
+async def _make(dsn: str, *, is_new: bool) -> None:
     store = Store(dsn)
     await store.open()
     await store.migrate()
+    if is_new:
+        await _fill(dsn, store)
     await store.close()
 
 
-async def _fill(dsn: str) -> None:
-    store = Store(dsn)
-    await store.open()
-    await store.migrate()
+async def _fill(dsn: str, store: Store) -> None:
     rounds = POINTS // (ACCOUNTS * ROUTES)
     with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark,public -c timezone=utc") as connection:
         connection.execute(_SERIES)
@@ -201,7 +200,6 @@ async def _fill(dsn: str) -> None:
             pass
         connection.execute("VACUUM ANALYZE")
         connection.execute(_MARK_LAST)
-    await store.close()
 
 
 @contextmanager

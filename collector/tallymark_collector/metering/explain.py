@@ -21,7 +21,7 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.metering.captured import Captured
 from tallymark_collector.metering.conditions import failing
 from tallymark_collector.metering.engine import Metering, why_not_group
-from tallymark_collector.metering.kinds import fits, kind_of, mismatch
+from tallymark_collector.metering.kinds import fits, mismatch
 from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import MetricSource, Rules, SpanSource
 from tallymark_collector.metering.spans import recorded_meters, why_not_span
@@ -302,7 +302,7 @@ def _why_metric(rules: Rules, request: ExportMetricsServiceRequest) -> str:
     outer = request.resource_metrics[0]
     [metric] = outer.scope_metrics[0].metrics
     group = _group(outer.resource, outer.scope_metrics[0].scope)
-    kind = kind_of(metric)
+    kind = wire.kind_of(metric)
     reasons = []
     for name, meter, place, source in rules.sources(MetricSource):
         if not source.metric.matches(metric.name):

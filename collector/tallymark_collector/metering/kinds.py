@@ -41,7 +41,7 @@ class Header(NamedTuple):
     name: str
     unit: str
     kind: str
-    """As `kind_of` has it."""
+    """As `wire.kind_of` has it."""
     temporality: int
 
     @property
@@ -55,15 +55,9 @@ class Header(NamedTuple):
         return "sum" if self.kind == "updowncounter" else self.kind
 
 
-def kind_of(metric: Any) -> str:
-    """Its type, as OTLP's Metric calls it, but for `updowncounter`; "" for a metric without data."""
-    kind = metric.WhichOneof("data") or ""
-    return "updowncounter" if kind == "sum" and not metric.sum.is_monotonic else kind
-
-
 def header_of(metric: Any) -> Header:
     """The header of a whole metric."""
-    kind = kind_of(metric)
+    kind = wire.kind_of(metric)
     match kind:
         case "sum" | "updowncounter":
             temporality = metric.sum.aggregation_temporality

@@ -126,9 +126,7 @@ def origin_of_metered(tenant: str, meter: str, signal: str, payload: bytes, *, k
     marks = (parse_mark(item.value.string_value) for item in one.attributes if kept and item.key == MARK)
     mark = next(marks, None)
     sender = _readable(resource.resource.attributes)
-    kind = (
-        "updowncounter" if metric.HasField("sum") and not metric.sum.is_monotonic else metric.WhichOneof("data") or ""
-    )
+    kind = wire.kind_of(metric)
     stream = fingerprint(
         "metered",
         tenant,

@@ -175,6 +175,13 @@ def encode_metric(resource: bytes, scope: bytes, metric: Metric) -> bytes:
     return request.SerializeToString()
 
 
+def kind_of(metric: Metric | metrics_pb2.Metric) -> str:
+    """A metric's type, as OTLP's Metric calls it, but for `updowncounter`, a sum that can fall; "" for one without
+    data."""
+    kind = metric.WhichOneof("data") or ""
+    return "updowncounter" if kind == "sum" and not metric.sum.is_monotonic else kind
+
+
 def encode_evidence(item: Evidence) -> bytes:
     """An ExportTraceServiceRequest with a span that says what this evidence says, for the quarantine."""
     request = ExportTraceServiceRequest()
