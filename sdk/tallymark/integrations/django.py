@@ -130,11 +130,8 @@ class DjangoCall(HttpCall):
 
     def closed(self, response: HttpResponseBase) -> None:
         """The server has closed the response."""
-        if self._method == "HEAD" or response.status_code in (204, 304):  # servers leave its body out
-            self.response_bytes = 0
-            self._finished = True
-        elif not isinstance(response, StreamingHttpResponse):
-            self.response_bytes = len(cast(Any, response).content)
+        if not isinstance(response, StreamingHttpResponse):
+            self._sent(cast(Any, response).content)
             self._finished = True
 
     def failed(self, error: BaseException) -> None:
@@ -143,18 +140,25 @@ class DjangoCall(HttpCall):
 
     def end_of_answer(self) -> BaseException | None:
         """How the answer has ended, if not well."""
-        return self._error or (None if self._finished else IncompleteAnswerError())
+        return self._error or (None if self._finished or self._is_without_body() else IncompleteAnswerError())
+
+    def _is_without_body(self) -> bool:
+        return self._method == "HEAD" or self.sent_status in (204, 304)
+
+    def _sent(self, part: bytes) -> None:
+        if not self._is_without_body():  # servers leave it out
+            self.response_bytes += len(part)
 
     def _counted(self, parts: Iterator[bytes], served: Served) -> Iterator[bytes]:
         with self._noting_errors(served):
             for part in parts:
-                self.response_bytes += len(part)
+                self._sent(part)
                 yield part
 
     async def _counted_async(self, parts: AsyncIterator[bytes], served: Served) -> AsyncIterator[bytes]:
         with self._noting_errors(served):
             async for part in parts:
-                self.response_bytes += len(part)
+                self._sent(part)
                 yield part
 
     @contextmanager
@@ -184,7 +188,8 @@ class DjangoCall(HttpCall):
 
 class _Closing:
     """A response's `close`, with which its call ends. Django's ASGI handler does not call it where sending the answer
-    has raised: then the call ends when nobody holds the response any more."""
+    has raised, nor does Werkzeug where the client has reset the connection: then the call ends when nobody holds the
+    response any more."""
 
     def __init__(self, call: DjangoCall, response: HttpResponseBase, served: Served) -> None:
         self._call = call

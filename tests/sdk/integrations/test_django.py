@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from http.client import IncompleteRead
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import django
 import pytest
@@ -159,6 +162,31 @@ async def test_an_answer_that_the_server_cannot_send(usage: Captured) -> None:
         await get_asgi_application()({**scope, "headers": [(b"account", b"acme")]}, receive, send)
     gc.collect()
     assert rows(usage, "requests") == {("acme", "GET", "/dispatched", 200, "IncompleteAnswerError"): 1}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the file that nobody closes
+@pytest.mark.parametrize(
+    ("method", "path", "error"),
+    [
+        ("GET", "/dispatched", "IncompleteAnswerError"),
+        ("GET", "/stream", "IncompleteAnswerError"),
+        ("HEAD", "/dispatched", None),
+        ("HEAD", "/file", None),
+    ],
+)
+def test_an_answer_that_the_server_does_not_close(usage: Captured, method: str, path: str, error: str | None) -> None:
+    """Werkzeug does not when the client resets the connection, as one may that has read all of the answer to a HEAD."""
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "HTTP_ACCOUNT": "acme", "wsgi.input": io.BytesIO()}
+    setup_testing_defaults(environ)
+    answer = copy_context().run(get_wsgi_application(), environ, lambda *_: None)  # a request stays in its context
+    next(iter(answer))
+    assert not rows(usage, "requests")
+    del answer
+    environ.clear()
+    gc.collect()
+    account, status = ("stream-owner", 206) if path == "/stream" else ("acme", 200)
+    assert rows(usage, "requests") == {(account, method, path, status, error): 1}
+    assert usage.total("egress") == (100 if path == "/stream" else 0)
 
 
 def test_settings_may_be_the_objects_and_may_be_left_out(usage: Captured) -> None:
