@@ -27,6 +27,10 @@ DATABASE_TIMEOUT: Final = 30.0
 """Seconds that the database may take to write before the connection to it counts as lost. A network that has forgotten
 a connection says nothing, ever: whoever waits for it would wait for good, and hold up whoever waits for its locks."""
 
+SETTLED: Final = timedelta(seconds=60)
+"""So long after a moment all that was recorded until then is there: a point is dated by the beginning of its
+transaction, and one that takes `DATABASE_TIMEOUT` is given up."""
+
 RETENTION_MARGIN: Final = timedelta(days=2)
 """A point this much younger than what may be dropped is set aside already: it cannot be told from a replay once the
 points of its time are gone, and it must not come between a collector's clock and another's."""

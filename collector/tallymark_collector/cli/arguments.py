@@ -117,8 +117,8 @@ def day_or_instant(text: str, option: str) -> date | datetime:
 
 def time_range(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
     """`--from` and `--to` as instants; a day is its UTC midnight. Raises UserError."""
-    start = None if since is None else _midnight(day_or_instant(since, "--from"))
-    end = None if until is None else _midnight(day_or_instant(until, "--to"))
+    start = None if since is None else midnight(day_or_instant(since, "--from"))
+    end = None if until is None else midnight(day_or_instant(until, "--to"))
     if start is not None and end is not None and end < start:
         raise UserError(f"--to {until} lies before --from {since}: the range would be empty, swap them")
     return start, end
@@ -129,7 +129,8 @@ def hours_touched(start: datetime, end: datetime) -> tuple[datetime, datetime]:
     return hour_until(start), hour_from(end)
 
 
-def _midnight(moment: date | datetime) -> datetime:
+def midnight(moment: date | datetime) -> datetime:
+    """A day's UTC midnight; an instant as it is."""
     if isinstance(moment, datetime):
         return moment
     return datetime(moment.year, moment.month, moment.day, tzinfo=timezone.utc)

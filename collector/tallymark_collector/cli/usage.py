@@ -16,6 +16,8 @@ from tallymark_collector.cli.arguments import (
     FromOption,
     TenantOption,
     ToOption,
+    day_or_instant,
+    midnight,
     time_range,
 )
 from tallymark_collector.cli.output import Format
@@ -36,6 +38,10 @@ def usage(
     ] = "account,meter",
     account: AccountOption = None,
     meter: Annotated[str | None, typer.Option(metavar="METER", help="Only this meter.")] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", metavar="TIME", help="Only what was recorded until then, summed from the points."),
+    ] = None,
     format_: Annotated[Format | None, typer.Option("--format", help="How to write it.", show_default="table")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
@@ -46,9 +52,11 @@ def usage(
     if as_json and format_ not in (None, Format.JSON):
         raise UserError(f"--json and --format {format_.value} contradict each other: give one of them")
     start, end = time_range(since, until)
+    moment = None if as_of is None else midnight(day_or_instant(as_of, "--as-of"))
     names = [name.strip() for name in by.split(",") if name.strip()]
     with output.progress("summing usage"):
-        billed, nameless = asyncio.run(_usage(opening.named(database), tenant, names, start, end, account, meter))
+        asked = _usage(opening.named(database), tenant, names, start, end, account, meter, moment)
+        billed, nameless = asyncio.run(asked)
     found = billed.usage
     for remark in billed.remarks:
         output.warn(remark)
@@ -73,14 +81,15 @@ async def _usage(
     end: datetime | None,
     account: str | None,
     meter: str | None,
+    as_of: datetime | None,
 ) -> tuple[Billed, int]:
     """The usage, and where all accounts are meant, how many items name none."""
     async with opening.opened(database) as store, store.reading() as connection:
         await check_tenant(connection, tenant)
         found = await usage_as_billed(
-            connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter
+            connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter, as_of=as_of
         )
-        if account is not None:
+        if account is not None or as_of is not None:
             return found, 0
         nameless = await unattributed(connection, tenant, meter=meter, start=start, end=end)
         return found, sum(nameless.values())

@@ -13,14 +13,12 @@ from tallymark_collector.billing.metered import Key
 from tallymark_collector.billing.money import exact, plain
 from tallymark_collector.billing.periods import Period
 from tallymark_collector.billing.plans import Plan
+from tallymark_collector.settings import SETTLED
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.keeping import dropped_before, levels_dropped_before
 
-SETTLED: Final = timedelta(seconds=60)
-"""A document stands on what was recorded until so long before it: by then whoever began to write has ended, since a
-write that takes `settings.DATABASE_TIMEOUT` is given up. So what is recorded later can be told from what was billed."""
-
-# A point's `recorded_at` is when its transaction began, by the same clock.
+# A document stands on what was recorded until `SETTLED` before it, so what is recorded later can be told from what was
+# billed. A point's `recorded_at` is when its transaction began, by the same clock.
 _MOMENT_SQL: Final = "SELECT now(), now() - %s::interval"
 
 _DAYS_SQL: Final = """

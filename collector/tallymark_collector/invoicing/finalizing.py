@@ -23,10 +23,11 @@ from tallymark_collector.billing.plans import FlatFee, Plan
 from tallymark_collector.billing.pricing import Line, price
 from tallymark_collector.errors import UserError
 from tallymark_collector.invoicing import corrections, documents
-from tallymark_collector.invoicing.basis import SETTLED, basis
+from tallymark_collector.invoicing.basis import basis
 from tallymark_collector.invoicing.checks import ACCEPTABLE, Obstacle, Proofs, ended, examine, refuse
 from tallymark_collector.invoicing.documents import Document
 from tallymark_collector.invoicing.later import later
+from tallymark_collector.settings import SETTLED
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 

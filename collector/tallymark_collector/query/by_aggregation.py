@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Final
 
 from tallymark_collector.billing.aggregated import Aggregated, aggregated, in_force, remark
 from tallymark_collector.errors import UserError
 from tallymark_collector.query.usage import Usage, usage
+from tallymark_collector.settings import SETTLED
 from tallymark_collector.store.database import Connection
 
 _GROUPS: Final = frozenset({"account", "meter", "unit"})
@@ -36,14 +37,26 @@ async def usage_as_billed(
     end: datetime | None = None,
     account: str | None = None,
     meter: str | None = None,
+    as_of: datetime | None = None,
+    settled: timedelta = SETTLED,
 ) -> Billed:
     """Usage of `[start, end)` as `query.usage.usage` has it, and each meter by its aggregation in the plans in force.
 
     What is no sum can be grouped by account, meter and unit alone: with other dimensions, and over several accounts, it
-    is left out and named. Its quantity is None where it cannot be told. Raises UserError as `usage` does, and where
-    `meter` is such a meter and would be left out.
+    is left out and named. Its quantity is None where it cannot be told. `as_of`: what was recorded until then, of sums
+    alone. Raises UserError as `usage` does, and where `meter` is such a meter and would be left out.
     """
-    sums = await usage(connection, tenant=tenant, by=by, start=start, end=end, account=account, meter=meter)
+    sums = await usage(
+        connection,
+        tenant=tenant,
+        by=by,
+        start=start,
+        end=end,
+        account=account,
+        meter=meter,
+        as_of=as_of,
+        settled=settled,
+    )
     declared = await in_force(connection, tenant)
     if not declared:
         return Billed(sums)
@@ -52,9 +65,12 @@ async def usage_as_billed(
     columns = (*sums.columns[:position], "aggregation", *sums.columns[position:])
     rows = [(*row[:position], "sum", *row[position:]) for row in sums.rows if row[where] not in declared]
     wanted = {name: how for name, how in declared.items() if meter in (None, name)}
-    if not {*sums.columns[:position]} <= _GROUPS or ("account" not in sums.columns and account is None):
+    grouped = not {*sums.columns[:position]} <= _GROUPS or ("account" not in sums.columns and account is None)
+    if grouped or as_of is not None:
         left_out = sorted({str(row[where]) for row in sums.rows} & set(wanted))
         why = "quantities that are no sums can only be grouped by account, meter and unit"
+        if not grouped:
+            why = "only sums can be asked for as of a moment of the past"
         if meter in left_out:
             raise UserError(f"the meter {meter!r} is billed by its {declared[meter]}: {why}")
         remarks = (f"left out: {', '.join(left_out)}: {why}",) if left_out else ()

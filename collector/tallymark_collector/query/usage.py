@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Final
 
 from tallymark_collector.errors import UserError
+from tallymark_collector.settings import SETTLED
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.keeping import dropped_before
 
@@ -57,17 +58,25 @@ async def usage(
     end: datetime | None = None,
     account: str | None = None,
     meter: str | None = None,
+    as_of: datetime | None = None,
+    settled: timedelta = SETTLED,
 ) -> Usage:
     """Usage of `[start, end)` (aware datetimes; None is unbounded), grouped by names of `DIMENSIONS`.
 
-    Meter and unit are always among the columns. Raises UserError for an unknown name, a naive or a reversed range.
+    Meter and unit are always among the columns. `as_of`: only what was recorded until then, summed from the points
+    themselves, to which rows are only ever added. Raises UserError for an unknown name, a naive or a reversed range;
+    for an `as_of` that is not `settled` ago, and where points of the range have been dropped since.
     """
     if unknown := [name for name in by if name not in DIMENSIONS]:
         raise UserError(f"cannot group by {', '.join(unknown)}: choose from {', '.join(DIMENSIONS)}")
     columns = tuple(dict.fromkeys([*by, *_ALWAYS]))
     whole, edges = split(start or _FIRST, end or _LAST)
     days, hours = ((whole[0], whole[0]), [whole]) if "hour" in by else split_hours(*whole)
-    await _check_kept(connection, edges)
+    if as_of is None:
+        await _check_kept(connection, edges)
+    else:
+        days, hours, edges = (whole[0], whole[0]), [], [(start or _FIRST, end or _LAST)]
+        await _check_past(connection, as_of, edges[0], settled)
     groups = ", ".join(DIMENSIONS[name] for name in columns)
     names = ", ".join(f'{DIMENSIONS[name]} AS "{name}"' for name in columns)
     rows = await (
@@ -88,6 +97,7 @@ async def usage(
                 FROM unnest(%(edge_starts)s::timestamptz[], %(edge_ends)s::timestamptz[]) AS e (starts, ends)
                 JOIN usage_point p ON p.time >= e.starts AND p.time < e.ends
                 WHERE p.tenant = %(tenant)s AND (%(account)s::text IS NULL OR p.account = %(account)s)
+                  AND (%(as_of)s::timestamptz IS NULL OR p.recorded_at <= %(as_of)s)
             ) u
             JOIN usage_series s ON s.account = u.account AND s.series = u.series
             WHERE %(meter)s::text IS NULL OR s.meter = %(meter)s
@@ -98,6 +108,7 @@ async def usage(
                 "tenant": tenant,
                 "account": account,
                 "meter": meter,
+                "as_of": as_of,
                 "day_start": days[0],
                 "day_end": days[1],
                 "hour_starts": [part[0] for part in hours],
@@ -111,6 +122,26 @@ async def usage(
 
 
 Span = tuple[datetime, datetime]
+
+
+async def _check_past(connection: Connection, as_of: datetime, span: Span, settled: timedelta) -> None:
+    """A point is dated by the beginning of its transaction, and there may be some under way."""
+    if as_of.tzinfo is None:
+        raise UserError(f"{as_of.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
+    [latest] = await (await connection.execute("SELECT now() - %s", [settled])).fetchone() or (as_of,)
+    if as_of > latest:
+        raise UserError(
+            f"what was recorded until {as_of.isoformat()} may still change: transactions of that time can be under way"
+            f" for {settled.seconds} s. Ask as of {latest.isoformat(timespec='seconds')} or before"
+        )
+    first = await (
+        await connection.execute("SELECT points_from FROM usage_kept WHERE points_from > %s", [span[0]])
+    ).fetchone()
+    if first is not None:
+        raise UserError(
+            f"points before {first[0].isoformat()} have been dropped, and hours do not tell what was recorded when:"
+            " begin the range there, or later"
+        )
 
 
 async def _check_kept(connection: Connection, edges: Sequence[Span]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
+import psycopg
 import pytest
 
 from tests.collector.cli.conftest import Run, cells, fill, used
@@ -136,3 +138,18 @@ def test_long_names_and_numbers_are_not_cut_in_a_pipe(run: Run, dsn: str) -> Non
     assert "a" * 256 in text
     assert "m" * 200 in text
     assert ",".join(["999"] * 20) in text
+
+
+@pytest.mark.usefixtures("filled")
+def test_as_of_a_moment_of_the_past(run: Run, dsn: str) -> None:
+    """Two points were recorded two hours ago, the others just now."""
+    with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
+        connection.execute(
+            "UPDATE usage_point SET recorded_at = recorded_at - interval '2 hours' WHERE quantity IN (1, 567.25)"
+        )
+    hour_ago = (datetime.now(timezone.utc) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = json.loads(run("usage", "--as-of", hour_ago, "--json").stdout)
+    assert [(row["account"], row["quantity"], row["points"]) for row in found] == [("acme", "568.25", 2)]
+    tomorrow = run("usage", "--as-of", "2099-01-01")
+    assert (tomorrow.exit_code, "may still change" in tomorrow.stderr) == (2, True)
+    assert "--as-of '2024-03-01T10' is no time" in run("usage", "--as-of", "2024-03-01T10").stderr
