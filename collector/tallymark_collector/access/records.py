@@ -232,12 +232,13 @@ async def tenants(connection: Connection, name: str | None = None) -> list[Tenan
     return [Tenant(*row) for row in rows]
 
 
-async def check_tenant(connection: Connection, name: str | None) -> None:
-    """Raises UserError where there is no tenant of that name: a slip must not read as "no usage"."""
+async def check_tenant(connection: Connection, name: str | None, remedy: str = "") -> None:
+    """Raises UserError where there is no tenant of that name: a slip must not read as "no usage". `remedy` is what else
+    can be done."""
     if name is None or await tenants(connection, name):
         return
     known = ", ".join(tenant.name for tenant in (await tenants(connection))[:20])
-    raise UserError(f"there is no tenant {name!r}: there are {known}")
+    raise UserError(f"there is no tenant {name!r}: there are {known}{f'; {remedy}' if remedy else ''}")
 
 
 async def add_tenant(connection: Connection, name: str) -> bool:
