@@ -55,6 +55,7 @@ class Reason(str, enum.Enum):
     ATTRIBUTES_INVALID = "attributes_invalid"
     CONTROL_INVALID = "control_invalid"
     METER_INVALID = "meter_invalid"
+    RESOURCE_TOO_LARGE = "resource_too_large"
     TYPE_UNSUPPORTED = "type_unsupported"
     TEMPORALITY_MISSING = "temporality_missing"
     VALUE_MISSING = "value_missing"
@@ -173,8 +174,9 @@ class Point(NamedTuple):
     cause: int = 0
     """Of an increase that was taken from totals: 64 bits over the epoch and the total that brought it about, since
     increases and corrections of one stream may share their two times. 0 for a point as it was sent."""
-    span: bytes = b""
-    """Of a span that is usage: the OTLP request with that span alone, to keep it whole if it cannot be stored."""
+    span: tuple[bytes, ...] = ()
+    """Of a span that is usage: an OTLP request with its resource and scope alone, which all such spans share, and the
+    span; to keep it whole if it cannot be stored (`wire.encode_span`)."""
 
     @property
     def metered(self) -> bool:

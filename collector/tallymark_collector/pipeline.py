@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
@@ -24,12 +24,16 @@ from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quaran
 from tallymark_collector.processors.aside import redacted_origin, redacting
 from tallymark_collector.processors.decoding import Decoded, decoding_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
-from tallymark_collector.processors.spans import decode_spans
+from tallymark_collector.processors.spans import DecodedSpans, decoding_spans
 from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 from tallymark_collector.telemetry.tenants import Tenants
 
+MAX_FOREIGN_NAME: Final = 4096
+"""Characters of a name that nobody's usage has, of which some are logged."""
+PIECE: Final = 1024
+"""Of such names, between two rests."""
 MAX_REASONS: Final = 5
 """Different refusals that one answer explains; the quarantine has them all."""
 
@@ -91,13 +95,15 @@ class Pipeline:
         self._streams = StreamCache(redaction=self.redaction)
 
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
-        """Takes an ExportMetricsServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
+        """Takes an ExportMetricsServiceRequest. Raises MalformedRequest, TooLarge or
+        TransientError, then nothing was kept."""
+        await self.quotas.asking(tenant)
         decoded = Decoded()
         times = self.limits.times
         await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
-        self.unmatched.add("metrics", self._named(decoded.foreign))
+        self.unmatched.add("metrics", await resting(self._named(decoded.foreign)))
         batch = Batch(
             points=decoded.points,
             quarantined=await resting(redacting(self.redaction, decoded.quarantined)),
@@ -113,11 +119,15 @@ class Pipeline:
         return _outcome(rejected + set_aside, admitted.quarantined, result)
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
-        """Takes an ExportTraceServiceRequest. Raises MalformedRequest or TransientError, then nothing was kept."""
-        decoded = decode_spans(tenant, body, self.limits.times, self.now_ns(), self.metering, self.redaction)
+        """Takes an ExportTraceServiceRequest. Raises MalformedRequest, TooLarge or
+        TransientError, then nothing was kept."""
+        await self.quotas.asking(tenant)
+        decoded = DecodedSpans()
+        times = self.limits.times
+        await resting(decoding_spans(tenant, body, times, self.now_ns(), decoded, self.metering, self.redaction))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
-        self.unmatched.add("traces", self._named(decoded.foreign))
+        self.unmatched.add("traces", await resting(self._named(decoded.foreign)))
         quarantined = await resting(redacting(self.redaction, decoded.quarantined))
         batch = Batch(decoded.points, decoded.evidence, quarantined)
         rejected = decoded.rejected
@@ -143,11 +153,13 @@ class Pipeline:
         if number:
             self.totals.unmatched[self.tenants.label(tenant)] += number
 
-    def _named(self, foreign: Mapping[str, int]) -> Counter[str]:
-        """Names that may be logged."""
+    def _named(self, foreign: Mapping[str, int]) -> Generator[None, None, Counter[str]]:
+        """Names that may be logged, in pieces (see `resting`)."""
         found: Counter[str] = Counter()
-        for name, number in foreign.items():
-            found[self.redaction.text(name)] += number
+        for done, (name, number) in enumerate(foreign.items(), 1):
+            found[self.redaction.text(name[:MAX_FOREIGN_NAME])] += number
+            if done % PIECE == 0:
+                yield
         return found
 
     def _redacted(self, item: _Said) -> _Said:

@@ -20,7 +20,8 @@ from uuid import UUID
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.records import Tenant
 from tallymark_collector.errors import Overloaded
-from tallymark_collector.model import Batch, Quarantined, Reason, Refusal, Stream
+from tallymark_collector.model import Batch, Reason, Refusal, Stream
+from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.settings import Limits
 from tallymark_collector.store.samples import conflict
 
@@ -34,7 +35,11 @@ _ROUNDING: Final = 1e-6
 
 
 class Limiting(Protocol):
-    """What the pipeline asks before it writes."""
+    """What the pipeline asks before it reads a request, and before it writes."""
+
+    async def asking(self, tenant: str) -> None:
+        """Raises Overloaded where the tenant may send nothing now: then a request is not even read."""
+        ...
 
     def admitting(self, tenant: str, batch: Batch) -> AbstractAsyncContextManager[Batch]:
         """What of a batch is to be written, inside the context. Raises Overloaded where nothing is."""
@@ -43,6 +48,9 @@ class Limiting(Protocol):
 
 class Unlimited:
     """Lets everything in."""
+
+    async def asking(self, tenant: str) -> None:
+        """Nothing."""
 
     @asynccontextmanager
     async def admitting(self, tenant: str, batch: Batch) -> AsyncIterator[Batch]:
@@ -83,6 +91,12 @@ class Bucket:
             return lacking / self._rate
         self._level -= amount
         return 0.0
+
+    def delay(self, now: float) -> float:
+        """In how many seconds there is anything to be had, 0 where there is now."""
+        self._flow(now)
+        lacking = min(1.0, self._capacity) - self._level
+        return lacking / self._rate if lacking > _ROUNDING else 0.0
 
     def take_some(self, most: int, now: float) -> int:
         """Takes whole ones, as many as there are, at most so many; returns how many."""
@@ -131,20 +145,20 @@ class Quotas:
         self._read_at: dict[str, float] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
 
+    async def asking(self, tenant: str) -> None:
+        """Raises Overloaded while the tenant has to wait for its next point, whatever the request holds."""
+        allowance = await self._allowance(tenant)
+        if allowance.points_per_second < math.inf:
+            _refuse_for(allowance.points.delay(self._clock()), tenant, allowance)
+
     @asynccontextmanager
     async def admitting(self, tenant: str, batch: Batch) -> AsyncIterator[Batch]:
-        """What of a batch is to be written, inside the context. Raises Overloaded, TransientError."""
+        """What of a batch is to be written, inside the context. Raises Overloaded, TransientError, and TooLarge where
+        what exceeds the number of new streams is too much to be kept."""
         allowance = await self._allowance(tenant)
         cost = _cost(batch)
         if allowance.points_per_second < math.inf:
-            delay = allowance.points.take(cost, self._clock())
-            if delay:
-                error = Overloaded(
-                    f"the tenant {tenant!r} sends more than {allowance.points_per_second:g} points a second: nothing"
-                    f" of this request was kept, send it again in {min(delay, MAX_DELAY):.3g} s"
-                )
-                error.retry_after = min(delay, MAX_DELAY)
-                raise error
+            _refuse_for(allowance.points.take(cost, self._clock()), tenant, allowance)
         try:
             yield await self._known_streams(allowance, batch)
         except BaseException:
@@ -170,11 +184,12 @@ class Quotas:
             f"more than {allowance.new_streams_per_hour:g} streams an hour that were never seen: is there a dimension"
             " with too many values?",
         )
-        kept_aside: list[Quarantined] = [conflict(point, refusal) for point in batch.points if point.stream.id in over]
+        kept_aside = SetAside()
+        kept_aside.keep(conflict(point, refusal) for point in batch.points if point.stream.id in over)
         return replace(
             batch,
             points=[point for point in batch.points if point.stream.id not in over],
-            quarantined=[*batch.quarantined, *kept_aside],
+            quarantined=[*batch.quarantined, *kept_aside.quarantined],
         )
 
     async def _allowance(self, tenant: str) -> _Allowance:
@@ -208,6 +223,17 @@ class Quotas:
                 {} if before is None else before.let_in,
             )
         self._read_at[tenant] = now
+
+
+def _refuse_for(delay: float, tenant: str, allowance: _Allowance) -> None:
+    if not delay:
+        return
+    error = Overloaded(
+        f"the tenant {tenant!r} sends more than {allowance.points_per_second:g} points a second: nothing"
+        f" of this request was kept, send it again in {min(delay, MAX_DELAY):.3g} s"
+    )
+    error.retry_after = min(delay, MAX_DELAY)
+    raise error
 
 
 def _limit(own: float | None, of_all: float | None) -> float:

@@ -31,21 +31,37 @@ class Glob:
     text: str
     literal: bool = False
     """True: `*` and `?` are themselves."""
-    _pattern: re.Pattern[str] | None = field(init=False, compare=False)
+    _pieces: tuple[re.Pattern[str], ...] = field(init=False, compare=False)
+    """What stands before, between and behind the `*`."""
 
     def __post_init__(self) -> None:
+        pieces = [self.text] if self.literal else self.text.split("*")
         wild = not self.literal and ("*" in self.text or "?" in self.text)
-        pieces = [{"*": ".*", "?": "."}.get(piece, re.escape(piece)) for piece in re.split(r"([*?])", self.text)]
-        object.__setattr__(self, "_pattern", re.compile("".join(pieces), re.DOTALL) if wild else None)
+        patterns = ("".join("." if c == "?" else re.escape(c) for c in piece) for piece in pieces)
+        found = tuple(re.compile(pattern, re.DOTALL) for pattern in patterns) if wild else ()
+        object.__setattr__(self, "_pieces", found)
 
     @property
     def exact(self) -> bool:
         """True if only this very text matches."""
-        return self._pattern is None
+        return not self._pieces
 
     def matches(self, text: str) -> bool:
-        """True if the whole text fits."""
-        return text == self.text if self._pattern is None else self._pattern.fullmatch(text) is not None
+        """True if the whole text fits. In time that grows with its length alone: senders choose it, and one pattern
+        with two `*` would take its square."""
+        if not self._pieces:
+            return text == self.text
+        first, *others = self._pieces
+        if not others:
+            return first.fullmatch(text) is not None
+        found = first.match(text)
+        for piece in others[:-1]:
+            # Where it stands first is as good as any later place.
+            found = found and piece.search(text, found.end())
+        if found is None:
+            return False
+        last = len(text) - len(self.text.rpartition("*")[2])
+        return last >= found.end() and others[-1].match(text, last) is not None
 
 
 @dataclass(frozen=True, slots=True)

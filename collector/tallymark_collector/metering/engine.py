@@ -63,6 +63,14 @@ class Metering:
         assert found is None or isinstance(found, MetricGroup), "kept above"
         return found
 
+    def names_metric(self, name: str) -> bool:
+        """True if any source takes metrics of this name, whatever their resource."""
+        return any(source.metric.matches(name) for _, _, _, source in self.rules.sources(MetricSource))
+
+    def names_span(self, name: str) -> bool:
+        """True if any source takes spans of this name."""
+        return any(source.span.matches(name) for _, _, _, source in self.rules.sources(SpanSource))
+
     def spans(self, tenant: str, resource: Resource, scope: InstrumentationScope) -> SpanGroup | None:
         """The spans of one resource and scope; None where no source fits these."""
         key = ("spans", tenant, resource.SerializeToString(), scope.SerializeToString())

@@ -11,9 +11,9 @@ them to somebody else counts on from where they were. So are levels: what a stre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from google.protobuf.message import DecodeError
@@ -46,6 +46,7 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.aside import redacted_origin
+from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.decoding import NO_RECORDED_VALUE
 from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.sent import Sent, identifying, origin_of_metered, source_of
@@ -54,6 +55,9 @@ from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
 if TYPE_CHECKING:
     from tallymark_collector.processors.decoding import Decoded
+
+PIECE: Final = 256
+"""Points between two rests; each new one is looked into."""
 
 Fitting = tuple[str, Meter, MetricSource]
 """(meter's name, meter, source)"""
@@ -92,13 +96,17 @@ class MetricGroup:
 
     def decode(self, metric: Metric, window: tuple[int, int], decoded: Decoded) -> bool:
         """Takes a metric that the file names, and returns True; False where it does not name it."""
+        return at_once(self.decoding(metric, window, decoded))
+
+    def decoding(self, metric: Metric, window: tuple[int, int], decoded: Decoded) -> Generator[None, None, bool]:
+        """The same in pieces."""
         fitting = self.sources(metric.name)
         if not fitting:
             return False
         try:
             found = metrics_pb2.Metric.FromString(metric.SerializeToString())
         except DecodeError as error:
-            self._unreadable(metric, fitting[0][0], str(error), window, decoded)
+            yield from self._unreadable(metric, fitting[0][0], str(error), window, decoded)
             return True
         header = header_of(found)
         sources = [one for one in fitting if fits(header.kind, *one[1:])]
@@ -106,25 +114,27 @@ class MetricGroup:
             # A pattern means metrics of the types that its meter takes; whoever names one expects something of it.
             exact = [one for one in fitting if one[2].metric.exact]
             return bool(exact) and self._unsupported(found, header, exact[0], decoded)
-        self._decode(found, header, sources, window, decoded)
+        yield from self._decode(found, header, sources, window, decoded)
         return True
 
-    def _unreadable(self, metric: Metric, meter: str, error: str, window: tuple[int, int], decoded: Decoded) -> None:
+    def _unreadable(
+        self, metric: Metric, meter: str, error: str, window: tuple[int, int], decoded: Decoded
+    ) -> Generator[None, None, None]:
         """One of its points, perhaps: the others are not to suffer for it."""
         try:
             singles = points.alone(metric)
         except MalformedRequest:
             singles = []
         if len(singles) > 1:
-            for single in singles:
-                self.decode(single, window, decoded)
+            for done, single in enumerate(singles, 1):
+                yield from self.decoding(single, window, decoded)
+                if done % PIECE == 0:
+                    yield
             return
         refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
         payload = wire.encode_metric(self._group.resource, self._group.scope, metric)
         decoded.rejected += 1
-        decoded.quarantined.append(
-            Quarantined(self._group.tenant, "", meter, 0, refusal, "metrics", payload, metered=True)
-        )
+        decoded.keep([Quarantined(self._group.tenant, "", meter, 0, refusal, "metrics", payload, metered=True)])
 
     def _unsupported(self, metric: Any, header: Header, source: Fitting, decoded: Decoded) -> bool:
         found = getattr(metric, header.field).data_points if header.kind else ()
@@ -133,17 +143,18 @@ class MetricGroup:
         refusal = Refusal(Reason.TYPE_UNSUPPORTED, f"meter {source[0]}: {mismatch(header.kind, *source[1:])}")
         time_ns = max(point.time_unix_nano for point in found)
         decoded.rejected += len(found)
-        decoded.quarantined.append(
-            Quarantined(
-                self._group.tenant, "", source[0], time_ns, refusal, "metrics", self._payload(metric), metered=True
-            )
+        payload = self._payload(metric)
+        decoded.keep(
+            [Quarantined(self._group.tenant, "", source[0], time_ns, refusal, "metrics", payload, metered=True)]
         )
         return True
 
     def _decode(
         self, metric: Any, header: Header, sources: Sequence[Fitting], window: tuple[int, int], decoded: Decoded
-    ) -> None:
-        for point in getattr(metric, header.field).data_points:
+    ) -> Generator[None, None, None]:
+        for done, point in enumerate(getattr(metric, header.field).data_points, 1):
+            if done % PIECE == 0:
+                yield
             if point.flags & NO_RECORDED_VALUE:
                 continue
             refused = []
@@ -158,8 +169,7 @@ class MetricGroup:
             if refused:
                 decoded.rejected += 1
                 payload = self._payload(alone(metric, header, point))
-                items = kept(self._group.tenant, refused, point.time_unix_nano, "metrics", payload)
-                decoded.quarantined.extend(items)
+                decoded.keep(kept(self._group.tenant, refused, point.time_unix_nano, "metrics", payload))
             elif not counted:
                 decoded.pass_over(header.name)
 

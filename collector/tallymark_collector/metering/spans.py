@@ -39,7 +39,7 @@ from tallymark_collector.model import (
     fingerprint,
 )
 from tallymark_collector.processors import validation
-from tallymark_collector.processors.aside import redact_spans
+from tallymark_collector.processors.aside import redact_spans, redacted_span
 from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.spans import check_ids, evidence_text, read_quantity
 
@@ -66,6 +66,10 @@ class SpanGroup:
         self._empty = ExportTraceServiceRequest()
         spans = self._empty.resource_spans.add(resource=Resource.FromString(group.resource)).scope_spans.add()
         spans.scope.ParseFromString(group.scope)
+        stored = ExportTraceServiceRequest()
+        stored.CopyFrom(self._empty)
+        redact_spans(redaction, stored)
+        self._envelope = stored.SerializeToString()
 
     def decode(self, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> bool:
         """Takes what the file says of a span; False where that is nothing."""
@@ -121,9 +125,8 @@ class SpanGroup:
         quantity = quantity_of(span, attributes, source)
         if isinstance(quantity, Refusal):
             return Refused(meter, who.account, quantity)
-        stored = self._request(span)
-        redact_spans(self._redaction, stored)
-        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span), stored.SerializeToString())
+        kept_whole = (self._envelope, redacted_span(self._redaction, span))
+        point = Point(self._stream(meter, unit, who), end, end, quantity, span_cause(span), kept_whole)
         user = attributes.get(conventions.USER)
         evidence = Evidence(
             tenant=group.tenant,
@@ -158,17 +161,14 @@ class SpanGroup:
     def _refuse(self, span: Span, refused: Sequence[Refused], decoded: DecodedSpans) -> None:
         decoded.rejected += 1
         payload = self._alone(span)
-        decoded.quarantined.extend(kept(self._group.tenant, refused, span.end_time_unix_nano, "traces", payload))
+        decoded.keep(kept(self._group.tenant, refused, span.end_time_unix_nano, "traces", payload))
 
     def _alone(self, span: Span) -> bytes:
         """A request with this one span, resource and scope as they came."""
-        return self._request(span).SerializeToString()
-
-    def _request(self, span: Span) -> ExportTraceServiceRequest:
         alone = ExportTraceServiceRequest()
         alone.CopyFrom(self._empty)
         alone.resource_spans[0].scope_spans[0].spans.append(span)
-        return alone
+        return alone.SerializeToString()
 
 
 def why_not_span(source: SpanSource, span: Span) -> str | None:

@@ -94,6 +94,17 @@ def redact_spans(redaction: Redaction, request: ExportTraceServiceRequest, remov
                 _redact_span(redaction, span, removed)
 
 
+def redacted_span(redaction: Redaction, span: Span) -> bytes:
+    """A span as it may be kept, encoded."""
+    if not redaction.on:
+        return span.SerializeToString()
+    kept = Span()
+    kept.CopyFrom(span)
+    kept.DiscardUnknownFields()
+    _redact_span(redaction, kept, [])
+    return kept.SerializeToString()
+
+
 def redact_items(redaction: Redaction, items: Iterable[KeyValue], removed: _Removed) -> bool:
     """Redacts attributes in place, and adds the texts that went to `removed`. True if there were any."""
     changed = False
@@ -283,7 +294,7 @@ def _scope(redaction: Redaction, data: bytes, removed: _Removed) -> bytes:
     return stored
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _redacted_group(
     redaction: Redaction, message: type[Resource] | type[InstrumentationScope], data: bytes
 ) -> tuple[bytes, tuple[str, ...]]:

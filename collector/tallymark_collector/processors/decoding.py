@@ -24,16 +24,32 @@ from tallymark_collector.model import (
     Refusal,
     Stream,
 )
-from tallymark_collector.processors import control, meters, validation
+from tallymark_collector.processors import control, described, meters, validation
+from tallymark_collector.processors.at_once import at_once
+from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.processors.streams import START_TAG, TIMES_AND_VALUE, MetricStreams, StreamCache
-from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum, SumOfBytes
+from tallymark_collector.wire import points
+from tallymark_collector.wire.tallymark_metrics_view_pb2 import (
+    Metric,
+    MetricsRequest,
+    NumberDataPoint,
+    ResourceMetrics,
+    Sum,
+    SumOfBytes,
+)
 
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
 
 NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point carries nothing
 PIECE: Final = 4096
-"""Points that are decoded at once, some ten milliseconds; then others have their turn."""
+"""Points of known streams that are decoded at once, some ten milliseconds; then others have their turn."""
+SLOW_PIECE: Final = 256
+"""The same of others, each of which is looked into,"""
+SLOW_BYTES: Final = 256 * 1024
+"""and of their bytes."""
+BYTES_A_POINT: Final = 64
+"""Of a resource or scope: what is as much work as a point."""
 
 _TIMES: Final = Struct("<BqBq")
 _TIMES_TAGS: Final = (START_TAG, 0x19)
@@ -49,16 +65,14 @@ _TYPES: Final = {
 
 
 @dataclass(slots=True)
-class Decoded:
-    """What a request holds, in its order."""
+class Decoded(SetAside):
+    """What a request holds, in its order. (Of a metric of an unsupported type, and of a resource that is too large,
+    all points are one item.)"""
 
     points: list[Point] = field(default_factory=list)
-    quarantined: list[Quarantined] = field(default_factory=list)
     controls: list[ControlTotal] = field(default_factory=list)
     closings: list[Closing] = field(default_factory=list)
     counts: list[EvidenceCount] = field(default_factory=list)
-    rejected: int = 0
-    """Data points among `quarantined` (an unsupported metric is kept as one item)."""
     unmatched: int = 0
     """Metrics that are not usage, and points that the file of meters passes over."""
     foreign: Counter[str] = field(default_factory=Counter)
@@ -78,14 +92,14 @@ def decode_metrics(
     now_ns: int,
     metering: Metering | None = None,
 ) -> Decoded:
-    """Points of an ExportMetricsServiceRequest. Raises MalformedRequest where the request as a whole cannot be read;
-    what is wrong with a single point's attributes, resource or scope is that point's refusal.
+    """Points of an ExportMetricsServiceRequest. Raises MalformedRequest where the request as a whole cannot be read,
+    TooLarge where what of it cannot be billed is too much to be kept; what is wrong with a single point's attributes,
+    resource or scope is that point's refusal.
 
     A metric that the file of meters names is read by `metering` alone; all others by the rule in `meters`.
     """
     decoded = Decoded()
-    for _ in decoding_metrics(tenant, body, cache, limits, now_ns, decoded, metering):
-        pass
+    at_once(decoding_metrics(tenant, body, cache, limits, now_ns, decoded, metering))
     return decoded
 
 
@@ -98,44 +112,95 @@ def decoding_metrics(
     decoded: Decoded,
     metering: Metering | None = None,
 ) -> Generator[None, None, None]:
-    """The same in pieces: rests after every `PIECE` points or so. Other requests may be decoded with the same cache in
-    between; not in another thread."""
-    window = limits.window(now_ns)
-    left = PIECE
+    """The same in pieces: rests after every `PIECE` points or so, sooner where they are new. Other requests may be
+    decoded with the same cache in between; not in another thread."""
+    request = _Request(tenant, cache, limits.window(now_ns), decoded, metering)
     for resource_metrics in wire.parse_metrics(body).resource_metrics:
+        yield from request.decode(resource_metrics)
+
+
+class _Request:
+    """One request on its way."""
+
+    def __init__(
+        self, tenant: str, cache: StreamCache, window: tuple[int, int], decoded: Decoded, metering: Metering | None
+    ) -> None:
+        self._tenant = tenant
+        self._cache = cache
+        self._window = window
+        self._decoded = decoded
+        self._metering = metering
+        self._left = PIECE
+
+    def decode(self, resource_metrics: ResourceMetrics) -> Generator[None, None, None]:
+        resource = resource_metrics.resource
         for scope_metrics in resource_metrics.scope_metrics:
-            scope_name = cache.scope_name(scope_metrics.scope)
-            resource, scope = resource_metrics.resource, scope_metrics.scope
-            metered = None if metering is None else metering.metrics(tenant, resource, scope)
+            scope = scope_metrics.scope
+            if self._full((len(resource) + len(scope)) // BYTES_A_POINT):
+                yield
+            if (refusal := self._cache.unfit(resource, scope)) is not None:
+                yield from self._whole(resource, scope, scope_metrics.metrics, refusal)
+                continue
+            scope_name = self._cache.scope_name(scope)
+            metered = None if self._metering is None else self._metering.metrics(self._tenant, resource, scope)
             for metric in scope_metrics.metrics:
-                left -= 1
-                if left <= 0:
+                if self._full(1):
                     yield
-                    left = PIECE
-                if metered is not None and metered.decode(metric, window, decoded):
-                    continue
-                if scope_name == conventions.CONTROL_SCOPE:
-                    found = control.decode(tenant, resource_metrics.resource, scope_metrics.scope, metric, window)
-                    decoded.controls += found.controls
-                    decoded.closings += found.closings
-                    decoded.counts += found.counts
-                    decoded.quarantined += found.quarantined
-                    decoded.rejected += len(found.quarantined)
-                    decoded.unmatched += found.unmatched
-                elif not meters.is_usage(scope_name, metric):
-                    decoded.pass_over(metric.name)
-                elif (numbers := _numbers(metric)) is not None:
-                    streams = cache.streams(tenant, resource_metrics.resource, scope_metrics.scope, metric)
-                    for start in range(0, len(numbers), PIECE):
-                        piece = numbers[start : start + PIECE]
-                        left -= len(piece)
-                        if left <= 0:
-                            yield
-                            left = PIECE
-                        _decode_numbers(piece, streams, window, decoded)
-                else:
-                    payload = wire.encode_metric(resource_metrics.resource, scope_metrics.scope, metric)
-                    _keep_aside(tenant, metric, payload, decoded)
+                if metered is None or not (yield from metered.decoding(metric, self._window, self._decoded)):
+                    yield from self._metric(resource, scope, scope_name, metric)
+
+    def _full(self, points: int) -> bool:
+        """Counts points on; True where it is time to rest."""
+        self._left -= points
+        if self._left > 0:
+            return False
+        self._left = PIECE
+        return True
+
+    def _metric(self, resource: bytes, scope: bytes, scope_name: str, metric: Metric) -> Generator[None, None, None]:
+        decoded = self._decoded
+        if scope_name == conventions.CONTROL_SCOPE:
+            found = control.decode(self._tenant, resource, scope, metric, self._window)
+            decoded.controls += found.controls
+            decoded.closings += found.closings
+            decoded.counts += found.counts
+            decoded.keep(found.quarantined)
+            decoded.rejected += len(found.quarantined)
+            decoded.unmatched += found.unmatched
+        elif not meters.is_usage(scope_name, metric):
+            decoded.pass_over(metric.name)
+        elif (numbers := _numbers(metric)) is not None:
+            streams = self._cache.streams(self._tenant, resource, scope, metric)
+            for start in range(0, len(numbers), PIECE):
+                piece = numbers[start : start + PIECE]
+                if self._full(len(piece)):
+                    yield
+                yield from _decode_numbers(piece, streams, self._window, decoded)
+        else:
+            _keep_aside(self._tenant, metric, wire.encode_metric(resource, scope, metric), decoded)
+
+    def _whole(
+        self, resource: bytes, scope: bytes, metrics: Sequence[Metric], refusal: Refusal
+    ) -> Generator[None, None, None]:
+        """Keeps what may be usage as one item, as it came: many would be as many copies of what is too large."""
+        name = "" if described.too_large("scope", scope) else self._cache.scope_name(scope)
+        request = MetricsRequest()
+        kept = request.resource_metrics.add(resource=resource).scope_metrics.add(scope=scope)
+        latest = number = 0
+        for metric in metrics:
+            if self._full(1):
+                yield
+            is_metered = self._metering is not None and self._metering.names_metric(metric.name)
+            if not (is_metered or name == conventions.CONTROL_SCOPE or meters.is_usage(name, metric)):
+                self._decoded.pass_over(metric.name)
+                continue
+            kept.metrics.append(metric)
+            number += points.number(metric)
+            latest = max([latest, *(point.time_unix_nano for point in metric.sum.data_points)])
+        if number:
+            item = Quarantined(self._tenant, "", "", latest, refusal, "metrics", request.SerializeToString())
+            self._decoded.keep([item])
+            self._decoded.rejected += number
 
 
 def _numbers(metric: Metric) -> Sequence[bytes] | None:
@@ -156,7 +221,7 @@ def _numbers(metric: Metric) -> Sequence[bytes] | None:
 
 def _decode_numbers(
     numbers: Sequence[bytes], streams: MetricStreams, window: tuple[int, int], decoded: Decoded
-) -> None:
+) -> Generator[None, None, None]:
     oldest, latest = window
     add = decoded.points.append
     known = streams.known()
@@ -166,6 +231,7 @@ def _decode_numbers(
     start_ns = time_ns = 0
     value: Decimal | None = None
     usual = False
+    slow = slow_bytes = 0
     for data in numbers:
         if data[: _TIMES.size] != times:
             times = data[: _TIMES.size]
@@ -180,9 +246,14 @@ def _decode_numbers(
             # Nothing can be wrong with such a point of a known stream: it is within all limits. (`_rest`, in place.)
             found = known.get(data[TIMES_AND_VALUE:])
             if value is not None and type(found) is Stream:
-                add(_new(Point, (found, start_ns, time_ns, value, 0, b"")))
+                add(_new(Point, (found, start_ns, time_ns, value, 0, ())))
                 continue
         _decode_number(NumberDataPoint.FromString(data), streams, window, decoded)
+        slow += 1
+        slow_bytes += len(data)
+        if slow >= SLOW_PIECE or slow_bytes >= SLOW_BYTES:
+            slow = slow_bytes = 0
+            yield
 
 
 def _small(measured: bytes) -> Decimal | None:
@@ -210,7 +281,7 @@ def _decode_number(number: NumberDataPoint, streams: MetricStreams, window: tupl
             return
     assert refusal is not None, "the point was added above"
     decoded.rejected += 1
-    decoded.quarantined.append(streams.refused(number, stream, refusal))
+    decoded.keep([streams.refused(number, stream, refusal)])
 
 
 def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -> None:
@@ -219,17 +290,17 @@ def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -
         decoded.pass_over(metric.name)
         return
     try:
-        points = getattr(metrics_pb2.Metric.FromString(metric.SerializeToString()), kind).data_points
+        found = getattr(metrics_pb2.Metric.FromString(metric.SerializeToString()), kind).data_points
     except DecodeError as error:
         refusal = Refusal(Reason.ATTRIBUTES_INVALID, f"not an OTLP Metric: {error}")
         decoded.rejected += 1
-        decoded.quarantined.append(Quarantined(tenant, "", metric.name, 0, refusal, "metrics", payload))
+        decoded.keep([Quarantined(tenant, "", metric.name, 0, refusal, "metrics", payload)])
         return
-    if not points:
+    if not found:
         decoded.pass_over(metric.name)
         return
     detail = f"a {_TYPES[kind]} is not billed: send a sum (Counter), or name its count or sum in a file of meters"
     refusal = Refusal(Reason.TYPE_UNSUPPORTED, detail)
-    time_ns = max(point.time_unix_nano for point in points)
-    decoded.rejected += len(points)
-    decoded.quarantined.append(Quarantined(tenant, "", metric.name, time_ns, refusal, "metrics", payload))
+    time_ns = max(point.time_unix_nano for point in found)
+    decoded.rejected += len(found)
+    decoded.keep([Quarantined(tenant, "", metric.name, time_ns, refusal, "metrics", payload)])

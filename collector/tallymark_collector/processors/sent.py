@@ -63,19 +63,31 @@ def stream_of(tenant: str, origin: Origin) -> UUID:
     """The identity of the stream that a sum's or gauge's point belongs to, made of what was sent. Raises
     MalformedRequest."""
     scope = wire.decode_scope(origin.scope)
+    return stream_identity(
+        tenant,
+        identifying(wire.decode_resource(origin.resource)),
+        (scope.name, scope.version, wire.decode_attributes(scope.attributes)),
+        origin,
+        wire.decode_point_attributes(origin.attributes),
+    )
+
+
+def stream_identity(
+    tenant: str, sender: Attributes, scope: tuple[str, str, Attributes], origin: Origin, attributes: Attributes
+) -> UUID:
+    """The same of what is decoded: the sender's identifying attributes, the scope's name, version and attributes, and
+    the point's attributes."""
     return fingerprint(
         "stream",
         tenant,
-        identifying(wire.decode_resource(origin.resource)),
-        scope.name,
-        scope.version,
-        wire.decode_attributes(scope.attributes),
+        sender,
+        *scope,
         origin.name,
         origin.unit,
         "sum" if origin.reading is None else "gauge",
         origin.temporality,
         origin.monotonic,
-        wire.decode_point_attributes(origin.attributes),
+        attributes,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import decimal
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Final
@@ -14,36 +14,44 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import AttributeValue, Evidence, Point, Quarantined, Reason, Refusal, without_nul
 from tallymark_collector.processors import validation
+from tallymark_collector.processors.at_once import at_once
+from tallymark_collector.processors.described import described, too_large
 from tallymark_collector.processors.redaction import STANDARD, Redaction
+from tallymark_collector.processors.set_aside import SetAside
 
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
 
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
+MAX_METERS: Final = 64
+"""Of one span, or of one event of it."""
 _MAX_TEXT: Final = 1024
 """Characters of a span's name, a service or a user that are kept."""
 # A span may say the same meter of the same account as often as OpenTelemetry allows events: 60 digits and some.
 _EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
+PIECE: Final = 256
+"""Spans that are decoded at once, most of which are looked into; then others have their turn."""
+PIECE_BYTES: Final = 256 * 1024
+"""The same of their bytes, and of their resources'."""
+
+
 @dataclass(slots=True)
-class DecodedSpans:
-    """What a request holds, in its order."""
+class DecodedSpans(SetAside):
+    """What a request holds, in its order. (Of a resource that is too large, all spans are one item.)"""
 
     evidence: list[Evidence] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     """Of spans that the file of meters says are usage."""
-    quarantined: list[Quarantined] = field(default_factory=list)
-    rejected: int = 0
-    """Spans of which anything is among `quarantined`."""
     unmatched: int = 0
     """Spans that are not evidence."""
     foreign: Counter[str] = field(default_factory=Counter)
@@ -58,25 +66,92 @@ def decode_spans(
     metering: Metering | None = None,
     redaction: Redaction = STANDARD,
 ) -> DecodedSpans:
-    """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest where the request as a whole cannot be read."""
+    """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest where the request as a whole cannot be read,
+    TooLarge where what of it cannot be billed is too much to be kept."""
+    decoded = DecodedSpans()
+    at_once(decoding_spans(tenant, body, limits, now_ns, decoded, metering, redaction))
+    return decoded
+
+
+def decoding_spans(
+    tenant: str,
+    body: bytes,
+    limits: validation.TimeLimits,
+    now_ns: int,
+    decoded: DecodedSpans,
+    metering: Metering | None = None,
+    redaction: Redaction = STANDARD,
+) -> Generator[None, None, None]:
+    """The same in pieces (`PIECE`)."""
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError as error:
         raise MalformedRequest(f"not an OTLP ExportTraceServiceRequest: {error}") from None
     window = limits.window(now_ns)
-    decoded = DecodedSpans()
+    spans = taken = 0
     for resource_spans in request.resource_spans:
+        resource, of_resource = resource_spans.resource, resource_spans.resource.SerializeToString()
         for scope_spans in resource_spans.scope_spans:
-            metered = None if metering is None else metering.spans(tenant, resource_spans.resource, scope_spans.scope)
+            scope, of_scope = scope_spans.scope, scope_spans.scope.SerializeToString()
+            taken += len(of_resource) + len(of_scope)
+            unfit = _unfit(of_resource, of_scope, redaction)
+            if unfit is not None:
+                decoded.keep(_whole(tenant, resource, scope_spans, metering, unfit, decoded))
+                continue
+            metered = None if metering is None else metering.spans(tenant, resource, scope)
             for span in scope_spans.spans:
+                spans += 1
+                taken += span.ByteSize()
+                if spans >= PIECE or taken >= PIECE_BYTES:
+                    spans = taken = 0
+                    yield
                 rejected = decoded.rejected
                 is_usage = metered is not None and metered.decode(span, window, decoded)
-                is_evidence = _decode_span(tenant, resource_spans.resource, span, window, decoded, redaction)
+                is_evidence = _decode_span(tenant, resource, span, window, decoded, redaction)
                 decoded.rejected = min(decoded.rejected, rejected + 1)
                 if not (is_usage or is_evidence):
                     decoded.unmatched += 1
                     decoded.foreign[span.name] += 1
-    return decoded
+
+
+def _unfit(resource: bytes, scope: bytes, redaction: Redaction) -> Refusal | None:
+    """Why usage of a resource and scope is kept as one, or None."""
+    if refusal := too_large("resource", resource) or too_large("scope", scope):
+        return refusal
+    try:
+        return described(resource, scope, redaction).refusal
+    except MalformedRequest:
+        return None
+
+
+def _whole(
+    tenant: str,
+    resource: Resource,
+    scope_spans: ScopeSpans,
+    metering: Metering | None,
+    refusal: Refusal,
+    decoded: DecodedSpans,
+) -> Iterator[Quarantined]:
+    """What may be usage or evidence as one item, as it came: many would be as many copies of what is too large."""
+    request = ExportTraceServiceRequest()
+    kept = request.resource_spans.add(resource=resource).scope_spans.add(scope=scope_spans.scope)
+    for span in scope_spans.spans:
+        if _carriers(span) or (metering is not None and metering.names_span(span.name)):
+            kept.spans.append(span)
+        else:
+            decoded.unmatched += 1
+            decoded.foreign[span.name] += 1
+    if kept.spans:
+        decoded.rejected += len(kept.spans)
+        latest = max(span.end_time_unix_nano for span in kept.spans)
+        yield Quarantined(tenant, "", "", latest, refusal, "traces", request.SerializeToString())
+
+
+def _carriers(span: Span) -> list[Sequence[KeyValue]]:
+    """The attributes of a span, and of its events, that tell usage. Names first: what other spans carry is not even
+    decoded."""
+    carriers = [span.attributes, *(e.attributes for e in span.events if e.name == conventions.USAGE_EVENT)]
+    return [items for items in carriers if any(item.key.startswith(conventions.METER_PREFIX) for item in items)]
 
 
 def _decode_span(
@@ -87,9 +162,7 @@ def _decode_span(
     decoded: DecodedSpans,
     redaction: Redaction,
 ) -> bool:
-    carriers = [span.attributes, *(e.attributes for e in span.events if e.name == conventions.USAGE_EVENT)]
-    # Names first: what other spans carry is not even decoded.
-    usage = [items for items in carriers if any(item.key.startswith(conventions.METER_PREFIX) for item in items)]
+    usage = _carriers(span)
     if not usage:
         return False
     found: dict[tuple[str, str], Evidence] = {}
@@ -109,7 +182,7 @@ def _decode_span(
         kept.scope_spans.add().spans.append(span)
         payload = alone.SerializeToString()
         decoded.rejected += 1
-        decoded.quarantined.extend(
+        decoded.keep(
             Quarantined(tenant, "", "", span.end_time_unix_nano, refusal, "traces", payload) for refusal in refusals
         )
     return True
@@ -140,6 +213,9 @@ def _read(
     assert account is not None, "check_account refuses a span without an account"
     user = attributes.get(conventions.USER)
     names = [name for name, _ in attributes if name.startswith(conventions.METER_PREFIX)]
+    if len(names) > MAX_METERS:  # each is a row with a copy of the other attributes
+        yield Refusal(Reason.ATTRIBUTES_INVALID, f"{len(names)} meters at once, at most {MAX_METERS} are taken")
+        return
     rest = redaction.attributes(attributes.without(conventions.ACCOUNT, conventions.USER, *names))
     rest = validation.shortened(rest)
     for name in names:

@@ -13,8 +13,9 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Origin, Quarantined, Reason, Refusal, Series, Stream, Temporality
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.aside import redacted_origin
+from tallymark_collector.processors.described import Described, described, too_large
 from tallymark_collector.processors.redaction import STANDARD, Redaction
-from tallymark_collector.processors.sent import GAUGE, MARK, read_mark, stream_of, sum_as_sent
+from tallymark_collector.processors.sent import GAUGE, MARK, read_mark, stream_identity, sum_as_sent
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
 
 MAX_CACHED_STREAMS: Final = 200_000
@@ -75,12 +76,13 @@ class StreamCache:
         self._bytes = 0
         self._metrics: dict[tuple[str, Origin], _Known] = {}
         self._scopes: dict[bytes, str] = {}
+        self._described: dict[tuple[bytes, bytes], Described] = {}
 
     @property
     def size(self) -> int:
         """What is remembered now; never more than the limit."""
         known = sum(len(one.by_bytes) + len(one.by_attributes) for one in self._metrics.values())
-        return len(self._scopes) + len(self._metrics) + known
+        return len(self._scopes) + len(self._described) + len(self._metrics) + known
 
     @property
     def weight(self) -> int:
@@ -98,6 +100,25 @@ class StreamCache:
             self.make_room(len(scope))
             self._scopes[scope] = name
         return name
+
+    def unfit(self, resource: bytes, scope: bytes) -> Refusal | None:
+        """Why usage of a resource and scope is kept as one and not taken apart, or None. (Where they cannot be read,
+        each of their points is refused.)"""
+        if refusal := too_large("resource", resource) or too_large("scope", scope):
+            return refusal
+        try:
+            return self.described(resource, scope).refusal
+        except MalformedRequest:
+            return None
+
+    def described(self, resource: bytes, scope: bytes) -> Described:
+        """What all streams of a resource and a scope share, one object for all of them. Raises MalformedRequest."""
+        found = self._described.get((resource, scope))
+        if found is None:
+            found = described(resource, scope, self.redaction)
+            self.make_room(len(resource) + len(scope))
+            self._described[resource, scope] = found
+        return found
 
     def streams(self, tenant: str, resource: bytes, scope: bytes, metric: Metric) -> MetricStreams:
         """The streams of one metric, a sum or a gauge."""
@@ -127,6 +148,7 @@ class StreamCache:
         if self._counted > self._limit or self._bytes > self._limit_bytes:
             self._metrics.clear()
             self._scopes.clear()
+            self._described.clear()
             self._counted = 1
             self._bytes = size
 
@@ -164,6 +186,8 @@ class MetricStreams:
 
     def _made(self, attributes: tuple[bytes, ...]) -> Resolved:
         self._cache.make_room(sum(map(len, attributes)))
+        if (refusal := validation.check_number(len(attributes))) is not None:
+            return refusal
         try:
             return self._decode(self._origin._replace(attributes=attributes))
         except MalformedRequest as error:
@@ -198,18 +222,19 @@ class MetricStreams:
             return refusal
         account = validation.account_name(attributes.get(conventions.ACCOUNT))
         assert account is not None, "check_attributes refuses a point without an account"
-        resource = wire.decode_resource(origin.resource)
-        scope = wire.decode_scope(origin.scope)
+        shared = self._cache.described(origin.resource, origin.scope)
         mark = read_mark(origin.attributes) if self._cache.kept else None
         dimensions = attributes.without(conventions.ACCOUNT, *([MARK] if mark else []))
         # What identifies the stream is what was sent; what is stored of it is redacted.
-        identity = mark.stream if mark and mark.stream else stream_of(self._tenant, origin)
+        of_scope = (shared.scope_name, shared.scope_version, shared.scope_attributes)
+        sent_as = stream_identity(self._tenant, shared.sender, of_scope, origin, attributes)
+        identity = mark.stream if mark and mark.stream else sent_as
         redaction = self._cache.redaction
-        stored, stored_resource = redaction.attributes(dimensions), redaction.attributes(resource)
+        stored = redaction.attributes(dimensions)
         series = Series(self._tenant, account, origin.name, origin.unit, stored)
         temporality = Temporality(origin.temporality) if origin.monotonic else Temporality.LEVEL
         # Most streams have nothing to redact, and their bytes need not be gone through for that.
-        is_clean = stored is dimensions and stored_resource is resource and not scope.attributes
+        is_clean = stored is dimensions and shared.stored is shared.resource and not shared.scope_attributes
         if not is_clean or dimensions.get(MARK) is not None:
             origin = redacted_origin(redaction, origin, partial(sum_as_sent, self._tenant, origin))
-        return Stream(identity, series, temporality, stored_resource, scope.name, origin)
+        return Stream(identity, series, temporality, shared.stored, shared.scope_name, origin)

@@ -91,12 +91,19 @@ def check_attributes(attributes: Attributes) -> Refusal | None:
 
 def check_texts(attributes: Attributes) -> Refusal | None:
     """What is wrong with attributes that are to be stored."""
-    if len(attributes) > MAX_ATTRIBUTES:
-        return Refusal(Reason.ATTRIBUTES_INVALID, f"{len(attributes)} attributes, at most {MAX_ATTRIBUTES} are taken")
+    if refusal := check_number(len(attributes)):
+        return refusal
     for name, value in attributes:
         if problem := _text_problem(name) or _text_problem(value):
             return Refusal(Reason.ATTRIBUTES_INVALID, f"attribute {name[:64]!r} {problem}")
     return None
+
+
+def check_number(attributes: int) -> Refusal | None:
+    """What is wrong with so many attributes; to be asked before they are decoded."""
+    if attributes <= MAX_ATTRIBUTES:
+        return None
+    return Refusal(Reason.ATTRIBUTES_INVALID, f"{attributes} attributes, at most {MAX_ATTRIBUTES} are taken")
 
 
 def check_account(account: AttributeValue) -> Refusal | None:

@@ -19,6 +19,7 @@ from tallymark_collector.metering.rules import KINDS, STATUSES
 from tallymark_collector.model import Attributes, Refusal, Temporality, attributes_json
 from tallymark_collector.processors import validation
 from tallymark_collector.quarantine.rules import Kind
+from tallymark_collector.wire import points
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import NumberDataPoint, Sum
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -70,7 +71,9 @@ def _metric(payload: bytes, metered: bool) -> Content:
     facts["type"] = (
         "gauge" if kind_of_data == "gauge" else _sum_type(header.aggregation_temporality, header.is_monotonic)
     )
-    for number in header.data_points:
+    if (held := sum(map(points.number, scope.metrics))) > 1:
+        facts["points"] = f"{held:,}, of which this is one"
+    for number in header.data_points[-1:]:
         facts["attributes"] = _point_attributes(number)
         facts["start time"] = time_text(number.start_time_unix_nano)
         facts["time"] = time_text(number.time_unix_nano)

@@ -74,6 +74,7 @@ _FALLING: Final = (
     "a total that falls is no amount of usage; totals are taken again once they pass the highest, and count from there"
 )
 _NO_INCREASE: Final = "it is a level where an increase is billed, or a change of a level that nobody knows"
+_TOO_LARGE: Final = "have it sent again with a smaller resource: its points, with their own times, are new then"
 _NO_SUM: Final = "there is no one number in it that could be billed"
 
 RULES: Final[Mapping[Reason, Rule]] = {
@@ -114,6 +115,13 @@ RULES: Final[Mapping[Reason, Rule]] = {
         needs=frozenset({Option.METER, Option.UNIT}),
         takes=frozenset({*_BESIDE, Option.FORCE}),
         never={Kind.SPAN: "the meter's name is part of the span; it is evidence and bills nothing"},
+    ),
+    Reason.RESOURCE_TOO_LARGE: Rule(
+        "The resource or the scope is so large that no stream may have a copy of it: all usage of one request beside it"
+        " is this one item. The detail says what is too large.",
+        "leave out resource attributes that nobody needs (OTEL_RESOURCE_ATTRIBUTES, the SDK's resource detectors)",
+        _TOO_LARGE,
+        never=_not_at_all(_TOO_LARGE),
     ),
     Reason.TYPE_UNSUPPORTED: Rule(
         "It is a histogram or a summary, or a sum that may fall (UpDownCounter) of which only changes came.",

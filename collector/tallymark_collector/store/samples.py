@@ -124,7 +124,7 @@ def conflict(point: Point, refusal: Refusal) -> Quarantined:
     """A point that contradicts what is stored, kept whole."""
     series = point.stream.series
     signal = "traces" if point.span else "metrics"
-    payload = point.span or wire.encode_point(point)
+    payload = wire.encode_span(*point.span) if point.span else wire.encode_point(point)
     return Quarantined(
         series.tenant, series.account, series.meter, point.time_ns, refusal, signal, payload, point.metered
     )

@@ -22,6 +22,8 @@ STREAM: Final = 1_536
 """A stream that nobody has written yet, its series and identities; without its attributes."""
 ATTRIBUTE: Final = 256
 """An attribute of such a stream, which keeps it as it came and decoded, with and without the account."""
+SPAN: Final = 96
+"""A span of which a point was made, without its bytes."""
 EVIDENCE: Final = 704
 EVIDENCE_ATTRIBUTE: Final = 128
 QUARANTINED: Final = 512
@@ -40,6 +42,7 @@ def of_points(points: Sequence[Point]) -> Generator[None, None, int]:
     that it is known to be counted.
     """
     new: list[Stream] = []
+    envelopes: dict[int, int] = {}
     size = POINT * len(points)
     for start in range(0, len(points), PIECE):
         if start:
@@ -49,8 +52,11 @@ def of_points(points: Sequence[Point]) -> Generator[None, None, int]:
             if stream.row is None:
                 new.append(stream)
                 rows.stream_row(stream)
-        size += sum(len(point.span) for point in piece if point.span)
-    return size + sum(map(_of_stream, new)) + _of_resources([stream.origin for stream in new])
+        spans = [point.span for point in piece if point.span]
+        size += sum(SPAN + len(span) for _, span in spans)
+        envelopes |= {id(envelope): len(envelope) for envelope, _ in spans}
+    shared = sum(envelopes.values()) + _of_resources([stream.origin for stream in new])
+    return size + sum(map(_of_stream, new)) + shared
 
 
 def of_others(batch: Batch, lines: Sequence[bytes]) -> int:

@@ -30,6 +30,7 @@ from tallymark_collector.model import (
     WriteResult,
     without_nul,
 )
+from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.store import control, dictionaries, evidence, levels, points, rows, samples
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Guess, Latest
@@ -83,7 +84,8 @@ class _Tally:
     inserted: int = 0
     duplicates: int = 0
     evidence: int = 0
-    conflicts: list[Quarantined] = field(default_factory=list)
+    aside: SetAside = field(default_factory=SetAside)
+    """What contradicts what is stored."""
 
 
 def encode(batch: Batch) -> Encoded:
@@ -159,7 +161,7 @@ async def write(
             break
     known.remember(new)
     known.latest.committed(guess)
-    return [WriteResult(tally.inserted, tally.duplicates, tally.evidence, tally.conflicts) for tally in tallies]
+    return [WriteResult(one.inserted, one.duplicates, one.evidence, one.aside.quarantined) for one in tallies]
 
 
 async def _write(
@@ -180,8 +182,11 @@ async def _write(
         for tally, refused in zip(
             tallies, await control.write(connection, [encoded.batch for encoded in group]), strict=True
         ):
-            tally.conflicts += refused
-        aside = ((*encoded.batch.quarantined, *tally.conflicts) for encoded, tally in zip(group, tallies, strict=True))
+            tally.aside.keep(refused)
+        aside = (
+            (*encoded.batch.quarantined, *tally.aside.quarantined)
+            for encoded, tally in zip(group, tallies, strict=True)
+        )
         await _quarantine(connection, chain.from_iterable(aside))
         if beside is not None:
             await beside(connection)
@@ -192,7 +197,9 @@ async def _write_points(
     connection: Connection, group: Sequence[Encoded], latest: Latest, doubt: _Doubt
 ) -> tuple[list[_Tally], Guess]:
     applied = await samples.apply(connection, [encoded.totals for encoded in group])
-    tallies = [_Tally(duplicates=one.duplicates, conflicts=list(one.conflicts)) for one in applied]
+    tallies = [_Tally(duplicates=one.duplicates) for one in applied]
+    for tally, one in zip(tallies, applied, strict=True):
+        tally.aside.keep(one.conflicts)
     found: list[Point] = []
     lines: list[bytes] = []
     owners: list[_Tally] = []
@@ -225,7 +232,7 @@ async def _write_points(
         if quantity == found[position].value:
             tally.duplicates += 1
         else:
-            tally.conflicts.append(_conflict(found[position], quantity))
+            tally.aside.keep([_conflict(found[position], quantity)])
     return tallies, guess
 
 
@@ -240,7 +247,7 @@ async def _write_levels(connection: Connection, group: Sequence[Encoded], tallie
         if there == found[position].value:
             tally.duplicates += 1
         else:
-            tally.conflicts.append(levels.contradiction(found[position], there))
+            tally.aside.keep([levels.contradiction(found[position], there)])
 
 
 async def _write_evidence(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
@@ -252,7 +259,7 @@ async def _write_evidence(connection: Connection, group: Sequence[Encoded], tall
         tally = owners[position]
         tally.evidence -= 1
         if there != found[position].quantity:
-            tally.conflicts.append(evidence.conflict(found[position], there))
+            tally.aside.keep([evidence.conflict(found[position], there)])
 
 
 def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:

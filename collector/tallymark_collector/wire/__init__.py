@@ -31,6 +31,8 @@ from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, MetricsR
 INT64_MAX: Final = 2**63 - 1
 MAX_DEPTH: Final = 16
 """Nesting of arrays and maps inside an attribute; deeper is malformed."""
+MAX_VALUES: Final = 10_000
+"""Values in the arrays and maps of one attribute, all together: each takes some hundred bytes once it is decoded."""
 
 _EXACT: Final = decimal.Context(prec=1000, traps=[decimal.Inexact, decimal.InvalidOperation])
 
@@ -72,10 +74,44 @@ def decode_attributes(items: Iterable[KeyValue]) -> Attributes:
     return Attributes.of({item.key: _value(item.value) for item in items})
 
 
-def _value(value: AnyValue, depth: int = 0) -> AttributeValue:
+class _Room:
+    """Of the values that an attribute may hold, how many are left."""
+
+    def __init__(self) -> None:
+        self._left = MAX_VALUES
+
+    def take(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise MalformedRequest(f"an attribute holds more than {MAX_VALUES:,} values")
+
+
+def _value(value: AnyValue) -> AttributeValue:
+    match value.WhichOneof("value"):
+        case "array_value" | "kvlist_value":
+            return _nested(value, 0, _Room())
+        case kind:
+            return _single(value, kind)
+
+
+def _nested(value: AnyValue, depth: int, room: _Room) -> AttributeValue:
     if depth > MAX_DEPTH:
         raise MalformedRequest(f"an attribute is nested deeper than {MAX_DEPTH} levels")
     match value.WhichOneof("value"):
+        case "array_value":
+            values = value.array_value.values
+            room.take(len(values))
+            return tuple(_nested(item, depth + 1, room) for item in values)
+        case "kvlist_value":
+            items = value.kvlist_value.values
+            room.take(len(items))
+            return Attributes.of({item.key: _nested(item.value, depth + 1, room) for item in items})
+        case kind:
+            return _single(value, kind)
+
+
+def _single(value: AnyValue, kind: str | None) -> AttributeValue:
+    match kind:
         case "string_value":
             return value.string_value
         case "bool_value":
@@ -86,10 +122,6 @@ def _value(value: AnyValue, depth: int = 0) -> AttributeValue:
             return value.double_value
         case "bytes_value":
             return value.bytes_value
-        case "array_value":
-            return tuple(_value(item, depth + 1) for item in value.array_value.values)
-        case "kvlist_value":
-            return Attributes.of({i.key: _value(i.value, depth + 1) for i in value.kvlist_value.values})
         case _:
             return None
 
@@ -172,6 +204,14 @@ def encode_metric(resource: bytes, scope: bytes, metric: Metric) -> bytes:
     """An ExportMetricsServiceRequest with this one metric, unknown fields included, for the quarantine."""
     request = MetricsRequest()
     request.resource_metrics.add(resource=resource).scope_metrics.add(scope=scope).metrics.append(metric)
+    return request.SerializeToString()
+
+
+def encode_span(envelope: bytes, span: bytes) -> bytes:
+    """An ExportTraceServiceRequest with this one span, for the quarantine; `envelope` is one that has its resource and
+    scope."""
+    request = ExportTraceServiceRequest.FromString(envelope)
+    request.resource_spans[0].scope_spans[0].spans.add().ParseFromString(span)
     return request.SerializeToString()
 
 

@@ -37,6 +37,19 @@ def alone(metric: Metric) -> list[Metric]:
     return found
 
 
+def number(metric: Metric) -> int:
+    """How many points it has; 1 where they cannot be told from each other."""
+    kind = metric.WhichOneof("data")
+    if kind is None:
+        return 0
+    if kind == "sum":
+        return len(metric.sum.data_points)
+    try:
+        return sum(field == _DATA_POINTS for field, _ in _fields(getattr(metric, kind)))
+    except MalformedRequest:
+        return 1
+
+
 def _with_sum(bare: Metric, point: bytes) -> Metric:
     one = Metric()
     one.CopyFrom(bare)

@@ -19,8 +19,8 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.quotas import BURST_SECONDS, MAX_DELAY, Bucket, Quotas
 from tallymark_collector.access.records import InDatabase, Tenant, add_tenant, set_limits
-from tallymark_collector.errors import Overloaded, StoreUnavailable
-from tallymark_collector.model import Batch, Quarantined, Reason, Refusal, Stream
+from tallymark_collector.errors import MalformedRequest, Overloaded, StoreUnavailable
+from tallymark_collector.model import Batch, Quarantined, Reason, Refusal, Stream, WriteResult
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.server import serving
 from tallymark_collector.settings import Limits, Settings
@@ -47,6 +47,13 @@ class Limited:
     async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
         found = {stream.id: stream for stream in streams if stream.id not in self.known}
         return [*found.values()]
+
+
+class Nowhere:
+    """A store that nothing gets to."""
+
+    async def write(self, batch: Batch) -> WriteResult:
+        raise AssertionError("it should not have come so far")
 
 
 def batch(points: int, **more: str) -> Batch:
@@ -229,3 +236,18 @@ async def test_new_streams_of_a_restarted_collector_are_those_that_the_database_
     for (*_, payload), user in zip(kept, "cf", strict=True):
         whole = metrics_service_pb2.ExportMetricsServiceRequest.FromString(payload)
         assert whole == request(sum_metric([number(BASE, NOW, 1, {**acme, "user": user})])), "it can be sent as it came"
+
+
+async def test_who_has_to_wait_anyway_is_refused_before_the_request_is_read() -> None:
+    clock = Clock()
+    quotas = Quotas(Limited(), Limits(points_per_second=1.0), clock=clock)
+    await admitted(quotas, batch(30))
+    pipeline = Pipeline(Nowhere(), quotas=quotas)
+    for take in (pipeline.metrics, pipeline.traces):
+        with pytest.raises(Overloaded, match="more than 1 points a second") as refused:
+            await take("default", b"\xff")
+        assert refused.value.retry_after == pytest.approx(21.0)
+    clock.seconds += 21.0
+    for take in (pipeline.metrics, pipeline.traces):
+        with pytest.raises(MalformedRequest):
+            await take("default", b"\xff")

@@ -1,0 +1,223 @@
+"""Resources and scopes, of which each stream and each item in quarantine has a copy: decoded once, and bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+
+from tallymark_collector.errors import TooLarge
+from tallymark_collector.metering import Metering, parse_rules
+from tallymark_collector.model import Reason
+from tallymark_collector.processors import decoding, described, set_aside, spans
+from tallymark_collector.processors.decoding import Decoded, decode_metrics, decoding_metrics
+from tallymark_collector.processors.spans import DecodedSpans, decode_spans, decoding_spans
+from tallymark_collector.processors.streams import StreamCache
+from tallymark_collector.processors.validation import MAX_ATTRIBUTES, TimeLimits
+from tallymark_collector.wire import MAX_VALUES
+from tests.support.telemetry import span, spans_of
+from tests.support.usage import BASE, SECOND, key_values, number, sum_metric
+
+NOW = BASE + 60 * SECOND
+ACME = {"tallymark.account.id": "acme"}
+SHOP = {"service.name": "shop", "service.instance.id": "one"}
+USAGE = {**ACME, "tallymark.meter.api.requests": 1}
+RULES = parse_rules(
+    "meters: {m: {unit: '1', sources: [{metric: theirs, account: tenant, quantity: value},"
+    " {span: 'GET *', account: tenant, spans_are_complete: true}]}}"
+)
+LARGE: list[Any] = [
+    pytest.param({**SHOP, "label": "x" * (described.MAX_STORED + 1)}, "32,8", id="stored"),
+    pytest.param({**SHOP, "process.command_line": "x" * described.MAX_BYTES}, "262,2", id="as it came"),
+    pytest.param({**SHOP, **{f"a{i}": 1 for i in range(described.MAX_ATTRIBUTES)}}, "258 attributes", id="attributes"),
+]
+
+
+def message(resource: dict[str, object], *metrics: Metric, scope: dict[str, object] | None = None) -> bytes:
+    request = ExportMetricsServiceRequest()
+    within = request.resource_metrics.add()
+    within.resource.attributes.extend(key_values(resource))
+    scoped = within.scope_metrics.add(metrics=metrics)
+    scoped.scope.name = "tallymark"
+    scoped.scope.attributes.extend(key_values(scope or {}))
+    return request.SerializeToString()
+
+
+def decode(body: bytes, cache: StreamCache | None = None, metering: Metering | None = None) -> Decoded:
+    return decode_metrics("default", body, cache or StreamCache(), TimeLimits(), NOW, metering)
+
+
+def decode_traces(body: bytes, metering: Metering | None = None) -> DecodedSpans:
+    return decode_spans("default", body, TimeLimits(), NOW, metering)
+
+
+@pytest.mark.parametrize("in_scope", [False, True])
+@pytest.mark.parametrize(("attributes", "said"), LARGE)
+def test_usage_beside_a_large_resource_or_scope_is_kept_as_one(
+    attributes: dict[str, object], said: str, in_scope: bool
+) -> None:
+    points = [number(BASE, NOW - i, 1, {**ACME, "n": i}) for i in range(700)]
+    resource, scope = (SHOP, attributes) if in_scope else (attributes, None)
+    body = message(resource, sum_metric(points[:500]), sum_metric(points[500:], "tokens"), scope=scope)
+    found = decode(body)
+    assert found.points == []
+    [kept] = found.quarantined
+    assert (kept.refusal.reason, kept.time_ns, found.rejected) == (Reason.RESOURCE_TOO_LARGE, NOW, 700)
+    assert said in kept.refusal.detail
+    assert ("scope" in kept.refusal.detail) is in_scope
+    assert kept.payload == body, "whole, and once"
+    assert [again.digest() for again in decode(kept.payload).quarantined] == [kept.digest()]
+
+
+def test_a_long_command_line_is_not_stored_and_refuses_nothing() -> None:
+    resource = {**SHOP, "process.command_args": "-cp " + "x.jar:" * 20_000}
+    [point] = decode(message(resource, sum_metric([number(BASE, NOW, 1, ACME)]))).points
+    assert dict(point.stream.resource) == {**SHOP, "process.command_args": "REDACTED"}
+
+
+def test_what_is_nobodys_usage_is_passed_over_beside_whatever_resource() -> None:
+    resource = {**SHOP, "label": "x" * 40_000}
+    foreign = sum_metric([number(BASE, NOW, 1, {"tenant": "t"})], "theirs")
+    request = ExportMetricsServiceRequest.FromString(message(resource, foreign))
+    request.resource_metrics[0].scope_metrics[0].scope.name = "theirs"
+    body = request.SerializeToString()
+    found = decode(body)
+    assert (found.quarantined, found.unmatched) == ([], 1)
+    found = decode(body, metering=Metering(RULES))
+    assert (len(found.quarantined), found.unmatched, found.rejected) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("in_scope", [False, True])
+@pytest.mark.parametrize(("attributes", "said"), LARGE)
+def test_spans_beside_a_large_resource_or_scope_are_kept_as_one(
+    attributes: dict[str, object], said: str, in_scope: bool
+) -> None:
+    request = spans_of(
+        SHOP if in_scope else attributes,
+        [span(1, USAGE, name="x"), span(2, USAGE, name="y"), span(3, {}, name="foreign"), span(4, {}, name="GET /")],
+    )
+    if in_scope:
+        request.resource_spans[0].scope_spans[0].scope.attributes.extend(key_values(attributes))
+    found = decode_traces(request.SerializeToString())
+    assert (found.evidence, found.points, found.rejected, found.unmatched) == ([], [], 2, 2)
+    [kept] = found.quarantined
+    assert said in kept.refusal.detail
+    payload = ExportTraceServiceRequest.FromString(kept.payload)
+    assert [one.name for one in payload.resource_spans[0].scope_spans[0].spans] == ["x", "y"]
+    assert decode_traces(request.SerializeToString(), Metering(RULES)).rejected == 3
+    assert [again.digest() for again in decode_traces(kept.payload).quarantined] == [kept.digest()]
+
+
+def test_streams_of_a_resource_share_what_is_decoded_of_it() -> None:
+    cache = StreamCache()
+    first, second = (
+        decode(message(SHOP, sum_metric([number(BASE, NOW, 1, {**ACME, "n": n})])), cache).points[0].stream
+        for n in (1, 2)
+    )
+    assert first.resource is second.resource
+
+
+def test_spans_that_are_usage_share_a_copy_of_their_resource() -> None:
+    body = spans_of(SHOP, [span(n, {"tenant": "acme"}, name="GET /") for n in (1, 2, 3)]).SerializeToString()
+    found = decode_traces(body, Metering(RULES)).points
+    assert len({id(point.span[0]) for point in found}) == 1
+    assert sum(len(point.span[1]) for point in found) < len(body)
+
+
+def test_what_cannot_be_billed_of_one_request_takes_no_more_than_a_limit() -> None:
+    """Each point's item has its resource beside it: here 10 MiB would become 1 GiB."""
+    resource = {**SHOP, "process.command_line": "x" * 200_000}
+    points = [number(BASE, NOW, -1, {**ACME, "n": i}) for i in range(set_aside.MAX_BYTES // 200_000 + 1)]
+    with pytest.raises(TooLarge, match=r"128 MiB, each point .* send fewer at once\. .*'api.requests'"):
+        decode(message(resource, sum_metric(points)))
+    found = decode(message(resource, sum_metric(points[: len(points) // 2])))
+    assert len(found.quarantined) == found.rejected == len(points) // 2
+    with pytest.raises(TooLarge):
+        decode_traces(
+            spans_of(
+                resource, [span(i, {**USAGE, **ACME, "tallymark.meter.x": -1}) for i in range(700)]
+            ).SerializeToString()
+        )
+
+
+def test_too_many_attributes_are_refused_and_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    whole = decoding.wire.decode_point_attributes
+    monkeypatch.setattr(decoding.wire, "decode_point_attributes", lambda data: read.append(len(data)) or whole(data))
+    many = {f"a{i}": i for i in range(MAX_ATTRIBUTES)}
+    found = decode(message(SHOP, sum_metric([number(BASE, NOW, 1, {**ACME, **many}), number(BASE, NOW, 1, ACME)])))
+    assert [item.refusal.detail for item in found.quarantined] == ["65 attributes, at most 64 are taken"]
+    assert (len(found.points), max(read)) == (1, 1)
+
+
+def test_an_attribute_of_too_many_values_is_refused() -> None:
+    for values, points in ((MAX_VALUES, 1), (MAX_VALUES + 1, 0)):
+        attribute = key_values({"x": 1})[0]
+        nested = attribute.value.array_value.values
+        for _ in range(values // 2):
+            nested.add().array_value.values.add()
+        if values % 2:
+            nested.add()
+        sent = number(BASE, NOW, 1, ACME)
+        sent.attributes.append(attribute)
+        found = decode(message(SHOP, sum_metric([sent, number(BASE, NOW, 2, ACME)])))
+        # Of so many, the texts are too many for a dimension; what is measured here is the decoding.
+        assert len(found.points) == 1
+        assert ("holds more than 10,000 values" in found.quarantined[0].refusal.detail) is (points == 0)
+
+
+def test_a_span_that_tells_too_many_meters_is_refused() -> None:
+    """Each is a row with a copy of the span's other attributes."""
+    meters = {f"tallymark.meter.m{i}": 1 for i in range(spans.MAX_METERS + 1)}
+    found = decode_traces(spans_of(SHOP, [span(1, {**ACME, **meters}), span(2, USAGE)]).SerializeToString())
+    assert [item.refusal.detail for item in found.quarantined] == ["65 meters at once, at most 64 are taken"]
+    assert len(found.evidence) == 1
+
+
+def rests(work: Callable[[Any], Any], decoded: Any) -> int:
+    """How often others have their turn, each time after a bounded number of items."""
+    found, before = 0, 0
+    for _ in work(decoded):
+        found += 1
+        now = len(decoded.points) + len(getattr(decoded, "evidence", ())) + len(decoded.quarantined)
+        assert now - before <= 2 * max(spans.PIECE, decoding.SLOW_PIECE)
+        before = now
+    return found
+
+
+def test_others_have_their_turn_while_new_streams_are_made() -> None:
+    points = [number(BASE, NOW, 1 - 2 * (i % 2), {**ACME, "n": i}) for i in range(4000)]
+    body = message(SHOP, sum_metric(points))
+    made = rests(lambda to: decoding_metrics("default", body, StreamCache(), TimeLimits(), NOW, to), Decoded())
+    assert made >= 4000 // decoding.SLOW_PIECE - 1
+
+
+def test_others_have_their_turn_within_a_metric_that_a_file_names() -> None:
+    points = [number(BASE, NOW, 1, {"tenant": "t", "n": i}) for i in range(4000)]
+    request = ExportMetricsServiceRequest.FromString(message(SHOP, sum_metric(points, "theirs")))
+    request.resource_metrics[0].scope_metrics[0].scope.name = "theirs"
+    body, metering = request.SerializeToString(), Metering(RULES)
+    made = rests(
+        lambda to: decoding_metrics("default", body, StreamCache(), TimeLimits(), NOW, to, metering), Decoded()
+    )
+    assert made >= 4000 // 256 - 1
+
+
+def test_others_have_their_turn_between_spans_and_large_resources() -> None:
+    body = spans_of(SHOP, [span(i, USAGE) for i in range(2000)]).SerializeToString()
+    made = rests(lambda to: decoding_spans("default", body, TimeLimits(), NOW, to), DecodedSpans())
+    assert made >= 2000 // spans.PIECE - 1
+    request = ExportMetricsServiceRequest()
+    for i in range(100):
+        part = message(
+            {**SHOP, "n": i, "process.command_line": "x" * 100_000}, sum_metric([number(BASE, NOW, 1, ACME)])
+        )
+        request.MergeFromString(part)
+    body = request.SerializeToString()
+    decoded = Decoded()
+    assert rests(lambda to: decoding_metrics("default", body, StreamCache(), TimeLimits(), NOW, to), decoded) >= 30
+    assert len(decoded.points) == 100
