@@ -101,7 +101,7 @@ async def serve(
         authenticator = await authenticating(settings, store)
         seen = Seen(exporting.instruments, settings.limits)
         async with (
-            committing(seen.timed(store), settings.limits) as writing,
+            committing(seen.timed(store), settings.limits, seen.requests.tenants) as writing,
             store.presence() as presence,
             _forwarding(settings) as forwarder,
         ):
@@ -112,6 +112,7 @@ async def serve(
                 quotas=Quotas(InDatabase(store), settings.limits),
                 metering=None if settings.meters is None else Metering(settings.meters, redaction=settings.redaction),
                 redaction=settings.redaction,
+                tenants=seen.requests.tenants,
             )
             seen.observe(pipeline, writing, store, forwarder)
             beside = {asyncio.create_task(_keep_told(pipeline))}

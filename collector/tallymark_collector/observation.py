@@ -45,7 +45,7 @@ class Seen:
         readings.observe_written(instruments, self._written)
         readings.observe_queue(instruments, writing)
         instruments.observe("in_flight", one(lambda: self.admission.under_way))
-        instruments.observe("unmatched", one(lambda: pipeline.totals.unmatched))
+        readings.observe_unmatched(instruments, pipeline.totals.unmatched)
         instruments.observe("database.connections", connections)
         instruments.observe("database.waiting", one(lambda: store.pool().waiting))
         if forwarder is not None:

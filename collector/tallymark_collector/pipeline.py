@@ -28,6 +28,7 @@ from tallymark_collector.processors.spans import DecodedSpans, decoding_spans
 from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
+from tallymark_collector.telemetry.tenants import Tenants
 
 MAX_FOREIGN_NAME: Final = 4096
 """Characters of a name that nobody's usage has, of which some are logged."""
@@ -67,7 +68,8 @@ class Totals:
     duplicates: int = 0
     evidence: int = 0
     quarantined: int = 0
-    unmatched: int = 0
+    unmatched: Counter[str] = field(default_factory=Counter)
+    """By tenant, as metrics name them."""
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ class Pipeline:
     redaction: Redaction = STANDARD
     """What is stored of credentials in what clients send: nothing."""
     unmatched: Unmatched = field(default_factory=Unmatched)
+    tenants: Tenants = field(default_factory=Tenants)
+    """Names of tenants in what is counted."""
     _streams: StreamCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class Pipeline:
         times = self.limits.times
         await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
         self.totals.requests += 1
-        self.totals.unmatched += decoded.unmatched
+        self._count_unmatched(tenant, decoded.unmatched)
         self.unmatched.add("metrics", await resting(self._named(decoded.foreign)))
         batch = Batch(
             points=decoded.points,
@@ -122,7 +126,7 @@ class Pipeline:
         times = self.limits.times
         await resting(decoding_spans(tenant, body, times, self.now_ns(), decoded, self.metering, self.redaction))
         self.totals.requests += 1
-        self.totals.unmatched += decoded.unmatched
+        self._count_unmatched(tenant, decoded.unmatched)
         self.unmatched.add("traces", await resting(self._named(decoded.foreign)))
         quarantined = await resting(redacting(self.redaction, decoded.quarantined))
         batch = Batch(decoded.points, decoded.evidence, quarantined)
@@ -136,16 +140,18 @@ class Pipeline:
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals
         send logs too, and an error would fill their own logs. Raises MalformedRequest."""
-        del tenant
         try:
             request = ExportLogsServiceRequest.FromString(body)
         except DecodeError as error:
             raise MalformedRequest(f"not an OTLP ExportLogsServiceRequest: {error}") from None
         self.totals.requests += 1
-        self.totals.unmatched += sum(
-            len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs
-        )
+        scopes = (scope for resource in request.resource_logs for scope in resource.scope_logs)
+        self._count_unmatched(tenant, sum(len(scope.log_records) for scope in scopes))
         return Outcome()
+
+    def _count_unmatched(self, tenant: str, number: int) -> None:
+        if number:
+            self.totals.unmatched[self.tenants.label(tenant)] += number
 
     def _named(self, foreign: Mapping[str, int]) -> Generator[None, None, Counter[str]]:
         """Names that may be logged, in pieces (see `resting`)."""

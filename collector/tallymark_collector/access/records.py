@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +11,13 @@ import psycopg
 
 from tallymark_collector.access import certificates, tokens
 from tallymark_collector.access.principal import Principal, Scope
+from tallymark_collector.documents.fields import A_TENANT, TENANT
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Stream
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 
 MAX_NOTE: Final = 200
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
 _COLUMNS: Final = (
     "credential, kind, tenant, account, scopes, verifier, identity, note, created_at, expires_at, revoked_at"
@@ -119,10 +118,8 @@ class InDatabase:
 
 def check_name(tenant: str) -> str:
     """The name of a tenant that is to be made. Raises UserError."""
-    if not _NAME.fullmatch(tenant):
-        raise UserError(
-            f"{tenant!r} is no name of a tenant: 1 to 63 of a-z, 0-9, '.', '_' and '-', with a letter or digit first"
-        )
+    if not TENANT.fullmatch(tenant):
+        raise UserError(f"{tenant!r} is no name of a tenant: {A_TENANT}")
     return tenant
 
 
@@ -232,12 +229,13 @@ async def tenants(connection: Connection, name: str | None = None) -> list[Tenan
     return [Tenant(*row) for row in rows]
 
 
-async def check_tenant(connection: Connection, name: str | None) -> None:
-    """Raises UserError where there is no tenant of that name: a slip must not read as "no usage"."""
+async def check_tenant(connection: Connection, name: str | None, remedy: str = "") -> None:
+    """Raises UserError where there is no tenant of that name: a slip must not read as "no usage". `remedy` is what else
+    can be done."""
     if name is None or await tenants(connection, name):
         return
     known = ", ".join(tenant.name for tenant in (await tenants(connection))[:20])
-    raise UserError(f"there is no tenant {name!r}: there are {known}")
+    raise UserError(f"there is no tenant {name!r}: there are {known}{f'; {remedy}' if remedy else ''}")
 
 
 async def add_tenant(connection: Connection, name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from tallymark_collector.access.authenticator import ANONYMOUS, Authenticator
 from tallymark_collector.errors import Unauthenticated
+from tallymark_collector.telemetry.requests import of_tenant
 
 Text: TypeAlias = "str | bytes"
 Headers: TypeAlias = "Mapping[str, Text] | Iterable[tuple[Text, Text]]"
@@ -22,6 +23,7 @@ def tenant_of(authenticator: Authenticator) -> TenantOf:
     async def found(headers: Headers, certificate: Sequence[str] = ()) -> str:
         """The tenant whose usage it is. Raises Unauthenticated, Forbidden, TransientError."""
         principal = await authenticator.authenticate(authorization_of(headers), certificate)
+        of_tenant(principal.tenant)  # before it is refused, where it may not write
         principal.check_write()
         return principal.tenant
 

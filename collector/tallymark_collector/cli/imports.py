@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tallymark_collector.access import records
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import (
     DatabaseOption,
     JsonOption,
     NoRedactionOption,
     RedactOption,
+    TenantOption,
     day_or_instant,
     redaction_of,
 )
@@ -30,6 +32,7 @@ from tallymark_collector.imports.mapping import Mapping, mapping_of, read_mappin
 from tallymark_collector.imports.rehearsal import rehearse
 from tallymark_collector.imports.summary import Summary
 from tallymark_collector.model import Series, attributes_json
+from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import rows
 
 _LOG_EVERY: Final = 500_000
@@ -63,6 +66,7 @@ def import_(
     files: FilesArgument,
     source: SourceOption,
     database: DatabaseOption = None,
+    tenant: TenantOption = DEFAULT_TENANT,
     mapping: MappingOption = None,
     format_: FormatOption = None,
     account: AccountOption = None,
@@ -101,6 +105,7 @@ def import_(
         oldest=None if oldest is None else _instant(oldest),
         of_rejects=rejects,
         rejects_file=rejects_file,
+        tenant=records.check_name(tenant),
         redaction=redaction_of(redact, off=no_redaction),
     )
     if dry_run:
@@ -165,6 +170,9 @@ def _instant(text: str) -> datetime:
 
 async def _import(database: str, request: Request, files: list[str]) -> Summary:
     async with opening.opened(database) as store:
+        async with store.reading() as connection:
+            # What was billed stays billed: a name that nobody has made is a slip, until somebody makes it.
+            await records.check_tenant(connection, request.tenant, f"`tallymark tenants set {request.tenant}` makes it")
         with _watching() as watching:
             return await run(store, request, files, watching)
 
@@ -200,9 +208,9 @@ def _watching() -> Iterator[Watching]:
 
 def _write(request: Request, summary: Summary, as_json: bool) -> None:
     if as_json:
-        output.write_json({"source": request.source, **summary.told()})
+        output.write_json({**request.origin._asdict(), **summary.told()})
     else:
-        _write_summary(summary)
+        _write_summary(request, summary)
     if summary.left:
         output.warn("the last line has no line end, it may still be being written: it was left, --final takes it")
     if summary.rejected and not as_json:
@@ -210,10 +218,11 @@ def _write(request: Request, summary: Summary, as_json: bool) -> None:
         output.tell(f"rejected lines are in {where}: mend their `text` and import that with --rejects")
 
 
-def _write_summary(summary: Summary) -> None:
+def _write_summary(request: Request, summary: Summary) -> None:
     if summary.totals:
         output.write_table(["account", "meter", "unit", "quantity"], summary.rows(), numbers=("quantity",))
-    output.say(", ".join(f"{name} {count:,}" for name, count in summary.counts().items()))
+    counts = ", ".join(f"{name} {count:,}" for name, count in summary.counts().items())
+    output.say(f"tenant {request.tenant}, source {request.source}: {counts}")
     for reason, count in summary.reasons.most_common():
         output.say(f"rejected {count:,}: {reason}")
 
@@ -229,10 +238,10 @@ def _rehearse(request: Request, files: list[str], limit: int, as_json: bool) -> 
     if as_json:
         told = [dict(zip(columns, map(output.json_value, row), strict=True)) for row in billed]
         faults = [{"file": file, "line": number, "reason": reason} for file, number, reason in found.faults]
-        output.write_json({"source": request.source, **found.summary.told(), "first": told, "faults": faults})
+        output.write_json({**request.origin._asdict(), **found.summary.told(), "first": told, "faults": faults})
     else:
         output.write_table(columns, billed, numbers=("line", "quantity"))
-        _write_summary(found.summary)
+        _write_summary(request, found.summary)
         for file, number, reason in found.faults:
             output.say(f"{file}:{number}: {reason}")
     if found.summary.rejected or found.summary.conflicts:

@@ -9,14 +9,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from tallymark_collector.access.records import check_name
 from tallymark_collector.cli import output
-from tallymark_collector.cli.arguments import JsonOption, read_meters
+from tallymark_collector.cli.arguments import JsonOption, TenantOption, read_meters
 from tallymark_collector.errors import UserError
 from tallymark_collector.metering.captured import Captured, read_captured
 from tallymark_collector.metering.conditions import Condition
 from tallymark_collector.metering.explain import Explained, explain
 from tallymark_collector.metering.rules import Meter, MetricSource, Number, Rules, Source
 from tallymark_collector.quarantine.reading import time_text
+from tallymark_collector.settings import DEFAULT_TENANT
 
 commands = typer.Typer(
     no_args_is_help=True, help="Check the file that says which telemetry is usage, on telemetry that was captured."
@@ -52,19 +54,25 @@ def list_(file: FileArgument, as_json: JsonOption = False) -> None:
 
 
 @commands.command()
-def check(file: FileArgument, captured: CapturedArgument, as_json: JsonOption = False) -> None:
-    """Say what captured telemetry would bill, and why each point and span would or would not count.
+def check(
+    file: FileArgument,
+    captured: CapturedArgument,
+    tenant: TenantOption = DEFAULT_TENANT,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what captured telemetry of a tenant would bill, and why each point and span would or would not count.
 
     Nothing is stored. Exit status 1 if the file is wrong, or anything would go to quarantine.
     """
     rules = read_meters(file)
+    check_name(tenant)
     with output.progress("reading"):
         requests = [one for path in captured for one in _read(path)]
-        explained = explain(rules, requests)
+        explained = explain(rules, requests, tenant)
     if as_json:
-        _write_json(explained)
+        _write_json(tenant, explained)
     else:
-        _write(rules, explained, len(requests))
+        _write(rules, tenant, explained, len(requests))
     if explained.quarantined:
         raise typer.Exit(1)
 
@@ -78,7 +86,7 @@ def _read(path: Path) -> list[Captured]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _write(rules: Rules, explained: Explained, requests: int) -> None:
+def _write(rules: Rules, tenant: str, explained: Explained, requests: int) -> None:
     if explained.usage:
         columns = ["meter", "unit", "account", "quantity", "points"]
         output.write_table(columns, explained.usage, numbers=["quantity", "points"])
@@ -103,20 +111,23 @@ def _write(rules: Rules, explained: Explained, requests: int) -> None:
             f"meter {meter}: {streams:,} running totals are billed whole, {output.json_value(quantity)}, all since"
             f" {time_text(oldest)}; where that was counted before you bill it, say `since`"
         )
+    own = rules.of(tenant).meters
     for name in silent:
-        output.say(f"meter {name}: nothing here fits any of its sources")
+        why = "nothing here fits any of its sources" if name in own else f"none of its sources is tenant {tenant}'s"
+        output.say(f"meter {name}: {why}")
     counts = Counter(item.outcome for item in explained.items)
     counted, levels, base, quarantined = (counts[each] for each in ("counted", "level", "base", "quarantined"))
     output.say(
-        f"requests {requests:,}, counted {counted:,}, {f'levels {levels:,}, ' if levels else ''}"
+        f"tenant {tenant}: requests {requests:,}, counted {counted:,}, {f'levels {levels:,}, ' if levels else ''}"
         f"duplicates {explained.duplicates:,}, quarantined {quarantined:,}, {f'base {base:,}, ' if base else ''}"
         f"passed over {counts.total() - counted - levels - base - quarantined:,}"
     )
 
 
-def _write_json(explained: Explained) -> None:
+def _write_json(tenant: str, explained: Explained) -> None:
     output.write_json(
         {
+            "tenant": tenant,
             "usage": [line._asdict() for line in explained.usage],
             "levels": [line._asdict() for line in explained.levels],
             "duplicates": explained.duplicates,
@@ -130,6 +141,7 @@ def _write_json(explained: Explained) -> None:
 def _row(source: Source) -> list[str]:
     name = source.metric.text if isinstance(source, MetricSource) else source.span.text
     asked = [
+        *([f"tenant {' or '.join(source.tenants)}"] if source.tenants else []),
         *([f"scope {_globs(source.scope)}"] if source.scope else []),
         *(_asked(source.resource, "resource's ")),
         *(_asked(source.where, "")),

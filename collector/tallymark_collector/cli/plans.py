@@ -10,11 +10,18 @@ from typing import Annotated
 
 import typer
 
-from tallymark_collector.access.records import check_tenant
+from tallymark_collector.access.records import check_name, check_tenant
 from tallymark_collector.billing import Catalog, records
 from tallymark_collector.billing.records import Applied
 from tallymark_collector.cli import opening, output
-from tallymark_collector.cli.arguments import DatabaseOption, JsonOption, MetersOption, TenantOption, read_meters
+from tallymark_collector.cli.arguments import (
+    AnyTenantOption,
+    DatabaseOption,
+    JsonOption,
+    MetersOption,
+    TenantOption,
+    read_meters,
+)
 from tallymark_collector.cli.check import read_plans
 from tallymark_collector.declarations.mapped import mismatches
 from tallymark_collector.documents.problems import DocumentError, Problem
@@ -26,13 +33,16 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The catalogu
 
 
 @commands.command()
-def check(file: FileArgument, meters: MetersOption = None, as_json: JsonOption = False) -> None:
+def check(
+    file: FileArgument, meters: MetersOption = None, tenant: AnyTenantOption = None, as_json: JsonOption = False
+) -> None:
     """Say everything that is wrong with a file, each with its line; needs no database. Exit status 1 if anything is.
 
-    With --meters also what does not fit between the two files: meters without a price, other units.
+    With --meters also what does not fit between the two files: meters without a price, other units; with --tenant of
+    those meters alone that take something of this tenant's.
     """
     try:
-        catalog = _read(file, meters)
+        catalog = _read(file, meters, tenant)
     except DocumentError as error:
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
@@ -67,10 +77,10 @@ def apply(
 
     The same file again changes nothing. A changed plan gets a new version, which prices the periods that end after
     now; what would change a closed period is refused. Accounts that only the database has are named and left alone.
-    Exit status 1 if the file is wrong, or does not fit that of --meters.
+    Exit status 1 if the file is wrong, or does not fit what that of --meters has for this tenant.
     """
     try:
-        catalog = _read(file, meters)
+        catalog = _read(file, meters, tenant)
     except DocumentError as error:
         if not as_json:
             raise
@@ -93,9 +103,12 @@ async def _apply(database: str, tenant: str, catalog: Catalog) -> Applied:
         return await records.apply(connection, tenant, catalog, datetime.now(timezone.utc))
 
 
-def _read(file: Path, meters: Path | None) -> Catalog:
+def _read(file: Path, meters: Path | None, tenant: str | None) -> Catalog:
     plans = read_plans(file)
-    found = [] if meters is None else mismatches(read_meters(meters), plans)
+    rules = None if meters is None else read_meters(meters)
+    if rules is not None and tenant is not None:
+        rules = rules.of(check_name(tenant))
+    found = [] if rules is None else mismatches(rules, plans)
     if found:
         raise DocumentError([Problem(each.file, each.line, 1, "", each.message) for each in found])
     return plans.catalog

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.cli import opening, output, settle
 from tallymark_collector.cli.arguments import (
     AccountOption,
@@ -161,6 +162,7 @@ commands.command()(settle.reopen)
 
 async def _list(database: str, wanted: Filter, limit: int) -> tuple[list[Entry], dict[str, int]]:
     async with opening.opened(database) as store, store.reading() as connection:
+        await check_tenant(connection, wanted.tenant)
         return await items.open_items(connection, wanted, limit), dict(await items.summary(connection, wanted))
 
 
@@ -175,6 +177,7 @@ async def _show(
     database: str, tenant: str, prefix: str, account: str | None, rules: Rules | None
 ) -> tuple[Item, list[Stored], list[Affected], list[Action]]:
     async with opening.opened(database) as store, store.reading() as connection:
+        await check_tenant(connection, tenant)
         found = await items.find(connection, tenant, prefix)
         return (
             found,
@@ -186,6 +189,7 @@ async def _show(
 
 async def _history(database: str, tenant: str, prefix: str | None, limit: int) -> list[Action]:
     async with opening.opened(database) as store, store.reading() as connection:
+        await check_tenant(connection, tenant)
         found = None if prefix is None else await items.find(connection, tenant, prefix)
         return await items.history(connection, tenant, found, limit)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import typer
 
+from tallymark_collector.access.records import check_tenant
 from tallymark_collector.cli import opening, output
 from tallymark_collector.cli.arguments import (
     AccountOption,
@@ -320,6 +321,7 @@ def _confirmed(meant: _Meant, what: str, count: int) -> bool:
 
 async def _ids(store: Store, meant: _Meant) -> list[str]:
     async with store.reading() as connection:
+        await check_tenant(connection, meant.wanted.tenant)
         if meant.ids:
             # All of them first: a mistyped one stops the command before anything is done.
             found = [(await items.find(connection, meant.wanted.tenant, prefix)).id for prefix in meant.ids]

@@ -4,6 +4,7 @@ A check raises `wrong(message)`. The message reads after the field's name and sa
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
@@ -23,6 +24,10 @@ MAX_TEXT = 255
 
 MAX_UNIT = 63
 """Characters of a unit: OpenTelemetry's limit for an instrument's unit."""
+
+TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+"""A tenant's name; `A_TENANT` says so."""
+A_TENANT = "1 to 63 of a-z, 0-9, '.', '_' and '-', with a letter or digit first"
 
 Where = tuple[int | str, ...]
 """Path from a value to the part of it that is wrong, e.g. `(1, "up_to")`."""
@@ -116,5 +121,12 @@ def _unit(text: str) -> str:
     return _storable(text)
 
 
+def _tenant(name: str) -> str:
+    if TENANT.fullmatch(name) is None:
+        raise wrong(f"{name!r} is no name of a tenant: {A_TENANT}")
+    return name
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Unit = Annotated[str, AfterValidator(_unit)]
+TenantName = Annotated[str, AfterValidator(_tenant)]

@@ -25,7 +25,7 @@ from tallymark_collector.imports.faults import TooOld
 from tallymark_collector.imports.lines import STDIN, Input, Record, opened
 from tallymark_collector.imports.mapping import Mapping
 from tallymark_collector.imports.reading import Found, Reading
-from tallymark_collector.imports.rejects import Rejects
+from tallymark_collector.imports.rejects import Origin, Rejects
 from tallymark_collector.imports.summary import Summary
 from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal
 from tallymark_collector.processors.redaction import STANDARD, Redaction
@@ -66,9 +66,14 @@ class Request:
     """What is stored of credentials in dimensions. Rejects are the user's own file, and hold lines as they are."""
 
     @property
-    def rejected(self) -> str | None:
-        """The source whose rejects the files hold; None where they are what was logged."""
-        return self.source if self.of_rejects else None
+    def origin(self) -> Origin:
+        """Whose lines they are, and where they come from."""
+        return Origin(self.tenant, self.source)
+
+    @property
+    def rejected(self) -> Origin | None:
+        """Whose rejects the files hold; None where they are what was logged."""
+        return self.origin if self.of_rejects else None
 
 
 @dataclass
@@ -170,7 +175,7 @@ class _File:
 
     def _rejects(self) -> Rejects:
         path = self.request.rejects_file or Path(f"{self.input.name}.rejects")
-        return Rejects(path, self.request.source, self.input.name)
+        return Rejects(path, self.request.origin, self.input.name)
 
     async def _known(self) -> KnownFile | None:
         """This file, if it was read before: the one of which it has the longest beginning."""

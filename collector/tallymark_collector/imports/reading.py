@@ -14,6 +14,7 @@ from tallymark_collector.imports.faults import LineFault, LineSkipped
 from tallymark_collector.imports.identity import Occurrences, key_of_id
 from tallymark_collector.imports.lines import Input, Record, csv_records, lines
 from tallymark_collector.imports.mapping import Mapping
+from tallymark_collector.imports.rejects import Origin
 
 DEFAULT_DELIMITER = ","
 
@@ -30,13 +31,15 @@ class Found(NamedTuple):
 class Reading:
     """Reads one input from its beginning. What was read is summed up in `digest`, by which it is known again."""
 
-    def __init__(self, source: Input, mapping: Mapping, *, final: bool = True, of_rejects: str | None = None) -> None:
-        """`final`: a last line without its end is whole. `of_rejects`: the input is a reject file of that source."""
+    def __init__(
+        self, source: Input, mapping: Mapping, *, final: bool = True, of_rejects: Origin | None = None
+    ) -> None:
+        """`final`: a last line without its end is whole. `of_rejects`: the input is a reject file of that origin."""
         self._input = source
         self._mapping = mapping
         self._final = final or source.finished
         self._of_rejects = of_rejects is not None
-        self._source = of_rejects
+        self._origin = of_rejects
         self._hasher = hashlib.blake2b(digest_size=16)
         self._occurrences = Occurrences()
         self._needs_header = mapping.format == "csv" and mapping.columns is None and not of_rejects
@@ -90,8 +93,9 @@ class Reading:
             assert self.reader is not None, "the header comes first"
             return key, formats.text_of(record.content), self.reader
         reject = rejects.read(record)
-        if reject.source != self._source:
-            raise LineFault(f"it was rejected of the source {reject.source!r}: import it under that --source")
+        assert self._origin is not None, "it is a reject file"
+        if other := self._origin.mismatch(reject.origin):
+            raise LineFault(f"it was rejected of the {other[0]} {other[1]!r}: import it under that --{other[0]}")
         reader = self.reader
         if self._mapping.format == "csv" and reject.columns is not None:
             reader = formats.csv_row(reject.columns, self._delimiter)

@@ -1,6 +1,6 @@
 """The reject file: what could not be read, one JSON object a line, to be mended and imported again.
 
-    {"source": …, "file": …, "line": 8899, "id": …, "reason": …, "text": …}
+    {"source": …, "tenant": …, "file": …, "line": 8899, "id": …, "reason": …, "text": …}
 
 `text` is what a person mends; `id` says which line of the source it is, so that it is billed once, whenever and however
 often it is imported. Records are on the disk before the progress that passes their lines is committed; after a crash a
@@ -20,16 +20,30 @@ from uuid import UUID
 from tallymark_collector.errors import UserError
 from tallymark_collector.imports.faults import LineFault
 from tallymark_collector.imports.lines import Record
+from tallymark_collector.settings import DEFAULT_TENANT
 
 MAX_SHOWN: Final = 1000
 """Characters kept of a line that is too long to be mended here."""
+
+
+class Origin(NamedTuple):
+    """Whose lines they are, and where they come from."""
+
+    tenant: str
+    source: str
+
+    def mismatch(self, other: Origin) -> tuple[str, str] | None:
+        """What the other one differs in, and how that is called there; None where it is the same."""
+        if other.source != self.source:
+            return "source", other.source
+        return None if other.tenant == self.tenant else ("tenant", other.tenant)
 
 
 class Reject(NamedTuple):
     """A line that was rejected before."""
 
     id: UUID
-    source: str
+    origin: Origin
     text: str
     columns: tuple[str, ...] | None
     """Of the CSV file that it stood in."""
@@ -40,10 +54,10 @@ class Reject(NamedTuple):
 class Rejects:
     """The reject file of one input, which is made with the first record. A context manager."""
 
-    def __init__(self, path: Path, source: str, file: str) -> None:
+    def __init__(self, path: Path, origin: Origin, file: str) -> None:
         """Raises UserError where something else is there already, or it cannot be read."""
-        self._path, self._source, self._file = path, source, file
-        self._there = _ids(path, source)
+        self._path, self._origin, self._file = path, origin, file
+        self._there = _ids(path, origin)
         self._opened: BinaryIO | None = None
         self._pending: list[str] = []
 
@@ -64,7 +78,8 @@ class Rejects:
             return
         text = record.content.decode(errors="backslashreplace")
         said: dict[str, object] = {
-            "source": self._source,
+            "source": self._origin.source,
+            "tenant": self._origin.tenant,
             "file": self._file,
             "line": record.number,
             "id": str(identity),
@@ -95,7 +110,7 @@ class Rejects:
         self._pending.clear()
 
 
-def _ids(path: Path, source: str) -> set[UUID]:
+def _ids(path: Path, origin: Origin) -> set[UUID]:
     """The ids of the records that are there. What a crash left of a last record is cut off: its line is read again."""
     if not path.exists():
         return set()
@@ -111,9 +126,9 @@ def _ids(path: Path, source: str) -> set[UUID]:
                             f"{path} exists and is no reject file: move it away, or name another with --rejects-file"
                         ) from None
                     break
-                if record["source"] != source:
+                if other := origin.mismatch(_origin(record)):
                     raise UserError(
-                        f"{path} holds rejects of the source {record['source']!r}: move it away, or name another with"
+                        f"{path} holds rejects of the {other[0]} {other[1]!r}: move it away, or name another with"
                         " --rejects-file"
                     )
                 found.add(UUID(record["id"]))
@@ -145,7 +160,7 @@ def read(record: Record) -> Reject:
     columns = found.get("columns")
     return Reject(
         UUID(found["id"]),
-        found["source"],
+        _origin(found),
         text,
         tuple(map(str, columns)) if isinstance(columns, list) else None,
         str(found["file"]),
@@ -157,11 +172,18 @@ def _parsed(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
         UUID(found["id"])
-        whole = isinstance(found["line"], int) and isinstance(found["source"], str) and "file" in found
+        whole = isinstance(found["line"], int) and all(isinstance(part, str) for part in _origin(found))
+        whole = whole and "file" in found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole, found = False, {}
     if not whole:
         raise LineFault(
-            "it is no record of a reject file: keep `source`, `file`, `line` and `id` as they are, and mend `text`"
+            "it is no record of a reject file: keep `source`, `tenant`, `file`, `line` and `id` as they are, and mend"
+            " `text`"
         )
     return dict(found)
+
+
+def _origin(record: dict[str, Any]) -> Origin:
+    # Records of a time in which only the default tenant's lines could be imported name no tenant.
+    return Origin(record.get("tenant", DEFAULT_TENANT), record["source"])

@@ -104,9 +104,11 @@ class Metering:
 
 
 def why_not_group(source: Source, group: Group) -> str | None:
-    """Why what comes from a resource and scope is not this source's, or None."""
+    """Why what comes from a tenant's resource and scope is not this source's, or None."""
     if group.scope_name in RESERVED_SCOPES:
         return "it is Tallymark's own, which needs no file"
+    if not source.is_of(group.tenant):
+        return f"it is tenant {group.tenant}'s, the source takes {', '.join(source.tenants)}'s"
     if source.scope is not None and not any(glob.matches(group.scope_name) for glob in source.scope):
         return f"its scope is {group.scope_name!r}"
     name = failing(source.resource, group.attributes)

@@ -104,8 +104,8 @@ class Explained:
         return [item for item in self.items if item.outcome == "quarantined"]
 
 
-def explain(rules: Rules, captured: Iterable[Captured]) -> Explained:
-    """What the requests would bill with these rules, as if they arrived at the latest time in them."""
+def explain(rules: Rules, captured: Iterable[Captured], tenant: str = TENANT) -> Explained:
+    """What the requests would bill with these rules, as if they arrived from this tenant at the latest time in them."""
     requests = list(captured)
     alone = [(one, item) for one in requests for item in _items(one)]
     latest = max((time_ns for _, (_, _, time_ns) in alone), default=0)
@@ -113,7 +113,7 @@ def explain(rules: Rules, captured: Iterable[Captured]) -> Explained:
     found = Explained()
     points: list[tuple[Item, Point]] = []
     for one, (name, request, _) in alone:
-        for made, point in _explained(one, STANDARD.text(name), request, rules, metering, cache, latest):
+        for made, point in _explained(one, STANDARD.text(name), request, tenant, metering, cache, latest):
             if point is None:
                 found.items.append(made)
             else:
@@ -158,7 +158,7 @@ def _items(captured: Captured) -> Iterator[tuple[str, Any, int]]:
 
 
 def _explained(
-    one: Captured, name: str, request: Any, rules: Rules, metering: Metering, cache: StreamCache, latest: int
+    one: Captured, name: str, request: Any, tenant: str, metering: Metering, cache: StreamCache, latest: int
 ) -> Iterator[tuple[Item, Point | None]]:
     if request is None:
         yield Item(one.place, one.signal, name, "passed over", why="logs are no usage"), None
@@ -167,12 +167,12 @@ def _explained(
     made: list[tuple[Item, Point | None]] = []
     quarantined: list[Quarantined]
     if one.signal == "metrics":
-        decoded = decode_metrics(TENANT, body, cache, TimeLimits(), latest, metering)
+        decoded = decode_metrics(tenant, body, cache, TimeLimits(), latest, metering)
         points, quarantined = decoded.points, decoded.quarantined
         if decoded.controls or decoded.closings or decoded.counts:
             made.append((Item(one.place, one.signal, name, "passed over", why="control data of the SDK"), None))
     else:
-        spans = decode_spans(TENANT, body, TimeLimits(), latest, metering)
+        spans = decode_spans(tenant, body, TimeLimits(), latest, metering)
         points, quarantined = spans.points, spans.quarantined
         billed = {point.stream.series.meter for point in points}
         made += [
@@ -190,7 +190,7 @@ def _explained(
         item = Item(one.place, one.signal, name, "quarantined", refused.meter, refused.account, None, why)
         made.append((item, None))
     if not made:
-        made.append((Item(one.place, one.signal, name, "passed over", why=_why(rules, request)), None))
+        made.append((Item(one.place, one.signal, name, "passed over", why=_why(metering.rules, request, tenant)), None))
     yield from made
 
 
@@ -291,17 +291,17 @@ def _as_total(item: Item, point: Point, *, first: bool, billed: bool) -> Item:
     return item._replace(why="the first total that is seen of its stream, all of it is billed")
 
 
-def _why(rules: Rules, request: Any) -> str:
+def _why(rules: Rules, request: Any, tenant: str) -> str:
     """Why none of the rules takes a request's only item: of the rule that came closest."""
     if isinstance(request, ExportMetricsServiceRequest):
-        return _why_metric(rules, request)
-    return _why_span(rules, request)
+        return _why_metric(rules, request, tenant)
+    return _why_span(rules, request, tenant)
 
 
-def _why_metric(rules: Rules, request: ExportMetricsServiceRequest) -> str:
+def _why_metric(rules: Rules, request: ExportMetricsServiceRequest, tenant: str) -> str:
     outer = request.resource_metrics[0]
     [metric] = outer.scope_metrics[0].metrics
-    group = _group(outer.resource, outer.scope_metrics[0].scope)
+    group = _group(tenant, outer.resource, outer.scope_metrics[0].scope)
     kind = wire.kind_of(metric)
     reasons = []
     for name, meter, place, source in rules.sources(MetricSource):
@@ -317,10 +317,10 @@ def _why_metric(rules: Rules, request: ExportMetricsServiceRequest) -> str:
     return "; ".join(reasons) or "no source has this name"
 
 
-def _why_span(rules: Rules, request: ExportTraceServiceRequest) -> str:
+def _why_span(rules: Rules, request: ExportTraceServiceRequest, tenant: str) -> str:
     outer = request.resource_spans[0]
     [span] = outer.scope_spans[0].spans
-    group = _group(outer.resource, outer.scope_spans[0].scope)
+    group = _group(tenant, outer.resource, outer.scope_spans[0].scope)
     reasons = []
     for meter, _, place, source in rules.sources(SpanSource):
         if not source.span.matches(span.name):
@@ -350,9 +350,9 @@ def _attributes(items: Any) -> Attributes:
         return Attributes()
 
 
-def _group(resource: Any, scope: Any) -> Group:
+def _group(tenant: str, resource: Any, scope: Any) -> Group:
     return Group(
-        TENANT,
+        tenant,
         b"",
         b"",
         _attributes(resource.attributes),

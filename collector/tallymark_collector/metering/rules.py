@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
 from tallymark import conventions
-from tallymark_collector.documents.fields import Text, Unit, Value, near, one_of, wrong
+from tallymark_collector.documents.fields import TenantName, Text, Unit, Value, near, one_of, wrong
 from tallymark_collector.metering.amounts import Factor
 from tallymark_collector.metering.conditions import Asked, Pattern, Patterns
 from tallymark_collector.processors.validation import MAX_ATTRIBUTES
@@ -143,7 +143,19 @@ def _not_ours(globs: Any) -> Any:
     return globs
 
 
+def _once(tenants: tuple[str, ...]) -> tuple[str, ...]:
+    for name in tenants:
+        if tenants.count(name) > 1:
+            raise wrong(f"{name} is given twice; keep one")
+    return tenants
+
+
+Tenants = Annotated[tuple[TenantName, ...], AfterValidator(_once), BeforeValidator(_some), BeforeValidator(_as_list)]
+
+
 class _Source(Value):
+    tenants: Tenants = ()
+    """Whose telemetry it takes; every tenant's where none is named."""
     scope: Annotated[Patterns | None, AfterValidator(_not_ours)] = None
     resource: dict[Text, Asked] = Field(default_factory=dict)
     where: dict[Text, Asked] = Field(default_factory=dict)
@@ -158,6 +170,10 @@ class _Source(Value):
     def by(self) -> Decimal:
         """What a measured value is multiplied by."""
         return ONE if self.factor is None else self.factor
+
+    def is_of(self, tenant: str) -> bool:
+        """True if it takes this tenant's telemetry."""
+        return not self.tenants or tenant in self.tenants
 
 
 class MetricSource(_Source):
@@ -309,6 +325,11 @@ class Rules:
     file: str = "meters.yaml"
     lines: Mapping[str, int] = field(default_factory=dict)
     """Where each meter stands."""
+
+    def of(self, tenant: str) -> Rules:
+        """The same, less the meters that take nothing of this tenant's."""
+        meters = {name: one for name, one in self.meters.items() if any(each.is_of(tenant) for each in one.sources)}
+        return replace(self, meters=meters)
 
     def sources(self, kind: type[_Kind]) -> Sequence[tuple[str, Meter, int, _Kind]]:
         """(meter's name, meter, source's place, source) of one signal, in the file's order."""

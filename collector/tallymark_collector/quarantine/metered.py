@@ -154,7 +154,8 @@ def _decided(level: Point) -> Point:
 
 def explained(item: Item, rules: Rules) -> list[Explained]:
     """What each meter of a file would make of the item's payload, and why. Raises MalformedRequest."""
-    return explain(rules, [Captured(item.id[:ID_SHOWN], item.signal, _request(item.signal, item.payload))]).items
+    captured = Captured(item.id[:ID_SHOWN], item.signal, _request(item.signal, item.payload))
+    return explain(rules, [captured], item.tenant).items
 
 
 def mend(item: Item, decision: Decision) -> Mended:
@@ -238,12 +239,13 @@ def _named_account(item: Item, rules: Rules) -> str | None:
 
 
 def _asked_of_redacted(item: Item, rules: Rules) -> str | None:
-    """An attribute of the item, or of its resource, that a source of its meter asks for and of which something was
-    redacted."""
+    """An attribute of the item, or of its resource, that a source of its meter and tenant asks for and of which
+    something was redacted."""
     request: Any = _request(item.signal, item.payload)
     one = _only(request)
     outer = request.resource_spans[0] if item.signal == "traces" else request.resource_metrics[0]
-    sources = rules.meters[item.meter].sources if item.meter in rules.meters else ()
+    meter = rules.meters.get(item.meter)
+    sources = [] if meter is None else [source for source in meter.sources if source.is_of(item.tenant)]
     for attributes, asked in (
         (one.attributes, [source.where for source in sources]),
         (outer.resource.attributes, [source.resource for source in sources]),

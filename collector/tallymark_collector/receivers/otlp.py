@@ -53,7 +53,7 @@ def services(pipeline: Pipeline, accepted: Accepted = nothing) -> list[Service]:
 
     def told(signal: str, stage: Stage) -> Stage:
         async def take(tenant: str, body: bytes) -> Outcome:
-            requests.arrived(tenant, len(body))
+            requests.arrived(len(body))
             outcome = await stage(tenant, body)
             accepted(tenant, signal, body)
             return outcome

@@ -39,7 +39,7 @@ def handler(
     async def take(context: Context, call: Call) -> bytes | status.Answer:
         try:
             shown = certificates.of_call(context.auth_context())
-            tenant = await tenant_of(context.invocation_metadata() or (), shown)
+            call.tenant = tenant = await tenant_of(context.invocation_metadata() or (), shown)
             with Share(admission, tenant) as share:
                 request = await arriving.message(tenant, context)
                 share.take(len(request))

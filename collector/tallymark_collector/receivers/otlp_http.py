@@ -78,11 +78,12 @@ class Receiver:
 
     async def _take(self, request: web.BaseRequest, service: Service, call: Call) -> web.Response:
         try:
-            media = media_of(request.headers.get("Content-Type", ""))
-            encoding = http_body.check_encoding(request.headers.get("Content-Encoding", ""))
             tls = request.get_extra_info("ssl_object")
             shown = () if tls is None else certificates.of_connection(tls)
-            tenant = await self._tenant_of(request.headers, shown)
+            # First: whatever else is refused is counted as this tenant's.
+            call.tenant = tenant = await self._tenant_of(request.headers, shown)
+            media = media_of(request.headers.get("Content-Type", ""))
+            encoding = http_body.check_encoding(request.headers.get("Content-Encoding", ""))
             with Share(self._admission, tenant) as share:
                 outcome = await service.stage(tenant, await self._body(request, encoding, media, service, share))
             reply = _reply(200, service.respond(outcome), media)

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import psycopg
@@ -31,6 +32,7 @@ from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
 from tallymark_collector.store import weighing, writer
 from tallymark_collector.store.queueing import FairQueue, Request, Room
+from tallymark_collector.telemetry.tenants import Tenants
 
 APART: Final = 16
 """Groups for which a tenant is written apart, after one of its requests has broken one."""
@@ -64,8 +66,8 @@ class Progress:
     """Groups that were written by halves, since the database did not take them together."""
     shrunk: int = 0
     """Groups that were given up, so that the next one was half as large."""
-    refused: int = 0
-    """Requests that found no room to wait, or gave it to another tenant's."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Requests that found no room to wait, or gave it to another tenant's; by tenant, as metrics name them."""
     commit_seconds: float = 0.0
     """Time that the groups took, from the first statement to the answer."""
 
@@ -85,12 +87,14 @@ class _Waiting(Request):
 class Committing:
     """A process's way to its store; what the pipeline writes to. `committing` starts and ends one."""
 
-    def __init__(self, store: WritingTogether, limits: Limits) -> None:
+    def __init__(self, store: WritingTogether, limits: Limits, tenants: Tenants | None = None) -> None:
+        """`tenants` has their names in what is counted."""
         self.progress = Progress()
         self.running: asyncio.Task[None]
         """What writes; it ends only at the end."""
         self._store = store
         self._limits = limits
+        self._tenants = tenants or Tenants()
         self._queue: FairQueue[_Waiting] = FairQueue(Room(limits.queued_points, limits.queued_bytes))
         self._whole = Room(limits.group_points, limits.group_bytes)
         self._group = self._whole
@@ -134,7 +138,7 @@ class Committing:
                 raise Overloaded("the collector is being stopped")  # noqa: TRY301 - refused like the others
             displaced = self._queue.put(waiting)
         except Overloaded as error:
-            self.progress.refused += 1
+            self._count_refused(waiting)
             error.retry_after = self._limits.retry_after
             raise
         for gone in displaced:
@@ -170,10 +174,13 @@ class Committing:
     def _refuse(self, waiting: _Waiting, why: str) -> None:
         if waiting.answer.done():
             return
-        self.progress.refused += 1
+        self._count_refused(waiting)
         error = Overloaded(why)
         error.retry_after = self._limits.retry_after
         _fail(waiting, error)
+
+    def _count_refused(self, waiting: _Waiting) -> None:
+        self.progress.refused[self._tenants.label(waiting.tenant)] += 1
 
     def _parts(self, group: Sequence[_Waiting]) -> list[list[_Waiting]]:
         """The group, and apart from it those tenants' requests that broke one lately."""
@@ -273,9 +280,11 @@ def _fail_all(group: Sequence[_Waiting], error: StoreUnavailable) -> None:
 
 
 @asynccontextmanager
-async def committing(store: WritingTogether, limits: Limits) -> AsyncIterator[Committing]:
+async def committing(
+    store: WritingTogether, limits: Limits, tenants: Tenants | None = None
+) -> AsyncIterator[Committing]:
     """Group commit while the context lasts; at its end what was accepted is written, and nothing more accepted."""
-    found = Committing(store, limits)
+    found = Committing(store, limits, tenants)
     found.running = asyncio.create_task(found.run(), name="tallymark committing")
     try:
         yield found

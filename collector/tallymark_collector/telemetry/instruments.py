@@ -62,7 +62,7 @@ INSTRUMENTS: Final = (
     Instrument("duplicates", Kind.COUNTER, "{point}", (TENANT,), "Points that were there before with the same value."),
     Instrument("evidence", Kind.COUNTER, "{span}", (TENANT,), "Spans that were committed and new."),
     Instrument("quarantined", Kind.COUNTER, "{item}", (TENANT, REASON), "Points and spans that were set aside."),
-    Instrument("unmatched", Kind.COUNTER, "{item}", (), "Points, spans and log records that are no usage."),
+    Instrument("unmatched", Kind.COUNTER, "{item}", (TENANT,), "Points, spans and log records that are no usage."),
     Instrument(
         *("commit.duration", Kind.HISTOGRAM, "s", (), "Time of a transaction that was committed."), bounds=_SECONDS
     ),
@@ -71,7 +71,9 @@ INSTRUMENTS: Final = (
     Instrument("queue.requests", Kind.UP_DOWN_COUNTER, "{request}", (), "Requests that wait for a transaction."),
     Instrument("queue.points", Kind.UP_DOWN_COUNTER, "{point}", (), "What these requests hold."),
     Instrument("queue.age", Kind.GAUGE, "s", (), "How long the oldest of these requests has waited."),
-    Instrument("queue.refused", Kind.COUNTER, "{request}", (), "Requests that found no room to wait, or lost it."),
+    Instrument(
+        "queue.refused", Kind.COUNTER, "{request}", (TENANT,), "Requests that found no room to wait, or lost it."
+    ),
     Instrument("commit.broken", Kind.COUNTER, "{transaction}", (), "Transactions that were taken apart: see the log."),
     Instrument("ready", Kind.GAUGE, "1", (), "1 if usage is taken, else 0."),
     Instrument("database.connections", Kind.UP_DOWN_COUNTER, "{connection}", (STATE,), "Connections of the pool."),

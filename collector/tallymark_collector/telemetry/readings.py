@@ -15,7 +15,7 @@ class Progress(Protocol):
     """What a queue has done since the start."""
 
     @property
-    def refused(self) -> int: ...
+    def refused(self) -> Counter[str]: ...
     @property
     def broken_groups(self) -> int: ...
 
@@ -90,6 +90,11 @@ def observe_written(instruments: Instruments, written: Written) -> None:
     instruments.observe("quarantined", quarantined)
 
 
+def observe_unmatched(instruments: Instruments, unmatched: Counter[str]) -> None:
+    """What is no usage, by tenant."""
+    instruments.observe("unmatched", _by_tenant(unmatched))
+
+
 def transactions(instruments: Instruments) -> Committed:
     """What is to be told of each transaction."""
     duration, requests, points = (
@@ -109,7 +114,7 @@ def observe_queue(instruments: Instruments, queue: Queue) -> None:
     instruments.observe("queue.requests", of.one(lambda: queue.queued_requests))
     instruments.observe("queue.points", of.one(lambda: queue.queued_points))
     instruments.observe("queue.age", of.one(lambda: queue.oldest_seconds))
-    instruments.observe("queue.refused", of.one(lambda: queue.progress.refused))
+    instruments.observe("queue.refused", _by_tenant(queue.progress.refused))
     instruments.observe("commit.broken", of.one(lambda: queue.progress.broken_groups))
 
 

@@ -115,11 +115,18 @@ def current() -> Call | None:
     return _current.get()
 
 
-def arrived(tenant: str, size: int) -> None:
-    """The current request is that tenant's and has so many bytes, decompressed."""
+def of_tenant(tenant: str) -> None:
+    """The current request is that tenant's: said as soon as its credential has said it, whatever becomes of it."""
     call = _current.get()
     if call is not None:
-        call.tenant, call.size = tenant, size
+        call.tenant = tenant
+
+
+def arrived(size: int) -> None:
+    """The current request has so many bytes, decompressed, and they are all there."""
+    call = _current.get()
+    if call is not None:
+        call.size = size
 
 
 def traceparent_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:

@@ -65,6 +65,7 @@ def test_json_says_all(run: Run, log: Path) -> None:
     result = run("import", str(log), "--source", "web-1", *BY_HAND, "--json")
     assert result.exit_code == 1, "a line was rejected"
     assert json.loads(result.stdout) == {
+        "tenant": "default",
         "source": "web-1",
         "files": 1,
         "before": 0,
@@ -86,6 +87,97 @@ def test_json_says_all(run: Run, log: Path) -> None:
         ],
     }
     assert "the last line has no line end" in result.stderr
+
+
+def billed(run: Run, tenant: str) -> dict[tuple[str, str], str]:
+    usage = json.loads(run("usage", "--tenant", tenant, "--json").stdout)
+    return {(each["account"], each["meter"]): each["quantity"] for each in usage}
+
+
+USED = {("acme", "api.requests"): "2", ("acme", "egress"): "20", ("globex", "api.requests"): "1"}
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_usage_becomes_that_of_the_tenant_that_is_named(
+    run: Run, log: Path, monkeypatch: pytest.MonkeyPatch, by_variable: bool
+) -> None:
+    run("tenants", "set", "acme-corp")
+    named = ["--tenant", "acme-corp"]
+    if by_variable:
+        monkeypatch.setenv("TALLYMARK_TENANT", "acme-corp")
+        named = []
+    result = run("import", str(log), "--source", "web-1", *BY_HAND, *named)
+    assert result.exit_code == 0, result.stderr
+    assert "tenant acme-corp, source web-1: files 1, " in result.stdout, "whose usage it became"
+    assert billed(run, "acme-corp") == USED
+    assert billed(run, "default") == {}
+
+
+def test_a_file_of_two_tenants_bills_each_once(run: Run, log: Path) -> None:
+    log.write_text(log.read_text() + "bad\n")
+    run("tenants", "set", "acme-corp")
+    tenants = ("acme-corp", "default")
+    for tenant in (*tenants, *tenants):
+        rejects = str(log.with_name(f"{tenant}.rejects"))
+        options = ["--source", "web-1", "--tenant", tenant, "--rejects-file", rejects, "--json"]
+        result = run("import", str(log), *options, *BY_HAND)
+        assert json.loads(result.stdout)["tenant"] == tenant
+    assert [billed(run, tenant) for tenant in tenants] == [USED, USED]
+    assert json.loads(log.with_name("acme-corp.rejects").read_text())["tenant"] == "acme-corp"
+
+
+def test_a_tenant_that_nobody_has_made_is_a_slip(run: Run, dsn: str, log: Path) -> None:
+    result = run("import", str(log), "--source", "web-1", *BY_HAND, "--tenant", "acme-crop")
+    assert result.exit_code == 2
+    assert "there is no tenant 'acme-crop': there are default" in result.stderr
+    assert "`tallymark tenants set acme-crop` makes it" in result.stderr
+    with psycopg.connect(dsn, options="-c search_path=tallymark") as connection:
+        for table in ("usage_point", "usage_import_source"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+    run("tenants", "set", "acme-crop")
+    assert run("import", str(log), "--source", "web-1", *BY_HAND, "--tenant", "acme-crop").exit_code == 0
+
+
+def test_a_rehearsal_says_whose_usage_it_would_be(offline: Run, log: Path) -> None:
+    arguments = ["import", str(log), "--source", "web-1", *BY_HAND, "--dry-run", "--tenant"]
+    assert json.loads(offline(*arguments, "acme-corp", "--json").stdout)["tenant"] == "acme-corp"
+    assert "tenant acme-corp, source web-1: files 1, " in offline(*arguments, "acme-corp").stdout
+    result = offline(*arguments, "Acme Corp")
+    assert result.exit_code == 2
+    assert "'Acme Corp' is no name of a tenant" in result.stderr
+
+
+def test_rejects_of_another_tenant_are_not_mixed(run: Run, log: Path) -> None:
+    log.write_text("bad\n")
+    run("tenants", "set", "acme-corp")
+    options = ["--source", "web-1", *BY_HAND]
+    assert run("import", str(log), *options, "--tenant", "acme-corp").exit_code == 1
+    result = run("import", str(log), *options)
+    assert result.exit_code == 2
+    assert "holds rejects of the tenant 'acme-corp': move it away, or name another with" in result.stderr
+    rejects = log.with_name("access.log.rejects")
+    rejects.write_text(json.dumps(json.loads(rejects.read_text()) | {"text": line().rstrip("\n")}) + "\n")
+    result = run("import", str(rejects), *options, "--rejects")
+    assert result.exit_code == 1
+    assert "it was rejected of the tenant …" in result.stdout
+    rejects.with_name("access.log.rejects.rejects").unlink()
+    assert run("import", str(rejects), *options, "--rejects", "--tenant", "acme-corp").exit_code == 0
+    assert billed(run, "acme-corp") == {("acme", "api.requests"): "1", ("acme", "egress"): "10"}
+    assert billed(run, "default") == {}
+
+
+def test_rejects_that_name_no_tenant_are_the_default_ones(run: Run, log: Path) -> None:
+    """A reject file of before, whose records said no tenant."""
+    log.write_text("bad\n")
+    options = ["--source", "web-1", *BY_HAND]
+    run("import", str(log), *options)
+    rejects = log.with_name("access.log.rejects")
+    record = json.loads(rejects.read_text()) | {"text": line().rstrip("\n")}
+    del record["tenant"]
+    rejects.write_text(json.dumps(record) + "\n")
+    assert run("import", str(log), *options).exit_code == 0, "the same reject file is taken"
+    assert run("import", str(rejects), *options, "--rejects").exit_code == 0
+    assert billed(run, "default") == {("acme", "api.requests"): "1", ("acme", "egress"): "10"}
 
 
 def test_a_rehearsal_needs_no_database_and_leaves_nothing(offline: Run, log: Path) -> None:

@@ -98,6 +98,7 @@ def test_what_is_listed_can_be_narrowed(run: Run) -> None:
     assert len(listed(run, "--account", "")) == 3
     assert len(listed(run, "--meter", "api.requests")) == 5
     assert listed(run, "--meter", "other") == []
+    run("tenants", "set", "other")
     assert listed(run, "--tenant", "other") == []
     assert listed(run, "--since", "2999-01-01") == []
     assert len(listed(run, "--since", "2024-03-15T00:00Z")) == 5
@@ -407,6 +408,7 @@ def test_usage_of_nobody_is_told_and_attributed_with_the_file(run: Run, meters: 
 
 
 def test_another_tenant_s_items_are_not_settled(run: Run, meters: str) -> None:
+    run("tenants", "set", "other")
     ids = [item["id"] for item in listed(run)]
     for arguments in (["attribute", "--account", "acme", "--meters", meters], ["discard", "--because", "x"]):
         other = run("quarantine", *arguments, *ids, "--tenant", "other")
@@ -415,3 +417,28 @@ def test_another_tenant_s_items_are_not_settled(run: Run, meters: str) -> None:
         chosen = run("quarantine", *arguments, "--all", "--yes", "--tenant", "other")
         assert " items 0," in chosen.stdout
     assert [item["id"] for item in listed(run)] == ids
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["list", "--json"],
+        ["show", "abcd"],
+        ["history"],
+        ["history", "abcd"],
+        ["release", "--all", "--yes"],
+        ["release", "--reason", "value_conflict", "--additional", "--yes"],
+        ["attribute", "--account", "acme", "--all", "--yes"],
+        ["discard", "--all", "--yes", "--because", "x"],
+        ["discard", "abcd", "--because", "x"],
+        ["reopen", "abcd"],
+    ],
+)
+def test_a_tenant_that_nobody_has_made_is_a_slip(run: Run, arguments: list[str]) -> None:
+    """It must not read as "nothing is open"."""
+    result = run("quarantine", *arguments, "--tenant", "defualt")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "there is no tenant 'defualt': there are default" in result.stderr
+    assert len(listed(run)) == 5

@@ -23,6 +23,7 @@ meters:
         account: []
         factor: 1/3
         dimension: [x]
+        tenants: [acme-corp, Acme Corp, {a: b}]
       - span: "GET *"
         account: {atribute: x}
         scope: tallymark
@@ -52,18 +53,20 @@ SAID = [
     ':10: meters["api.requests"].sources[0].account: must not be empty',
     ':11: meters["api.requests"].sources[0].factor: 1/3 is no finite decimal',
     ':12: meters["api.requests"].sources[0].dimension: unknown field; did you mean dimensions?',
-    ':14: meters["api.requests"].sources[1].account.atribute: unknown field; did you mean attribute?',
-    ':15: meters["api.requests"].sources[1].scope: tallymark is the scope of Tallymark\'s own SDK',
-    ':16: meters["api.requests"].sources[2]: a source is either `metric: name` or `span: name`',
-    ":18: meters.x.unit: 'a b' is no unit of UCUM",
-    ":19: meters.x.aggregation: what a period is billed by (max) is said in the plans file; here it is sum",
-    ":20: meters.x.sources: must not be empty",
-    ":27: meters.egress.sources[0].dimensions.e.resources: unknown field; did you mean resource?",
-    ":28: meters.egress.sources[0].since: expected a time such as 2026-12-01T00:00:00Z, or a day (UTC)",
-    ":30: meters.egress.sources[1].quantity.attribut: unknown field; did you mean attribute?",
-    ":31: meters.egress.sources[1].account: name one attribute",
-    ":32: meters.egress.sources[1].sampled: can only be allow, got the text 'yes'",
-    ":33: meters.egress.sources[1].kind: expected one of internal, server,",
+    ":13: meters[\"api.requests\"].sources[0].tenants[1]: 'Acme Corp' is no name of a tenant: 1 to 63 of a-z, 0-9,",
+    ':13: meters["api.requests"].sources[0].tenants[2]: expected text, got',
+    ':15: meters["api.requests"].sources[1].account.atribute: unknown field; did you mean attribute?',
+    ':16: meters["api.requests"].sources[1].scope: tallymark is the scope of Tallymark\'s own SDK',
+    ':17: meters["api.requests"].sources[2]: a source is either `metric: name` or `span: name`',
+    ":19: meters.x.unit: 'a b' is no unit of UCUM",
+    ":20: meters.x.aggregation: what a period is billed by (max) is said in the plans file; here it is sum",
+    ":21: meters.x.sources: must not be empty",
+    ":28: meters.egress.sources[0].dimensions.e.resources: unknown field; did you mean resource?",
+    ":29: meters.egress.sources[0].since: expected a time such as 2026-12-01T00:00:00Z, or a day (UTC)",
+    ":31: meters.egress.sources[1].quantity.attribut: unknown field; did you mean attribute?",
+    ":32: meters.egress.sources[1].account: name one attribute",
+    ":33: meters.egress.sources[1].sampled: can only be allow, got the text 'yes'",
+    ":34: meters.egress.sources[1].kind: expected one of internal, server,",
 ]
 
 
@@ -165,3 +168,21 @@ def test_lines_and_files(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(MetersError, match=said):
             read_rules(file)
+
+
+def test_tenants_are_all_or_those_that_are_named() -> None:
+    everybodys = source("metric: x, quantity: value")
+    assert everybodys.tenants == ()
+    assert everybodys.is_of("acme-corp")
+    for fields in ("tenants: [acme-corp, globex]", 'tenants: "globex"'):
+        found = source(f"metric: x, quantity: value, {fields}")
+        assert found.is_of("globex")
+        assert not found.is_of("default")
+    assert source(f"{SPAN}, tenants: [globex]").tenants == ("globex",)
+
+
+@pytest.mark.parametrize("given", ["[]", "{a: b}", "~", "[~]", "[[a]]", '""', '"*"', "Acme", "[a, a]"])
+def test_what_is_no_list_of_tenants_is_refused(given: str) -> None:
+    """It must not be taken for nobody's, nor for everybody's."""
+    for what in ("metric: x, quantity: value", SPAN):
+        assert refused(f"{what}, tenants: {given}")

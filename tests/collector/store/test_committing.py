@@ -78,9 +78,9 @@ async def waiting(found: Committing, *batches: Batch) -> list[asyncio.Task[Write
     """Tasks that have each handed in their batch."""
     tasks = []
     for one in batches:
-        queued = found.queued_requests + found.progress.refused
+        queued = found.queued_requests + found.progress.refused.total()
         tasks.append(asyncio.create_task(found.write(one)))
-        while found.queued_requests + found.progress.refused == queued:  # noqa: ASYNC110
+        while found.queued_requests + found.progress.refused.total() == queued:  # noqa: ASYNC110
             await asyncio.sleep(0)
     return tasks
 
@@ -294,7 +294,7 @@ async def test_a_full_queue_refuses_retryably_and_takes_again_when_there_is_room
         with pytest.raises(Overloaded) as caught:
             await found.write(batch("c"))
         assert caught.value.retry_after == 3.5
-        assert (found.queued_points, found.progress.refused) == (10, 1)
+        assert (found.queued_points, found.progress.refused) == (10, {"default": 1})
         store.go.release()
         store.go.release()
         await asyncio.gather(*tasks)
@@ -308,6 +308,7 @@ async def test_a_flood_of_one_tenant_leaves_room_and_turns_for_the_others() -> N
         quiet = await waiting(found, batch("quiet", tenant="quiet"))
         with pytest.raises(Overloaded, match="another tenant"):
             await flood[-1]
+        assert found.progress.refused == {"flood": 1}, "who gave way, not who asked"
         for _ in range(9):
             store.go.release()
         assert (await quiet[0]).inserted == 1
