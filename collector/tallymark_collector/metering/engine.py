@@ -63,13 +63,15 @@ class Metering:
         assert found is None or isinstance(found, MetricGroup), "kept above"
         return found
 
-    def names_metric(self, name: str) -> bool:
-        """True if any source takes metrics of this name, whatever their resource."""
-        return any(source.metric.matches(name) for _, _, _, source in self.rules.sources(MetricSource))
+    def names_metric(self, tenant: str, name: str) -> bool:
+        """True if any source takes a tenant's metrics of this name, whatever their resource."""
+        sources = self.rules.sources(MetricSource)
+        return any(source.is_of(tenant) and source.metric.matches(name) for _, _, _, source in sources)
 
-    def names_span(self, name: str) -> bool:
-        """True if any source takes spans of this name."""
-        return any(source.span.matches(name) for _, _, _, source in self.rules.sources(SpanSource))
+    def names_span(self, tenant: str, name: str) -> bool:
+        """The same of spans."""
+        sources = self.rules.sources(SpanSource)
+        return any(source.is_of(tenant) and source.span.matches(name) for _, _, _, source in sources)
 
     def spans(self, tenant: str, resource: Resource, scope: InstrumentationScope) -> SpanGroup | None:
         """The spans of one resource and scope; None where no source fits these."""

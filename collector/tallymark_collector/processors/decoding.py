@@ -190,7 +190,7 @@ class _Request:
         for metric in metrics:
             if self._full(1):
                 yield
-            is_metered = self._metering is not None and self._metering.names_metric(metric.name)
+            is_metered = self._metering is not None and self._metering.names_metric(self._tenant, metric.name)
             if not (is_metered or name == conventions.CONTROL_SCOPE or meters.is_usage(name, metric)):
                 self._decoded.pass_over(metric.name)
                 continue

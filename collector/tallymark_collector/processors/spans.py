@@ -136,7 +136,7 @@ def _whole(
     request = ExportTraceServiceRequest()
     kept = request.resource_spans.add(resource=resource).scope_spans.add(scope=scope_spans.scope)
     for span in scope_spans.spans:
-        if _carriers(span) or (metering is not None and metering.names_span(span.name)):
+        if _carriers(span) or (metering is not None and metering.names_span(tenant, span.name)):
             kept.spans.append(span)
         else:
             decoded.unmatched += 1

@@ -89,6 +89,10 @@ def test_what_is_nobodys_usage_is_passed_over_beside_whatever_resource() -> None
     assert (found.quarantined, found.unmatched) == ([], 1)
     found = decode(body, metering=Metering(RULES))
     assert (len(found.quarantined), found.unmatched, found.rejected) == (1, 0, 1)
+    others = parse_rules(
+        "meters: {m: {unit: '1', sources: [{metric: theirs, account: tenant, quantity: value, tenants: other}]}}"
+    )
+    assert decode(body, metering=Metering(others)).unmatched == 1
 
 
 @pytest.mark.parametrize("in_scope", [False, True])
