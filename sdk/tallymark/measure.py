@@ -72,7 +72,8 @@ class NotGiven:
 def of(function: Callable[[TrackedCall], Amounts], unit: str = "1") -> Measure:
     """What `function` makes of the call when it has ended: `.arguments` (as they are then), `.result`, `.error`,
     `.status`, `.duration_s`, `.items`. It gives one quantity; or several, each with attributes of its own, as
-    [(2, {"kind": "a"}), (3, {"kind": "b"})]; or None, and nothing is counted."""
+    [(2, {"kind": "a"}), (3, {"kind": "b"})] or what else yields such pairs, up to 100,000; or None, and nothing is
+    counted."""
     return Measure(checked_function("measure.of()", function), unit)
 
 

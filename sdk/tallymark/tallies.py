@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from decimal import Decimal
 from typing import Any, Final
 
 from tallymark import runtime
@@ -23,6 +24,12 @@ from tallymark.tracked import Arguments, TrackedCall
 
 MAX_REMEMBERED: Final = 1_000
 """Sets of dimensions that one decorated function keeps ready; methods, routes and statuses are few."""
+
+MAX_AMOUNTS: Final = 100_000
+"""Amounts that one call may be measured by: an iterable of them may have no end."""
+
+NO_SEVERAL: Final = (int, float, Decimal, str, bytes, bytearray, Mapping)
+"""What is one quantity, or none, although some of it can be iterated."""
 
 # From Python 3.14 on an argument of a partial may be left open; then its own signature has to do.
 _PLACEHOLDER: Final = id(getattr(functools, "Placeholder", object))
@@ -253,7 +260,7 @@ class Tally:
                 self.report(into, "the attributes function raised; the call is counted without them", error)
         for quantity, attributes in amounts:
             dimensions = own
-            if attributes:
+            if attributes is not None:
                 dimensions = _joined(own, checked_attributes(into, self.meter, attributes))
             self._record(into, call, tracked.result, tracked.error, tracked.keywords, dimensions, quantity)
 
@@ -278,11 +285,7 @@ class Tally:
         if self.measure is None:
             return [(self.quantity, None)]
         found: Any = self.measure.amounts(tracked)
-        if found is None:
-            return []
-        if isinstance(found, (list, tuple)):
-            return [(quantity, attributes) for quantity, attributes in found]
-        return [(found, None)]
+        return [] if found is None else _listed(found)
 
     def _record(
         self,
@@ -316,6 +319,30 @@ class Tally:
         except Exception as failure:
             self.report(into, "a refusal could not be counted", failure)
         self.report(into, what, error)
+
+
+def _listed(found: Any) -> list[tuple[object, Mapping[str, Any] | None]]:
+    """One quantity, or several with their attributes. Raises NotMeasuredError for an item that is no such pair, and for
+    more than `MAX_AMOUNTS`."""
+    # An array without dimensions is a number, too.
+    if type(found) is not list and (isinstance(found, NO_SEVERAL) or hasattr(found, "__index__")):
+        return [(found, None)]
+    try:
+        items = iter(found)
+    except TypeError:
+        return [(found, None)]
+    amounts: list[tuple[object, Mapping[str, Any] | None]] = []
+    for item in items:
+        if len(amounts) == MAX_AMOUNTS:
+            raise NotMeasuredError(f"more than {MAX_AMOUNTS:,} amounts of one call")
+        try:
+            quantity, attributes = item
+        except (TypeError, ValueError):
+            raise NotMeasuredError(
+                f"each of several amounts is a pair (quantity, attributes), not a {type(item).__name__}"
+            ) from None
+        amounts.append((quantity, attributes))
+    return amounts
 
 
 def _joined(own: Dimensions, more: Dimensions) -> Dimensions:
