@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from tallymark import runtime
 from tallymark.assembly import Runtime
-from tallymark.calls import NO_ARGUMENTS, Call, current_call
-from tallymark.dimensions import Dimensions, from_mapping, of_call
+from tallymark.calls import NO_ARGUMENTS, Call, Description, current_call
+from tallymark.dimensions import Dimensions, from_mapping, joined
 from tallymark.errors import DeclarationError, checked_function
 from tallymark.measure import Measure, NotGiven, NotMeasuredError
 from tallymark.meters import Meter
 from tallymark.nesting import Running, enter, leave
 from tallymark.quantities import Exact, RefusedQuantityError, exact
-from tallymark.recording import checked_attributes, count
+from tallymark.recording import checked_attributes, count, dimensions_of
 from tallymark.streams import Series
 from tallymark.tracked import Arguments, TrackedCall
 
@@ -115,7 +115,7 @@ class Tally:
         # What a call outside of a request adds to, where everything about it is known from the start.
         self.plain: Series | None = None
         if not self.needs_call and type(self.quantity) is int and self.quantity:
-            self.plain = Series(meter, of_call({}, self._own))
+            self.plain = Series(meter, self._own)
 
     @property
     def needs_function(self) -> bool:
@@ -261,7 +261,7 @@ class Tally:
         for quantity, attributes in amounts:
             dimensions = own
             if attributes is not None:
-                dimensions = _joined(own, checked_attributes(into, self.meter, attributes))
+                dimensions = joined(own, checked_attributes(into, self.meter, attributes))
             self._record(into, call, tracked.result, tracked.error, tracked.keywords, dimensions, quantity)
 
     def note(self, tracked: TrackedCall, item: object) -> None:
@@ -300,17 +300,27 @@ class Tally:
         about = OUTSIDE if call is None else call
         try:
             description = about.describe(result, error, arguments)
-            known = self._remembered.get((description, own))
+            try:
+                known = self._remembered.get((description, own))
+            except Exception:  # what tells the route may give anything, also what has no hash
+                known = None
             if known is None:
-                if len(self._remembered) >= MAX_REMEMBERED:
-                    self._remembered.clear()
-                series = Series(self.meter, of_call(about.attributes_of(description), own))
-                known = self._remembered[description, own] = series
+                known = self._series_of(into, about, description, own)
         except BaseException as failure:
             _unless_interrupted(failure)
             self.report(into, "the call could not be described and is counted without its attributes", failure)
             known = into.series.of(self.meter, own)
         count(into, known, quantity)
+
+    def _series_of(self, into: Runtime, about: Call, description: Description, own: Dimensions) -> Series:
+        """Kept where all of it can be sent: what cannot is told each time, and may be another each time."""
+        dimensions, is_whole = dimensions_of(into, self.meter, about.attributes_of(description), own)
+        if not is_whole:
+            return into.series.of(self.meter, dimensions)
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        series = self._remembered[description, own] = Series(self.meter, dimensions)
+        return series
 
     def _refuse(self, into: Runtime, what: str, error: BaseException | None) -> None:
         _unless_interrupted(error)
@@ -343,10 +353,6 @@ def _listed(found: Any) -> list[tuple[object, Mapping[str, Any] | None]]:
             ) from None
         amounts.append((quantity, attributes))
     return amounts
-
-
-def _joined(own: Dimensions, more: Dimensions) -> Dimensions:
-    return of_call({}, own + more) if own else more
 
 
 def _signature_of(function: Callable[..., Any] | None) -> inspect.Signature | None:
