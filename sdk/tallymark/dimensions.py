@@ -46,6 +46,10 @@ def dimension(name: object, value: object) -> Dimension:
         )
     if name.startswith(_RESERVED):
         raise BadDimensionError(f"attribute {name!r}: names under {' and '.join(_RESERVED)} are Tallymark's own")
+    return _typed(name, value)
+
+
+def _typed(name: str, value: object) -> Dimension:
     if isinstance(value, str):
         if len(value) > MAX_VALUE_LENGTH or not is_text(value):
             raise BadDimensionError(
@@ -84,15 +88,25 @@ def from_mapping(attributes: Mapping[str, object]) -> tuple[Dimensions, list[str
     return tuple(sorted(good, key=_name_of)), problems
 
 
-def of_call(attributes: Mapping[str, Value | None], own: Dimensions = ()) -> Dimensions:
-    """The dimensions of a call: OpenTelemetry's attributes where they are known, under the meter's own."""
-    items: dict[str, Dimension] = {}
+def of_call(attributes: Mapping[str, object], own: Dimensions = ()) -> tuple[Dimensions, list[str]]:
+    """The dimensions of a call, OpenTelemetry's attributes where they are known, under the meter's own; and a sentence
+    for each one that cannot be sent. What tells them is a framework's, or a function of the service's."""
+    items: list[Dimension] = []
+    problems: list[str] = []
     for name, value in attributes.items():
         if value is not None:
-            items[name] = (name, "string" if isinstance(value, str) else "int", value)
-    for item in own:
-        items[item[0]] = item
-    return tuple(sorted(items.values(), key=_name_of))
+            try:
+                items.append(_typed(name, value))
+            except BadDimensionError as error:
+                problems.append(str(error))
+    return joined(tuple(items), own), problems
+
+
+def joined(under: Dimensions, over: Dimensions) -> Dimensions:
+    """Both, `over` where they have one name."""
+    if not over or not under:
+        return over or under
+    return tuple(sorted({item[0]: item for item in under + over}.values(), key=_name_of))
 
 
 def _name_of(item: Dimension) -> str:

@@ -27,9 +27,9 @@ class SettingsError(TallymarkError, ValueError):
     """`configure()` was given settings that cannot work; the message lists every problem found."""
 
 
-def checked_function(where: str, function: object) -> Callable[[Any], Any]:
-    """What is called when a call has ended, to look at it. Raises DeclarationError for what cannot be: no function, or
-    a coroutine function or a generator, whose answer nobody would wait for."""
+def checked_function(where: str, function: object, otherwise: str = "") -> Callable[[Any], Any]:
+    """What is called to look at a call. Raises DeclarationError for what cannot be: no function, or a coroutine
+    function or a generator, whose answer nobody would wait for; `otherwise` says what to do in the place of these."""
     if not callable(function):
         raise DeclarationError(f"{where}: a function is needed, not a {type(function).__name__}")
     for called in (function, getattr(function, "__call__", None)):  # noqa: B004 - an object's own is what runs
@@ -38,5 +38,7 @@ def checked_function(where: str, function: object) -> Callable[[Any], Any]:
             or inspect.isgeneratorfunction(called)
             or inspect.isasyncgenfunction(called)
         ):
-            raise DeclarationError(f"{where}: the function must give its answer at once: no `async`, no `yield`")
+            raise DeclarationError(
+                f"{where}: the function must give its answer at once: no `async`, no `yield`{otherwise}"
+            )
     return function

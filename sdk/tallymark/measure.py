@@ -72,7 +72,8 @@ class NotGiven:
 def of(function: Callable[[TrackedCall], Amounts], unit: str = "1") -> Measure:
     """What `function` makes of the call when it has ended: `.arguments` (as they are then), `.result`, `.error`,
     `.status`, `.duration_s`, `.items`. It gives one quantity; or several, each with attributes of its own, as
-    [(2, {"kind": "a"}), (3, {"kind": "b"})]; or None, and nothing is counted."""
+    [(2, {"kind": "a"}), (3, {"kind": "b"})] or what else yields such pairs, up to 100,000; or None, and nothing is
+    counted."""
     return Measure(checked_function("measure.of()", function), unit)
 
 
@@ -114,8 +115,9 @@ def tokens(usage_of: Callable[[Any], object] | None = None) -> Measure:
     One meter, whose points have `gen_ai.token.type` as a dimension: "input" and "output", and "cache_read" and
     "cache_creation" for input that the provider counts apart; no token is counted twice, so the input of the
     conventions is the sum of three of them. `gen_ai.response.model` stands beside it where the answer names a model.
-    Reads OpenAI's and Anthropic's objects, and mappings of the same names; of a generator, what its items say until it
-    ends, the sum where it streams several answers. `usage_of` finds such an object in another result or item.
+    Reads OpenAI's, Anthropic's and Gemini's objects, mappings of the same names, Bedrock's Converse, and the names of
+    the conventions; of a generator, what its items say until it ends, the sum where it streams several answers.
+    `usage_of` finds such an object in another result or item.
 
     An answer that says nothing of its tokens is refused with a warning, and so is a stream that broke off before it
     said it; a call that raised without an answer counts nothing.

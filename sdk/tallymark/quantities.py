@@ -49,23 +49,27 @@ def exact(value: object) -> Exact:
             number = operator.index(value)  # type: ignore[arg-type]
         except Exception:
             raise RefusedQuantityError(f"it is a {type(value).__name__}, not a number") from None
-    if number < 0:
-        raise RefusedQuantityError("it is negative")
-    if number > MAX_QUANTITY:
-        raise RefusedQuantityError("it is over 2^63 - 1")
+    _check_range(number)
     return number
 
 
 def _exact_decimal(value: Decimal) -> Exact:
     if not value.is_finite():
         raise RefusedQuantityError("it is NaN or infinite")
-    if value > MAX_QUANTITY:  # before int(): 1E+999999 would be a million digits
-        raise RefusedQuantityError("it is over 2^63 - 1")
+    # Before int(): a million digits of 1E+999999, or -1E+999999, would hold up every thread for half a minute.
+    _check_range(value)
     if value == value.to_integral_value():
         return int(value)
     if places_of(value) > MAX_DECIMALS:
         raise RefusedQuantityError(f"it has more than {MAX_DECIMALS} decimal places; round it first")
     return value
+
+
+def _check_range(number: Exact) -> None:
+    if number < 0:
+        raise RefusedQuantityError("it is negative")
+    if number > MAX_QUANTITY:
+        raise RefusedQuantityError("it is over 2^63 - 1")
 
 
 def places_of(value: Decimal) -> int:

@@ -7,8 +7,8 @@ from decimal import Decimal
 
 from tallymark import runtime
 from tallymark.assembly import Runtime
-from tallymark.calls import current_call
-from tallymark.dimensions import Dimensions, Value, from_mapping, of_call
+from tallymark.calls import Call, current_call
+from tallymark.dimensions import Dimensions, Value, from_mapping, joined, of_call
 from tallymark.errors import DeclarationError
 from tallymark.identity import current_identity
 from tallymark.meters import Meter
@@ -40,14 +40,13 @@ def record(
         into.reporter.error("record", "usage is not recorded: %s", type(error).__name__, exc_info=error)
         return
     call = current_call.get()
-    about: Mapping[str, Value | None] = {}
+    dimensions = checked_attributes(into, known, attributes) if attributes else ()
     try:
         if call is not None:
-            about = call.attributes_of(call.describe_running())
+            dimensions = joined(_of_running(into, known, call), dimensions)
     except Exception as error:
         into.reporter.error("call", "the request could not be described: %s", type(error).__name__, exc_info=error)
-    own = checked_attributes(into, known, attributes) if attributes else ()
-    count(into, into.series.of(known, of_call(about, own)), quantity)
+    count(into, into.series.of(known, dimensions), quantity)
 
 
 def count(into: Runtime, series: Series, quantity: object) -> None:
@@ -88,13 +87,7 @@ def checked_attributes(into: Runtime, meter: Meter, attributes: object) -> Dimen
             )
             return ()
         dimensions, problems = from_mapping(attributes)
-        for problem in problems:
-            into.reporter.warning(
-                f"attributes.{meter.name}",
-                "usage of meter %s is recorded without an attribute: %s",
-                meter.name,
-                problem,
-            )
+        _tell(into, meter, problems)
     except Exception as error:
         into.reporter.error(
             f"attributes.{meter.name}",
@@ -105,3 +98,35 @@ def checked_attributes(into: Runtime, meter: Meter, attributes: object) -> Dimen
         )
         return ()
     return dimensions
+
+
+def _of_running(into: Runtime, meter: Meter, call: Call) -> Dimensions:
+    """What a call says of itself while it runs."""
+    description = call.describe_running()
+    key = (call.attributes_of, description)
+    try:
+        found = into.series.described(key)
+    except Exception:  # what tells the route may give anything, also what has no hash
+        found = None
+    if found is None:
+        found, is_whole = dimensions_of(into, meter, call.attributes_of(description))
+        if is_whole:
+            into.series.keep_described(key, found)
+    return found
+
+
+def dimensions_of(
+    into: Runtime, meter: Meter, attributes: Mapping[str, object], own: Dimensions = ()
+) -> tuple[Dimensions, bool]:
+    """What a call says of itself, under the meter's own attributes, and whether all of it can be sent: the usage counts
+    without the rest."""
+    dimensions, problems = of_call(attributes, own)
+    _tell(into, meter, problems)
+    return dimensions, not problems
+
+
+def _tell(into: Runtime, meter: Meter, problems: list[str]) -> None:
+    for problem in problems:
+        into.reporter.warning(
+            f"attributes.{meter.name}", "usage of meter %s is recorded without an attribute: %s", meter.name, problem
+        )

@@ -13,6 +13,9 @@ from tallymark.meters import Meter
 MAX_SERIES: Final = 100_000
 """Series that are kept ready for `record()`; what a decorator counts keeps its own."""
 
+MAX_DESCRIBED: Final = 1_000
+"""What is kept ready of how calls describe themselves to `record()`: their methods and routes are few."""
+
 
 class Series:
     """A meter with its dimensions.
@@ -44,6 +47,7 @@ class SeriesCache:
     def __init__(self, max_series: int = MAX_SERIES) -> None:
         self._known: dict[tuple[Meter, Dimensions], Series] = {}
         self._max = max_series
+        self._described: dict[tuple[object, ...], Dimensions] = {}
 
     def of(self, meter: Meter, dimensions: Dimensions) -> Series:
         """The series of a meter and its dimensions, which must be ordered as `tallymark.dimensions` does it."""
@@ -54,6 +58,16 @@ class SeriesCache:
                 self._known.clear()
             found = self._known[key] = Series(meter, dimensions)
         return found
+
+    def described(self, key: tuple[object, ...]) -> Dimensions | None:
+        """What was kept by `keep_described`."""
+        return self._described.get(key)
+
+    def keep_described(self, key: tuple[object, ...], dimensions: Dimensions) -> None:
+        """Keeps what a call says of itself, checked, by what it was made from."""
+        if len(self._described) >= MAX_DESCRIBED:
+            self._described.clear()
+        self._described[key] = dimensions
 
 
 class Described(NamedTuple):

@@ -6,23 +6,30 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from decimal import Decimal
 from typing import Any, Final
 
 from tallymark import runtime
 from tallymark.assembly import Runtime
-from tallymark.calls import NO_ARGUMENTS, Call, current_call
-from tallymark.dimensions import Dimensions, from_mapping, of_call
+from tallymark.calls import NO_ARGUMENTS, Call, Description, current_call
+from tallymark.dimensions import Dimensions, from_mapping, joined
 from tallymark.errors import DeclarationError, checked_function
 from tallymark.measure import Measure, NotGiven, NotMeasuredError
 from tallymark.meters import Meter
 from tallymark.nesting import Running, enter, leave
 from tallymark.quantities import Exact, RefusedQuantityError, exact
-from tallymark.recording import checked_attributes, count
+from tallymark.recording import checked_attributes, count, dimensions_of
 from tallymark.streams import Series
 from tallymark.tracked import Arguments, TrackedCall
 
 MAX_REMEMBERED: Final = 1_000
 """Sets of dimensions that one decorated function keeps ready; methods, routes and statuses are few."""
+
+MAX_AMOUNTS: Final = 100_000
+"""Amounts that one call may be measured by: an iterable of them may have no end."""
+
+NO_SEVERAL: Final = (int, float, Decimal, str, bytes, bytearray, Mapping)
+"""What is one quantity, or none, although some of it can be iterated."""
 
 # From Python 3.14 on an argument of a partial may be left open; then its own signature has to do.
 _PLACEHOLDER: Final = id(getattr(functools, "Placeholder", object))
@@ -108,7 +115,7 @@ class Tally:
         # What a call outside of a request adds to, where everything about it is known from the start.
         self.plain: Series | None = None
         if not self.needs_call and type(self.quantity) is int and self.quantity:
-            self.plain = Series(meter, of_call({}, self._own))
+            self.plain = Series(meter, self._own)
 
     @property
     def needs_function(self) -> bool:
@@ -253,8 +260,8 @@ class Tally:
                 self.report(into, "the attributes function raised; the call is counted without them", error)
         for quantity, attributes in amounts:
             dimensions = own
-            if attributes:
-                dimensions = _joined(own, checked_attributes(into, self.meter, attributes))
+            if attributes is not None:
+                dimensions = joined(own, checked_attributes(into, self.meter, attributes))
             self._record(into, call, tracked.result, tracked.error, tracked.keywords, dimensions, quantity)
 
     def note(self, tracked: TrackedCall, item: object) -> None:
@@ -278,11 +285,7 @@ class Tally:
         if self.measure is None:
             return [(self.quantity, None)]
         found: Any = self.measure.amounts(tracked)
-        if found is None:
-            return []
-        if isinstance(found, (list, tuple)):
-            return [(quantity, attributes) for quantity, attributes in found]
-        return [(found, None)]
+        return [] if found is None else _listed(found)
 
     def _record(
         self,
@@ -297,17 +300,27 @@ class Tally:
         about = OUTSIDE if call is None else call
         try:
             description = about.describe(result, error, arguments)
-            known = self._remembered.get((description, own))
+            try:
+                known = self._remembered.get((description, own))
+            except Exception:  # what tells the route may give anything, also what has no hash
+                known = None
             if known is None:
-                if len(self._remembered) >= MAX_REMEMBERED:
-                    self._remembered.clear()
-                series = Series(self.meter, of_call(about.attributes_of(description), own))
-                known = self._remembered[description, own] = series
+                known = self._series_of(into, about, description, own)
         except BaseException as failure:
             _unless_interrupted(failure)
             self.report(into, "the call could not be described and is counted without its attributes", failure)
             known = into.series.of(self.meter, own)
         count(into, known, quantity)
+
+    def _series_of(self, into: Runtime, about: Call, description: Description, own: Dimensions) -> Series:
+        """Kept where all of it can be sent: what cannot is told each time, and may be another each time."""
+        dimensions, is_whole = dimensions_of(into, self.meter, about.attributes_of(description), own)
+        if not is_whole:
+            return into.series.of(self.meter, dimensions)
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        series = self._remembered[description, own] = Series(self.meter, dimensions)
+        return series
 
     def _refuse(self, into: Runtime, what: str, error: BaseException | None) -> None:
         _unless_interrupted(error)
@@ -318,8 +331,28 @@ class Tally:
         self.report(into, what, error)
 
 
-def _joined(own: Dimensions, more: Dimensions) -> Dimensions:
-    return of_call({}, own + more) if own else more
+def _listed(found: Any) -> list[tuple[object, Mapping[str, Any] | None]]:
+    """One quantity, or several with their attributes. Raises NotMeasuredError for an item that is no such pair, and for
+    more than `MAX_AMOUNTS`."""
+    # An array without dimensions is a number, too.
+    if type(found) is not list and (isinstance(found, NO_SEVERAL) or hasattr(found, "__index__")):
+        return [(found, None)]
+    try:
+        items = iter(found)
+    except TypeError:
+        return [(found, None)]
+    amounts: list[tuple[object, Mapping[str, Any] | None]] = []
+    for item in items:
+        if len(amounts) == MAX_AMOUNTS:
+            raise NotMeasuredError(f"more than {MAX_AMOUNTS:,} amounts of one call")
+        try:
+            quantity, attributes = item
+        except (TypeError, ValueError):
+            raise NotMeasuredError(
+                f"each of several amounts is a pair (quantity, attributes), not a {type(item).__name__}"
+            ) from None
+        amounts.append((quantity, attributes))
+    return amounts
 
 
 def _signature_of(function: Callable[..., Any] | None) -> inspect.Signature | None:

@@ -1,9 +1,18 @@
 """What the answers of language models say of their tokens, in the names of OpenTelemetry's GenAI conventions.
 
-Sources: OpenTelemetry semantic conventions, GenAI (`gen_ai.token.type` with "input" and "output",
-`gen_ai.usage.cache_read.input_tokens`, `gen_ai.usage.cache_creation.input_tokens`, `gen_ai.response.model`; all of them
-in development); OpenAI's reference (`usage` of chat completions and of responses: cached tokens are part of the input);
-Anthropic's API reference (`usage` of messages: cached tokens stand beside the input).
+Sources:
+
+- OpenTelemetry semantic conventions, GenAI (`gen_ai.token.type` with "input" and "output", `gen_ai.usage.input_tokens`,
+  `gen_ai.usage.output_tokens`; `gen_ai.usage.cache_read.input_tokens` and `gen_ai.usage.cache_creation.input_tokens`,
+  both part of the input; `gen_ai.response.model`; all of them in development)
+- OpenAI's API reference (`usage` of chat completions and of responses: cached tokens are part of the input, those of
+  reasoning part of the output)
+- Anthropic's API reference (`usage` of messages: cached tokens stand beside the input)
+- Google's Gemini API reference, UsageMetadata (`usage_metadata` of GenerateContentResponse, camelCase in REST: cached
+  tokens are part of the prompt's; thoughts stand beside the candidates, tool results beside the prompt, for the total
+  is the sum of these four; in a stream each item has the totals so far and the same `response_id`)
+- Amazon Bedrock's API reference, TokenUsage (`usage` of Converse, and in the event `metadata` of ConverseStream), and
+  its user guide on prompt caching: cached tokens stand beside `inputTokens`
 """
 
 from __future__ import annotations
@@ -23,18 +32,46 @@ MAX_MODELS: Final = 100
 
 _MISSING: Final = object()
 
-# What a usage object calls an amount, the first that is there. `part_`: of the input; `beside_`: not in it.
+# What a usage object calls an amount, the first that is there. `part_`: in the input; `beside_`: not in the input, or
+# the output.
 _NAMES: Final = {
-    "input": ("input_tokens", "prompt_tokens"),
-    "output": ("output_tokens", "completion_tokens"),
-    "beside_read": ("cache_read_input_tokens",),
-    "beside_creation": ("cache_creation_input_tokens",),
+    "input": (
+        "input_tokens",
+        "prompt_tokens",
+        "prompt_token_count",
+        "promptTokenCount",
+        "inputTokens",
+        "gen_ai.usage.input_tokens",
+    ),
+    "output": (
+        "output_tokens",
+        "completion_tokens",
+        "candidates_token_count",
+        "candidatesTokenCount",
+        "outputTokens",
+        "gen_ai.usage.output_tokens",
+    ),
+    "beside_input": ("tool_use_prompt_token_count", "toolUsePromptTokenCount"),
+    "beside_output": ("thoughts_token_count", "thoughtsTokenCount"),
+    "beside_read": ("cache_read_input_tokens", "cacheReadInputTokens"),
+    "beside_creation": ("cache_creation_input_tokens", "cacheWriteInputTokens"),
+    "part_read": ("cached_content_token_count", "cachedContentTokenCount", "gen_ai.usage.cache_read.input_tokens"),
+    "part_creation": ("gen_ai.usage.cache_creation.input_tokens",),
 }
 _NAMES_IN_DETAILS: Final = {
     "part_read": ("cached_tokens",),
     "part_creation": ("cache_write_tokens", "cache_creation_tokens"),
 }
 _DETAILS: Final = ("input_tokens_details", "prompt_tokens_details")
+
+# What is not under `usage` must have one of these names to be taken for it. Other libraries put other things there:
+# LangChain's `usage_metadata` keeps what is cached in details of its own.
+_GEMINI: Final = ("prompt_token_count", "promptTokenCount", "candidates_token_count", "candidatesTokenCount")
+_BEDROCK: Final = ("inputTokens", "outputTokens")
+_CONVENTIONS: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+
+_MODELS: Final = ("model", "model_version", "modelVersion", MODEL)
+_ANSWERS: Final = ("id", "response_id", "responseId", "gen_ai.response.id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +94,7 @@ class TokenUsage:
         stated = self.stated
         given = stated.get("input", 0)
         read, made = stated.get("part_read", 0), stated.get("part_creation", 0)
-        if stated.keys() & _NAMES_IN_DETAILS.keys() or "chat" in stated:
+        if "part_read" in stated or "part_creation" in stated or "chat" in stated:
             # Gateways that speak OpenAI's language for other models name the same tokens in Anthropic's way as well.
             read = max(read, stated.get("beside_read", 0))
             made = max(made, stated.get("beside_creation", 0))
@@ -66,7 +103,12 @@ class TokenUsage:
             given -= read + made
         else:
             read, made = stated.get("beside_read", 0), stated.get("beside_creation", 0)
-        return {"input": given, "output": stated.get("output", 0), "cache_read": read, "cache_creation": made}
+        return {
+            "input": given + stated.get("beside_input", 0),
+            "output": stated.get("output", 0) + stated.get("beside_output", 0),
+            "cache_read": read,
+            "cache_creation": made,
+        }
 
 
 class Tokens:
@@ -117,15 +159,31 @@ def find_usage(answer: object, usage_of: Callable[[Any], object] | None = None) 
     if answer is None:
         return None
     about = answer
-    usage = usage_of(answer) if usage_of is not None else _get(answer, "usage")
+    usage = usage_of(answer) if usage_of is not None else _usage_in(answer)
     if usage is None and usage_of is None:
         # The last event of a streamed answer carries the whole of it; Anthropic's first one the message begun.
         for inner in (_get(answer, "response"), _get(answer, "message")):
-            if inner is not None and (usage := _get(inner, "usage")) is not None:
+            if inner is not None and (usage := _usage_in(inner)) is not None:
                 about = inner
                 break
+        else:
+            usage = _if_it_has(_BEDROCK, _get(_get(answer, "metadata"), "usage"))
     stated = None if usage is None else _stated(usage)
-    return None if stated is None else TokenUsage(stated, _text(about, "model"), _text(about, "id"))
+    if stated is None:
+        return None
+    return TokenUsage(stated, _text(about, *_MODELS) or _text(usage, MODEL), _text(about, *_ANSWERS))
+
+
+def _usage_in(answer: object) -> object:
+    found = _get(answer, "usage")
+    for name in ("usage_metadata", "usageMetadata"):
+        if found is None:
+            found = _if_it_has(_GEMINI, _get(answer, name))
+    return _if_it_has(_CONVENTIONS, answer) if found is None and isinstance(answer, Mapping) else found
+
+
+def _if_it_has(names: tuple[str, ...], usage: object) -> object:
+    return usage if any(_get(usage, name) is not None for name in names) else None
 
 
 def _stated(usage: object) -> dict[str, int] | None:
@@ -157,9 +215,12 @@ def _count(usage: object, *names: str) -> int | None:
     return None
 
 
-def _text(thing: object, name: str) -> str | None:
-    value = _get(thing, name)
-    return value if isinstance(value, str) and 0 < len(value) <= MAX_VALUE_LENGTH and is_text(value) else None
+def _text(thing: object, *names: str) -> str | None:
+    for name in names:
+        value = _get(thing, name)
+        if isinstance(value, str) and 0 < len(value) <= MAX_VALUE_LENGTH and is_text(value):
+            return value
+    return None
 
 
 def _get(thing: object, name: str) -> object:

@@ -1,11 +1,15 @@
 import math
+from http import HTTPStatus
+from typing import Any
 
 import pytest
 
 from tallymark import dimensions, record, track_usage
 from tallymark.dimensions import from_mapping
 from tallymark.errors import DeclarationError
+from tallymark.integrations.serving import serving
 from tallymark.testing import capture_usage
+from tests.sdk.handlers import Get
 
 BAD = [
     {"tallymark.account.id": "other"},
@@ -80,6 +84,88 @@ def test_none_is_left_out() -> None:
 def test_a_meter_may_name_its_own_route() -> None:
     own, _ = from_mapping({"http.route": "/mine"})
     assert dimensions.of_call({"http.request.method": "GET", "http.route": "/framework", "error.type": None}, own) == (
-        ("http.request.method", "string", "GET"),
-        ("http.route", "string", "/mine"),
+        (("http.request.method", "string", "GET"), ("http.route", "string", "/mine")),
+        [],
     )
+
+
+class Rule:
+    """As frameworks have them for routes."""
+
+    def __str__(self) -> str:
+        return "/rule"
+
+
+class RuleText(str):
+    pass
+
+
+UNSENDABLE = [
+    Rule(),
+    b"/bytes",
+    ["/list"],
+    "/surrogate\ud800",
+    "/nul\0",
+    "/long" * 1000,
+    2**63,
+    float("nan"),
+]
+
+
+@pytest.mark.parametrize("value", UNSENDABLE, ids=lambda value: str(type(value).__name__))
+def test_what_a_call_says_of_itself_is_checked_like_what_its_meter_says(value: Any) -> None:
+    found, (problem,) = dimensions.of_call({"http.request.method": "GET", "http.route": value})
+    assert found == (("http.request.method", "string", "GET"),)
+    assert "http.route" in problem
+
+
+def test_what_a_call_says_of_itself_has_the_types_of_the_wire() -> None:
+    said = {"a": HTTPStatus.OK, "b": RuleText("/x"), "c": True, "tallymark.task.name": "t"}
+    found, problems = dimensions.of_call(said)
+    assert found == (
+        ("a", "int", 200),
+        ("b", "string", "/x"),
+        ("c", "bool", True),
+        ("tallymark.task.name", "string", "t"),
+    )
+    assert [type(value) for _, _, value in found] == [int, str, bool, str]
+    assert problems == []
+
+
+class Routed(Get):
+    found: Any = None
+
+    def route(self) -> Any:
+        return self.found
+
+
+@pytest.mark.parametrize("value", UNSENDABLE, ids=lambda value: str(type(value).__name__))
+def test_a_route_that_cannot_be_sent_costs_itself_alone(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    @track_usage("calls", attributes={"own": 1})
+    def handler() -> None:
+        record("m", 2, attributes={"own": 1})
+
+    call = Routed()
+    call.found = value
+    with capture_usage() as usage, serving(call):
+        for _ in range(2):
+            handler()
+    found = {u.meter: (u.quantity, u.attributes) for u in usage}
+    method = {"http.request.method": "GET", "own": 1}
+    assert found == {"calls": (2, {**method, "http.response.status_code": 201}), "m": (4, method)}
+    assert usage.refused() == {}
+    assert {line.split(":")[0] for line in caplog.messages} == {
+        f"usage of meter {meter} is recorded without an attribute" for meter in ("calls", "m")
+    }
+    assert "http.route" in caplog.text
+
+
+def test_a_route_that_becomes_sendable_is_sent() -> None:
+    @track_usage("calls")
+    def handler() -> None: ...
+
+    call = Routed()
+    with capture_usage() as usage, serving(call):
+        for call.found in (["/list"], "/one", b"/bytes", "/one"):
+            handler()
+    assert {u.attributes.get("http.route"): u.quantity for u in usage} == {None: 2, "/one": 2}

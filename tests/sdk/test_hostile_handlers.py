@@ -167,3 +167,28 @@ def test_what_records_in_the_midst_of_recording_evidence() -> None:
     # The account and the quantity were written, and each time something else recorded.
     assert other.attributes["tallymark.meter.m"] == 2  # type: ignore[attr-defined]
     assert usage.total("m") == 3
+
+
+@pytest.mark.parametrize("name", ["Bad\ud800", "Bad" * 1000])
+def test_an_exception_whose_name_cannot_be_sent_is_counted_without_it(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class BadError(Exception):
+        pass
+
+    BadError.__qualname__ = name
+
+    @track_usage("calls")
+    def handler() -> None:
+        raise BadError
+
+    with capture_usage() as usage:
+        for _ in range(2):
+            with pytest.raises(BadError):
+                handler()
+        with serving(Get()), pytest.raises(BadError):
+            handler()
+    assert usage.total("calls", account="acme") == 2
+    assert usage.total("calls") == 3
+    assert all("error.type" not in u.attributes for u in usage)
+    assert "attribute 'error.type'" in caplog.text

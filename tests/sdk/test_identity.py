@@ -121,6 +121,26 @@ async def test_threads_and_tasks_keep_to_themselves() -> None:
     assert usage.total("calls") == 2 * each * len(accounts)
 
 
+def test_executors_leave_the_account_behind_unless_the_context_is_handed_over() -> None:
+    async def main() -> None:
+        identify(account="acme")
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(record, "to_thread")
+        await loop.run_in_executor(None, record, "bare")
+        await loop.run_in_executor(None, contextvars.copy_context().run, record, "handed_over")
+        with ThreadPoolExecutor(1) as pool:
+            await asyncio.wrap_future(pool.submit(record, "submitted"))
+
+    with capture_usage() as usage:
+        asyncio.run(main())
+    assert {u.meter: u.account for u in usage} == {
+        "to_thread": "acme",
+        "bare": None,
+        "handed_over": "acme",
+        "submitted": None,
+    }
+
+
 async def test_in_a_request_tasks_see_the_account_they_were_started_under() -> None:
     seen: list[str | None] = []
 

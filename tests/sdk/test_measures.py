@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
+from itertools import chain, count
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -252,6 +255,127 @@ def test_several_amounts_with_attributes_of_their_own() -> None:
     assert {u.attributes["kind"]: u.quantity for u in usage} == {"a": 1, "b": 2}
     assert {u.attributes["x"] for u in usage} == {1}
     assert usage.refused() == {"m": 1}
+
+
+KINDS = {"a": 1, "b": 2}
+
+
+class Pairs:
+    """Iterable, and neither a list nor an iterator."""
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+        return iter([(n, {"kind": kind}) for kind, n in KINDS.items()])
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        lambda call: ((n, {"kind": kind}) for kind, n in KINDS.items()),
+        lambda call: map(dict.popitem, [{n: {"kind": kind}} for kind, n in KINDS.items()]),
+        lambda call: zip(KINDS.values(), [{"kind": kind} for kind in KINDS], strict=True),
+        lambda call: {(n, HashableKind(kind)) for kind, n in KINDS.items()},
+        lambda call: Pairs(),
+        lambda call: deque([n, {"kind": kind}] for kind, n in KINDS.items()),
+        lambda call: chain([(1, {"kind": "a"})], ((n, {"kind": "b"}) for n in (1, 1))),
+    ],
+    ids=["generator", "map", "zip", "set", "iterable", "deque", "chain"],
+)
+def test_several_amounts_of_any_iterable(several: Callable[[Any], Any], caplog: pytest.LogCaptureFixture) -> None:
+    @track_usage("m", measure.of(several))
+    def handler() -> str:
+        return "done"
+
+    with capture_usage() as usage:
+        assert handler() == "done"
+    assert {u.attributes["kind"]: u.quantity for u in usage} == KINDS
+    assert (usage.refused(), caplog.messages) == ({}, [])
+
+
+class HashableKind(dict[str, str]):
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind=kind)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self["kind"])
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def _breaking(error: BaseException) -> Iterator[tuple[int, dict[str, str]]]:
+    yield 1, {"kind": "a"}
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("several", "said"),
+    [
+        (lambda call: _breaking(KeyError("k")), "KeyError"),
+        (lambda call: _breaking(SystemExit()), "SystemExit"),
+        (lambda call: _breaking(Interrupted()), "Interrupted"),
+        (lambda call: ((1, {}) for _ in count()), "more than 100,000 amounts"),
+        (lambda call: [1, 2], r"is a pair \(quantity, attributes\), not a int"),
+        (lambda call: (n for n in (1, 2)), r"is a pair \(quantity, attributes\), not a int"),
+        (lambda call: [(1, {}, 3)], r"is a pair \(quantity, attributes\), not a tuple"),
+        (lambda call: "12", "it is a str, not a number"),
+        (lambda call: b"12", "it is a bytes, not a number"),
+        (lambda call: {1: {}}, "it is a dict, not a number"),
+        (lambda call: object(), "it is a object, not a number"),
+    ],
+)
+def test_amounts_that_cannot_be_taken_are_refused_whole_and_the_handler_runs(
+    several: Callable[[Any], Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @track_usage("m", measure.of(several))
+    def handler() -> str:
+        return "done"
+
+    with capture_usage() as usage:
+        assert handler() == "done"
+        with serving(Get()):
+            assert handler() == "done"
+    assert list(usage) == []
+    assert usage.refused() == {"m": 2}
+    assert re.search(said, caplog.text)
+
+
+def test_no_amounts_of_an_iterable_are_none(caplog: pytest.LogCaptureFixture) -> None:
+    @track_usage("m", measure.of(lambda call: iter(())))
+    def handler() -> None: ...
+
+    with capture_usage() as usage:
+        handler()
+    assert (list(usage), usage.refused(), caplog.messages) == ([], {}, [])
+
+
+class ArrayOfOne:
+    """As a NumPy array without dimensions: it has an `__iter__`, and is a number."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError("iteration over a 0-d array")
+
+    def __index__(self) -> int:
+        return 3
+
+
+class TruthlessAttributes(dict[str, str]):
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+
+def test_numbers_and_attributes_of_a_librarys_own() -> None:
+    @track_usage("m", measure.of(lambda call: ArrayOfOne()))
+    def one() -> None: ...
+
+    @track_usage("m", measure.of(lambda call: [(4, TruthlessAttributes(kind="a")), (5, None)]))
+    def several() -> None: ...
+
+    with capture_usage() as usage:
+        one()
+        several()
+    assert {u.attributes.get("kind"): u.quantity for u in usage} == {None: 8, "a": 4}
+    assert usage.refused() == {}
 
 
 async def _asynchronous(call: Any) -> int:

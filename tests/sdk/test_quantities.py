@@ -70,7 +70,12 @@ def test_what_a_quantity_becomes(value: object, want: object) -> None:
         Decimal("sNaN"),
         Decimal("Infinity"),
         Decimal("1E+999999"),
+        Decimal("-1E+999999999999999999"),
+        Decimal("-1E-999999"),
+        Decimal("1E-999999"),
         Decimal("1E-31"),
+        pytest.param(10**100_000, id="int of 100,001 digits"),
+        pytest.param(-(10**100_000), id="negative int of 100,001 digits"),
         Decimal("1.0000000000000000000000000000001"),
         Decimal((0, (1, 5), -2000)),
         1.2345678901234567e-15,
@@ -94,6 +99,30 @@ def test_what_a_quantity_becomes(value: object, want: object) -> None:
 def test_what_is_refused(value: object) -> None:
     with pytest.raises(RefusedQuantityError):
         exact(value)
+
+
+class NeverWhole(Decimal):
+    """As an int it would be a million digits, and the process stand still until they are there."""
+
+    def __int__(self) -> int:
+        raise AssertionError(f"{self:.1E} was made an int")
+
+
+@pytest.mark.parametrize(
+    ("digits", "reason"),
+    [
+        ("1E+999999", "over"),
+        ("-1E+500000", "negative"),
+        ("-1E+999999", "negative"),
+        ("-" + "9" * 10_000, "negative"),
+        ("9" * 10_000, "over"),
+        ("0." + "1" * 10_000, "decimal places"),
+        ("-0." + "1" * 10_000, "negative"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_it_is_made_an_int(digits: str, reason: str) -> None:
+    with pytest.raises(RefusedQuantityError, match=reason):
+        exact(NeverWhole(digits))
 
 
 def test_a_tenth_ten_times_is_one() -> None:

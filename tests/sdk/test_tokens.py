@@ -74,6 +74,52 @@ BOTH = {
         "cache_creation_input_tokens": 7,
     },
 }
+# The prompt's count has the cached tokens in it; thoughts stand beside the candidates, tool results beside the prompt.
+GEMINI = {
+    "response_id": "r1",
+    "model_version": "gemini-x",
+    "usage_metadata": {
+        "prompt_token_count": 100,
+        "candidates_token_count": 15,
+        "cached_content_token_count": 30,
+        "thoughts_token_count": 5,
+        "tool_use_prompt_token_count": None,
+        "total_token_count": 120,
+    },
+}
+GEMINI_REST = {
+    "responseId": "r1",
+    "modelVersion": "gemini-x",
+    "usageMetadata": {
+        "promptTokenCount": 98,
+        "toolUsePromptTokenCount": 2,
+        "candidatesTokenCount": 15,
+        "cachedContentTokenCount": 30,
+        "thoughtsTokenCount": 5,
+        "totalTokenCount": 120,
+    },
+}
+BEDROCK = {
+    "output": {"message": {"role": "assistant", "content": [{"text": "…"}]}},
+    "usage": {
+        "inputTokens": 70,
+        "outputTokens": 20,
+        "totalTokens": 127,
+        "cacheReadInputTokens": 30,
+        "cacheWriteInputTokens": 7,
+    },
+}
+# A span's attributes: what is cached is in the input, and thoughts are in the output.
+CONVENTIONS = {
+    "gen_ai.request.model": "asked-for",
+    "gen_ai.response.model": "conv-x",
+    "gen_ai.response.id": "c1",
+    "gen_ai.usage.input_tokens": 107,
+    "gen_ai.usage.output_tokens": 20,
+    "gen_ai.usage.reasoning.output_tokens": 5,
+    "gen_ai.usage.cache_read.input_tokens": 30,
+    "gen_ai.usage.cache_creation.input_tokens": 7,
+}
 EMBEDDINGS = {"model": "text-x", "usage": {"prompt_tokens": 8, "total_tokens": 8}}
 
 OPENAI = {"input": 70, "output": 20, "cache_read": 30}
@@ -95,6 +141,48 @@ def test_an_answer(form: Any, answer: dict[str, Any], want: dict[str, int]) -> N
     assert counted(usage) == want
     assert {u.attributes["gen_ai.response.model"] for u in usage} == {answer["model"]}
     assert usage.refused() == {}
+
+
+OTHERS: list[tuple[dict[str, Any], dict[str, int], str | None]] = [
+    (GEMINI, OPENAI, "gemini-x"),
+    (GEMINI_REST, OPENAI, "gemini-x"),
+    ({"response": GEMINI_REST}, OPENAI, "gemini-x"),
+    ({"usage_metadata": {"prompt_token_count": 9}}, {"input": 9}, None),  # a prompt that was blocked
+    (BEDROCK, ANTHROPIC, None),
+    ({"usage": {"inputTokens": 1, "outputTokens": 2}}, {"input": 1, "output": 2}, None),
+    ({"usage": CONVENTIONS}, ANTHROPIC, "conv-x"),
+    ({"model": "m", "usage": CONVENTIONS}, ANTHROPIC, "m"),
+]
+MAPPINGS: list[tuple[dict[str, Any], dict[str, int], str | None]] = [
+    (CONVENTIONS, ANTHROPIC, "conv-x"),
+    ({"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 6}, {"input": 5, "output": 6}, None),
+    ({"gen_ai.usage.output_tokens": 6}, {"output": 6}, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "want", "model"),
+    [(form, *other) for form in (dict, objects) for other in OTHERS] + [(dict, *mapping) for mapping in MAPPINGS],
+)
+def test_an_answer_in_other_words(form: Any, answer: dict[str, Any], want: dict[str, int], model: str | None) -> None:
+    complete = track_usage("llm.tokens", tokens())(lambda: form(answer))
+    with capture_usage() as usage:
+        complete()
+    assert (counted(usage), usage.refused()) == (want, {})
+    assert {u.attributes.get("gen_ai.response.model") for u in usage} == {model}
+
+
+@pytest.mark.parametrize(
+    "usage_of", [lambda a: a["usage_metadata"], lambda a: Object(**a["usage_metadata"])], ids=["mapping", "object"]
+)
+def test_a_vendors_usage_that_was_found_for_it(usage_of: Any) -> None:
+    @track_usage("llm.tokens", tokens(usage_of))
+    def complete() -> Any:
+        return GEMINI
+
+    with capture_usage() as usage:
+        complete()
+    assert counted(usage) == OPENAI
 
 
 def chunk(usage: Any = None, **more: Any) -> dict[str, Any]:
@@ -128,6 +216,28 @@ STREAMS: dict[str, tuple[list[dict[str, Any]], dict[str, int]]] = {
         [
             {"type": "message_start", "message": {"id": "msg_1", "usage": {"input_tokens": 0, "output_tokens": 0}}},
             {"type": "message_delta", "usage": MESSAGES["usage"]},
+        ],
+        ANTHROPIC,
+    ),
+    "gemini, running totals in each": (
+        [
+            {**GEMINI, "usage_metadata": None},
+            {**GEMINI, "usage_metadata": {"prompt_token_count": 100, "thoughts_token_count": 5}},
+            {**GEMINI, "usage_metadata": {"prompt_token_count": 100, "candidates_token_count": 4}},
+            GEMINI,
+        ],
+        OPENAI,
+    ),
+    "gemini, two answers": (
+        [GEMINI, {**GEMINI, "response_id": "r2"}],
+        {kind: 2 * count for kind, count in OPENAI.items()},
+    ),
+    "bedrock": (
+        [
+            {"messageStart": {"role": "assistant"}},
+            {"contentBlockDelta": {"delta": {"text": "…"}, "contentBlockIndex": 0}},
+            {"messageStop": {"stopReason": "end_turn"}},
+            {"metadata": {"usage": BEDROCK["usage"], "metrics": {"latencyMs": 1}}},
         ],
         ANTHROPIC,
     ),
@@ -216,6 +326,16 @@ class Raises:
         {"usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}},
         {"usage": {"prompt_tokens": 3, "cache_read_input_tokens": 4}},
         {"usage": 7},
+        {"usage_metadata": {"total_token_count": 3}},
+        {"usage_metadata": {"prompt_token_count": 3, "cached_content_token_count": 4}},
+        {"usage_metadata": {"prompt_token_count": 3, "thoughts_token_count": 1.5}},
+        {"usage_metadata": {"input_tokens": 3, "output_tokens": 4}},  # LangChain's: whose details are its own
+        {"usage": {"inputTokens": -1}},
+        {"metadata": {"usage": "much"}},
+        {"metadata": {"usage": {"input_tokens": 3}}},  # whatever somebody has put there
+        {"gen_ai.usage.input_tokens": 3, "gen_ai.usage.cache_read.input_tokens": 4},
+        {"gen_ai.usage.input_tokens": "3"},
+        {"gen_ai.request.model": "m"},
         Raises(),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Final
 
 from tallymark_collector.errors import UserError
@@ -48,6 +48,8 @@ def json_line(text: str) -> Fields:
         raise LineFault(f"it is not JSON at character {error.pos + 1}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise LineFault(f"it cannot be read as JSON: {error}") from None
+    except InvalidOperation:  # of about 19 digits, which no Decimal has
+        raise LineFault("it cannot be read as JSON: a number has an exponent out of range") from None
     if not isinstance(found, dict):
         raise LineFault("it is JSON, but no object {…}")
 

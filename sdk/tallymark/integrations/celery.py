@@ -17,17 +17,17 @@ them. Tasks that a worker revokes or does not know have no run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from celery import Celery, signals
 
 from tallymark import conventions, runtime
 from tallymark.calls import NO_ARGUMENTS, Call, Description, current_call, error_name
-from tallymark.decorators import UsageTracker
 from tallymark.dimensions import Value
+from tallymark.errors import checked_function
 from tallymark.identity import Identity, current_identity
-from tallymark.integrations.serving import Found, Requests, Resolver, Served
+from tallymark.integrations.serving import ASYNC_WAY, Found, Requests, Resolver, Served, Track
 
 HEADER: Final = "tallymark"
 """The message header that carries who a task is for."""
@@ -38,7 +38,7 @@ _ENDS: Final = {"Retry": "RETRY", "Ignore": "IGNORED", "Reject": "REJECTED"}
 def meter_tasks(
     app: Celery,
     identify: Resolver[Any] | None = None,
-    track: Iterable[UsageTracker] = (),
+    track: Track = (),
     carry_identity: bool = False,
 ) -> None:
     """Meters the tasks of `app`. Again for the same application: nothing happens.
@@ -104,11 +104,9 @@ class TaskCall(Call):
 
 
 class _MeteredTasks:
-    def __init__(
-        self, app: Celery, identify: Resolver[Any] | None, track: Iterable[UsageTracker], carry_identity: bool
-    ) -> None:
+    def __init__(self, app: Celery, identify: Resolver[Any] | None, track: Track, carry_identity: bool) -> None:
         self._app = app
-        self._identify = identify
+        self._identify = None if identify is None else checked_function("meter_tasks: identify", identify, ASYNC_WAY)
         self._carries = carry_identity
         self._requests: Requests[tuple[Any, Found]] = Requests("meter_tasks", self._who, track)
 

@@ -19,7 +19,7 @@ from tallymark import runtime
 from tallymark.decorators import UsageTracker, track_usage
 from tallymark.errors import DeclarationError, SettingsError, checked_function
 from tallymark.identity import current_identity
-from tallymark.integrations.serving import Found, Resolver
+from tallymark.integrations.serving import ASYNC_WAY, Found, Resolver
 from tallymark.meters import REQUEST_UNIT, Meter
 from tallymark.reporting import logger
 
@@ -113,7 +113,7 @@ def _imported(place: str) -> Callable[[Any], Found]:
     found: Any = importlib.import_module(module)
     for name in path.split("."):
         found = getattr(found, name)
-    return cast(Callable[[Any], Found], checked_function(f"{IDENTIFY}={place!r}", found))
+    return cast(Callable[[Any], Found], checked_function(f"{IDENTIFY}={place!r}", found, ASYNC_WAY))
 
 
 def _wanted(place: str) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from tallymark import runtime
 from tallymark.baggage import adopt
 from tallymark.calls import Call, current_call
 from tallymark.decorators import UsageTracker
+from tallymark.errors import DeclarationError, checked_function
 from tallymark.identity import NOBODY, Held, Identity, current_held, identify, is_in_force
 from tallymark.tallies import Tally
 from tallymark.tracked import TrackedCall
@@ -21,22 +23,32 @@ Found = Identity | Mapping[str, "str | None"] | None
 Resolver = Callable[[T], Found]
 """Says whom a request is for: an `Identity`, a mapping with any of account, user and plan, or None: not known yet."""
 
-Track = Iterable[UsageTracker] | Callable[[], Iterable[UsageTracker]]
+Trackers = UsageTracker | Iterable[UsageTracker]
+Track = Trackers | Callable[[], Trackers]
 """What requests are counted by. A function that gives it is called at the first request: its meters must be expected
 (`Meters.expect`) before any call of theirs begins."""
 
+ASYNC_WAY: Final = (
+    "; where only an await tells whom it is for, call tallymark.identify() in a dependency, in a middleware inside "
+    "this one, or in the handler"
+)
+
 _FIELDS: Final = ("account", "user", "plan")
+_WANTED: Final = "it must return an Identity, a mapping with any of account, user and plan, or None"
 
 
 class Requests(Generic[T]):
     """The calls that one integration serves. `name` is for messages."""
 
     def __init__(self, name: str, resolver: Resolver[T] | None, track: Track) -> None:
-        """Raises DeclarationError for a tracker that counts by a function's result."""
+        """Raises DeclarationError for a resolver that has to be awaited, and for a tracker that counts by a function's
+        result."""
         self._name = name
-        self._resolver = resolver
-        self._track_later = track if callable(track) else None
-        self._tallies = () if callable(track) else _tallies(track)
+        self._resolver = None if resolver is None else checked_function(f"{name}: identify", resolver, ASYNC_WAY)
+        # A tracker can be called, too: it is a decorator.
+        later = callable(track) and not isinstance(track, UsageTracker)
+        self._track_later = cast("Callable[[], Trackers]", track) if later else None
+        self._tallies = () if later else _tallies(name, cast(Trackers, track))
 
     def begin(self, call: Call, about: T) -> Served:
         """From here on `call` is being served, and nobody is identified but by the resolver, which is given `about`.
@@ -60,10 +72,10 @@ class Requests(Generic[T]):
         served.begun()
         return served
 
-    def _declare(self, track: Callable[[], Iterable[UsageTracker]]) -> None:
+    def _declare(self, track: Callable[[], Trackers]) -> None:
         """Two threads may both do it: either's tallies count a request once."""
         try:
-            self._tallies = _tallies(track())
+            self._tallies = _tallies(self._name, track())
         except Exception as error:
             runtime.current().reporter.error(
                 "track", "%s: requests are not counted: %s", self._name, error, exc_info=error
@@ -71,13 +83,10 @@ class Requests(Generic[T]):
         self._track_later = None
 
     def _identify(self, resolver: Resolver[T], about: T) -> bool:
-        """False where the resolver raised: the request is nobody's then."""
+        """False where the resolver raised, or made something that names nobody: the request is nobody's then."""
         try:
             found = resolver(about)
-            if isinstance(found, Identity):
-                identify(found.account, found.user, found.plan)
-            elif found is not None:
-                identify(**{field: found[field] for field in _FIELDS if field in found})
+            fields, returned = _fields_of(found)
         except Exception as error:
             identify(None, None, None)
             runtime.current().reporter.error(
@@ -88,11 +97,57 @@ class Requests(Generic[T]):
                 exc_info=error,
             )
             return False
+        if returned is not None:
+            outcome = "the request is recorded without an account" if fields is None else "the others are left out"
+            runtime.current().reporter.error(
+                "resolver.returned",
+                "%s: the identify function returned %s; %s; %s",
+                self._name,
+                returned,
+                _WANTED,
+                outcome,
+            )
+        if fields is None:
+            identify(None, None, None)
+            return False
+        if fields:
+            identify(**fields)
         return True
 
 
-def _tallies(track: Iterable[UsageTracker]) -> tuple[Tally, ...]:
-    return tuple(tracker.of_requests() for tracker in track)
+def _fields_of(found: object) -> tuple[dict[str, str | None] | None, str | None]:
+    """(what a resolver's result says, what is wrong with it), of which either may be None. No value is told, nor a
+    mapping's names: they may be credentials."""
+    if found is None:
+        return {}, None
+    if isinstance(found, Identity):
+        return {"account": found.account, "user": found.user, "plan": found.plan}, None
+    kind = f"a {type(found).__name__}"
+    if inspect.iscoroutine(found):
+        found.close()  # or Python warns of it as well
+        return None, kind + ASYNC_WAY
+    if not isinstance(found, Mapping):
+        return None, kind
+    fields = {field: found[field] for field in _FIELDS if field in found}
+    others = sum(name not in _FIELDS for name in found)
+    if not others:
+        return fields, None
+    if not fields:
+        return None, f"{kind} with none of the three names"
+    return fields, f"{kind} with names beside the three ({others})"
+
+
+def _tallies(name: str, track: Trackers) -> tuple[Tally, ...]:
+    """Raises DeclarationError for what `track_usage()` has not made."""
+    is_one = isinstance(track, (UsageTracker, str)) or not isinstance(track, Iterable)
+    tallies = []
+    for tracker in cast("Iterable[object]", (track,) if is_one else track):
+        if not isinstance(tracker, UsageTracker):
+            raise DeclarationError(
+                f"{name}: track= takes what track_usage() made, one or several, not a {type(tracker).__name__}"
+            )
+        tallies.append(tracker.of_requests())
+    return tuple(tallies)
 
 
 @contextmanager

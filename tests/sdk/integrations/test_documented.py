@@ -37,6 +37,15 @@ def test_fastapi(usage: Captured) -> None:
     assert usage.total("egress", account="acme") == answer.size > 0
 
 
+def test_what_is_awaited(usage: Captured) -> None:
+    with uvicorn_serving(snippet("Where only an await tells whom it is for")["app"]) as port:
+        assert call(port, "/items/1", **{"x-api-key": "key-of-acme"}).status == 200
+        assert call(port, "/items/2", **{"x-api-key": "nobody's"}).status == 200
+        assert call(port, "/nowhere", **{"x-api-key": "key-of-acme"}).status == 404
+    assert (usage.total("requests", account="acme"), usage.total("items", account="acme")) == (1, 1)
+    assert (usage.total("requests", account=None), usage.total("items", account=None)) == (2, 1)
+
+
 def test_flask(usage: Captured) -> None:
     with wsgi_serving(snippet("Flask")["app"], "werkzeug") as port:
         assert call(port, "/items/1", "POST", **{"x-api-key": "key-of-acme"}).status == 201

@@ -312,3 +312,28 @@ def test_a_billable_function_sees_grpcs_number(usage: Captured) -> None:
     client.channel.close()
     server.stop(5).wait()
     assert usage.total("successes") == 2
+
+
+class Anything(grpc.GenericRpcHandler):
+    """Serves methods of whatever name a client makes up."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+
+def test_a_method_of_a_generic_handler_whose_name_is_too_long_is_counted_without_it(
+    usage: Captured, caplog: pytest.LogCaptureFixture
+) -> None:
+    interceptors = [UsageInterceptor(identify=whose, track=track_usage("requests"))]
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((Anything(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for method in ("/a.B/C", "/a.B/" + "x" * 2000, "/a.B/" + "x" * 2000):
+            channel.unary_unary(method)(b"x", metadata=[("account", "acme")], timeout=60)
+    server.stop(5).wait()
+    assert {u.attributes.get("rpc.method"): u.quantity for u in usage} == {"a.B/C": 1, None: 2}
+    assert {(u.account, u.attributes["rpc.response.status_code"]) for u in usage} == {("acme", "OK")}
+    assert usage.refused() == {}
+    assert "usage of meter requests is recorded without an attribute: attribute 'rpc.method'" in caplog.text

@@ -330,7 +330,7 @@ def test_what_is_switched_off_patches_and_sends_nothing(
         ("nowhere.at.all:whose", "ModuleNotFoundError"),
         ("usage_of_shop:missing", "AttributeError"),
         ("usage_of_shop.whose", "must be package.module:function"),
-        ("usage_of_shop:late", "the function must give its answer at once"),
+        ("usage_of_shop:late", "at once: no `async`, no `yield`; where only an await tells whom it is for, call"),
         ("leaves:whose", "SystemExit"),
     ],
 )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from http.client import IncompleteRead
 from typing import Any
-from wsgiref.util import FileWrapper
+from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
@@ -243,3 +243,21 @@ def test_a_route_that_the_service_knows_and_a_middleware_inside(usage: Captured)
         assert call(port, "/things/17", account="acme").status == 200
     assert rows(usage, "requests") == rows(usage, "calls") == {("acme", "GET", "/things/{id}", 200, None): 1}
     assert usage.total("egress", plan="pro") == 1
+
+
+@pytest.mark.parametrize("route", [object(), b"/x", ["/x"], "/a\ud800", "/a\0", "/" + "a" * 5000])
+def test_a_route_that_cannot_be_sent_is_left_out_and_the_request_counted(
+    usage: Captured, caplog: pytest.LogCaptureFixture, route: Any
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", TEXT)
+        return [b"x"]
+
+    environ: dict[str, Any] = {"HTTP_ACCOUNT": "acme"}
+    setup_testing_defaults(environ)
+    answer: Any = metered(app, route=lambda environ: route)(environ, lambda *_: None)
+    assert list(answer) == [b"x"]
+    answer.close()
+    assert rows(usage, "requests") == {("acme", "GET", None, 200, None): 1}
+    assert usage.total("egress", account="acme") == 1
+    assert "usage of meter requests is recorded without an attribute: attribute 'http.route'" in caplog.text
