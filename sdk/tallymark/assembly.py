@@ -130,6 +130,15 @@ class Runtime:
         self.journal.close(self.recorder)
         return delivered
 
+    def finish(self) -> bool:
+        """Flush, at most for the `shutdown_timeout`, as if the process ended here; what is recorded afterwards is kept
+        and sent as ever."""
+        exporter, settings = self.exporter, self.settings
+        if exporter is None or settings is None:
+            return self.flush(0)
+        self.late.settle(0)
+        return exporter.finish(settings.shutdown_timeout_s)
+
     def undelivered(self) -> dict[str, Exact]:
         """Quantity by meter that no collector has acknowledged."""
         amounts: dict[str, Exact] = {}

@@ -145,16 +145,31 @@ def _after_fork_in_child() -> None:
         runtime.start_over_in_child()
 
 
+def finish() -> None:
+    """For integrations that are told of the end of what they serve: deliver what is left, and tell of what could not
+    be. A process that a signal ends afterwards gets to no exit handler.
+
+    It blocks, for the `shutdown_timeout` at most. Usage that is recorded afterwards is kept and sent as ever.
+    """
+    runtime = active
+    if not runtime.finish():
+        _tell_of_undelivered(runtime, "the service")
+
+
 def _at_exit() -> None:
     runtime = active
-    if runtime.shutdown(None):
-        return
+    if not runtime.shutdown(None):
+        _tell_of_undelivered(runtime, "the process")
+
+
+def _tell_of_undelivered(runtime: Runtime, what: str) -> None:
     left = runtime.undelivered()
     if left:
         where = runtime.journal.where()
         runtime.reporter.error(
             "lost",
-            "the process ends with usage that no collector has acknowledged: %s; %s",
+            "%s ends with usage that no collector has acknowledged: %s; %s",
+            what,
             ", ".join(f"{meter}={amount}" for meter, amount in sorted(left.items())),
             "it is lost" if where is None else f"the next process delivers what is in {where}",
         )

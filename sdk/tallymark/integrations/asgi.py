@@ -6,19 +6,17 @@ app.add_middleware(UsageMiddleware, identify=lambda scope: {"account": account_o
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from tallymark.calls import METHODS, OTHER_METHOD, HttpCall, IncompleteAnswerError
 from tallymark.integrations.answers import is_a, status_of_answer
+from tallymark.integrations.asgi_lifespan import serve_lifespan
 from tallymark.integrations.asgi_routes import matched_route, route_template
+from tallymark.integrations.asgi_types import App, Message, Receive, Scope, Send
 from tallymark.integrations.serving import Requests, Resolver, Served, Track
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+__all__ = ["CALL", "App", "AsgiCall", "Message", "Receive", "Scope", "Send", "UsageMiddleware"]
 
 CALL: Final = "tallymark.call"
 """Where a scope keeps the call that is being served: also in the copies that frameworks make of it."""
@@ -39,6 +37,9 @@ class UsageMiddleware:
     "IncompleteAnswerError" where the client went away before the end of it.
 
     Another one inside, around a mounted application for instance, adds what it identifies and tracks.
+
+    When the server tells of its end by the lifespan protocol, what is left is delivered before the server goes on, for
+    which it waits no longer than the `shutdown_timeout`.
     """
 
     def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Track = ()) -> None:
@@ -46,6 +47,9 @@ class UsageMiddleware:
         self._requests = Requests("UsageMiddleware", identify, track)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await serve_lifespan(self.app, scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
