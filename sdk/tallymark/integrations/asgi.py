@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
+from tallymark import runtime
 from tallymark.calls import METHODS, OTHER_METHOD, HttpCall, IncompleteAnswerError
 from tallymark.integrations.answers import is_a, status_of_answer
 from tallymark.integrations.asgi_lifespan import serve_lifespan
@@ -104,10 +105,12 @@ class AsgiCall(HttpCall):
             return message
 
         async def counted_send(message: Message) -> None:
+            kind = message["type"]
+            # Before it is sent: whoever sends a file may remove it right afterwards.
+            file_size = _size_of(message.get("path")) if kind == "http.response.pathsend" else 0
             await send(message)
             if self.client_gone:
                 return  # the server has dropped it
-            kind = message["type"]
             if kind == "http.response.start":
                 self.sent_status = message["status"]
                 self._answered = self._method == "HEAD"  # servers leave its body out, and clients do not wait for it
@@ -115,7 +118,7 @@ class AsgiCall(HttpCall):
             if kind == "http.response.body":
                 size, last = len(message.get("body", b"")), not message.get("more_body", False)
             elif kind == "http.response.pathsend":
-                size, last = os.stat(message["path"]).st_size, True  # noqa: PTH116 - the file was just open
+                size, last = file_size, True
             else:
                 return
             if self._method != "HEAD":
@@ -175,3 +178,16 @@ class AsgiCall(HttpCall):
         self._found = matched_route(self._scope)
         self._template = None if self._found is None else route_template(self._scope, self._found)
         self._endpoint, self._named = endpoint, named
+
+
+def _size_of(path: Any) -> int:
+    """0 where it cannot be told: the answer goes out all the same."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - a path as the service gives it
+    except (OSError, ValueError, TypeError) as error:
+        runtime.current().reporter.warning(
+            "pathsend",
+            "the size of a file that is sent as an answer cannot be told, its bytes are not counted: %s",
+            error,
+        )
+        return 0
