@@ -90,6 +90,11 @@ class UsageExporter:
                 return False
             return True
 
+    def acknowledged_ago_s(self) -> float | None:
+        """Seconds since the collector last took something; None where it has not yet."""
+        at = self._delivery.acknowledged_at
+        return None if at is None else time.monotonic() - at
+
     def hold_sending(self) -> bool:
         """Before a fork; where it is True, `send_again` is to be called after it, in the parent."""
         return bool(self._threads) and self._delivery.hold()

@@ -13,15 +13,17 @@ from tallymark.exporting import UsageExporter
 from tallymark.meters import Meters
 from tallymark.mirror import Instruments
 from tallymark.settings import Baggage, MirrorSetting, Settings, make_settings
+from tallymark.state import StateInstruments
 
 instruments = Instruments(lambda: active.mirror, VERSION)
+state_instruments = StateInstruments(lambda: active, VERSION)
 _held: dict[int, list[UsageExporter]] = {}
 """By thread that is forking: exporters that send nothing in the meantime."""
 
 
 def new_runtime(meters: Meters | None = None) -> Runtime:
     """A runtime of its own, for tests and `tallymark.testing`: see `using`."""
-    return Runtime(instruments, meters)
+    return Runtime(instruments, meters, state_instruments)
 
 
 _runtimes: list[Runtime] = [new_runtime()]
@@ -83,7 +85,8 @@ def configure(
     - `baggage` (TALLYMARK_BAGGAGE): "send" tells the services that this one calls whom a request is for, "accept" takes
       callers' word for it, True does both. It is a header that anybody can write: see `tallymark.baggage`.
     - `mirror` (TALLYMARK_MIRROR): show usage as ordinary counters of the process's MeterProvider too, for monitoring;
-      they are never billed. True leaves accounts out, "accounts" shows them, at most 2,000 series of a meter.
+      they are never billed. True leaves accounts out, "accounts" shows them, at most 2,000 series of a meter. The
+      SDK's own state is shown beside them, as `tallymark.sdk.*`.
 
     The same settings again do nothing. Raises SettingsError when other ones are in force (call `shutdown()` first:
     nothing recorded is lost by it), and when settings cannot work, with all the problems in one message.
@@ -140,6 +143,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     instruments.after_fork()
+    state_instruments.after_fork()
     _held.clear()
     for runtime in _runtimes:
         runtime.start_over_in_child()
