@@ -76,7 +76,8 @@ def configure(
     - `insecure` (TALLYMARK_INSECURE): no TLS for an endpoint without a scheme.
     - `timeout` (TALLYMARK_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT): seconds for one attempt of an export, 10.
     - `interval` (TALLYMARK_EXPORT_INTERVAL, OTEL_METRIC_EXPORT_INTERVAL in ms): seconds between exports, 10.
-    - `shutdown_timeout` (TALLYMARK_SHUTDOWN_TIMEOUT): seconds that the end of the process waits for delivery, 10.
+    - `shutdown_timeout` (TALLYMARK_SHUTDOWN_TIMEOUT): seconds that the end of the process, or of an
+      ASGI application's lifespan, waits for delivery, 10.
     - `resource`: attributes of this process, over OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.
     - `disabled` (TALLYMARK_DISABLED): record nothing at all. OTEL_SDK_DISABLED does not silence usage.
     - `state_dir` (TALLYMARK_STATE_DIR): the folder that keeps usage until it is acknowledged, whatever becomes of the
