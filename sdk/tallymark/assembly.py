@@ -41,6 +41,7 @@ from tallymark.resource import make_resource, of_forked_child
 from tallymark.sending import Client, GrpcClient
 from tallymark.settings import Settings, default_state_dir, disabled_by
 from tallymark.spans import SpanEvidence
+from tallymark.state import State, StateInstruments
 from tallymark.streams import SeriesCache
 
 VERSION: Final = importlib.metadata.version("tallymark")
@@ -49,10 +50,16 @@ VERSION: Final = importlib.metadata.version("tallymark")
 class Runtime:
     """Everything that one process meters with. Other modules are given it, or ask `tallymark.runtime.current()`."""
 
-    def __init__(self, instruments: Instruments, meters: Meters | None = None) -> None:
-        """`instruments` are the process's: OpenTelemetry lets none go again."""
+    def __init__(
+        self,
+        instruments: Instruments,
+        meters: Meters | None = None,
+        state_instruments: StateInstruments | None = None,
+    ) -> None:
+        """Instruments are the process's: OpenTelemetry lets none go again."""
         self.meters = meters or Meters()
         self._instruments = instruments
+        self._state_instruments = state_instruments
         self._inherited: list[object] = []
         self.settings: Settings | None = None
         self.gives_way = False
@@ -130,6 +137,15 @@ class Runtime:
         self.journal.close(self.recorder)
         return delivered
 
+    def finish(self) -> bool:
+        """Flush, at most for the `shutdown_timeout`, as if the process ended here; what is recorded afterwards is kept
+        and sent as ever."""
+        exporter, settings = self.exporter, self.settings
+        if exporter is None or settings is None:
+            return self.flush(0)
+        self.late.settle(0)
+        return exporter.finish(settings.shutdown_timeout_s)
+
     def undelivered(self) -> dict[str, Exact]:
         """Quantity by meter that no collector has acknowledged."""
         amounts: dict[str, Exact] = {}
@@ -158,6 +174,21 @@ class Runtime:
             "not_billed": sum(self.recorder.not_billed().values()),
         }
 
+    def state(self) -> State | None:
+        """What is shown of it by instruments; None where nothing is."""
+        if not self.mirror.is_open:
+            return None
+        stats, exporter = self.stats(), self.exporter
+        return State(
+            in_memory=stats["in_memory"],
+            dead_letters=stats["rejected_points"],
+            held_back=stats["held_back"],
+            refused=stats["refused"],
+            outbox_bytes=self.outbox.size,
+            outbox_requests=len(self.outbox),
+            acknowledged_ago_s=None if exporter is None else exporter.acknowledged_ago_s(),
+        )
+
     def start_over_in_child(self) -> None:
         """After a fork: drop what the parent counted and will send, with every lock that it may have held."""
         self.recorder.close_inherited()
@@ -176,6 +207,8 @@ class Runtime:
     def _show(self, settings: Settings) -> None:
         if settings.mirrors:
             self.mirror.open(settings.mirrors_accounts, self.meters.declared())
+            if self._state_instruments is not None:
+                self._state_instruments.show()
         else:
             self.mirror.close()
 

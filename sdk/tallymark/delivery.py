@@ -46,6 +46,8 @@ class Delivery:
         self._peace_until = 0.0
         self.rejections = 0
         """Requests that were refused for good, wholly or in part."""
+        self.acknowledged_at: float | None = None
+        """When the collector last took something, by the monotonic clock."""
 
     def run(self) -> float | None:
         """Sends all that is due. The seconds after which to come again; None where nothing is left to be sent.
@@ -120,6 +122,7 @@ class Delivery:
                 if answer.verdict in (Verdict.AWAY, Verdict.NOT_NOW):
                     return answer
                 if answer.verdict is Verdict.ACKNOWLEDGED:
+                    self.acknowledged_at = time.monotonic()
                     if answer.reason:
                         self._reporter.warning("told", "the collector took the usage and says: %s", answer.reason)
                     continue

@@ -90,6 +90,11 @@ class UsageExporter:
                 return False
             return True
 
+    def acknowledged_ago_s(self) -> float | None:
+        """Seconds since the collector last took something; None where it has not yet."""
+        at = self._delivery.acknowledged_at
+        return None if at is None else time.monotonic() - at
+
     def hold_sending(self) -> bool:
         """Before a fork; where it is True, `send_again` is to be called after it, in the parent."""
         return bool(self._threads) and self._delivery.hold()
@@ -133,9 +138,9 @@ class UsageExporter:
             self._told = max(self._told, self._delivery.rejections)
             return self._delivery.rejections <= told
 
-    def shutdown(self, timeout_s: float) -> bool:
-        """Flush as above, note that this producer ends here, use what is left of the time for usage of dead processes,
-        then end the threads and close the channel. Again: nothing happens."""
+    def finish(self, timeout_s: float) -> bool:
+        """Flush as above, note that this producer may end here, and use what is left of the time for usage of dead
+        processes. What is recorded afterwards is sent as ever, and another note follows it."""
         deadline = time.monotonic() + timeout_s
         delivered = self.flush(timeout_s)
         if self._note_end(deadline):
@@ -146,6 +151,13 @@ class UsageExporter:
                 if left <= 0:
                     break
                 self._changed.wait(min(left, 0.1))
+        return delivered
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Finish as above, then end the threads and close the channel. Again: nothing happens."""
+        deadline = time.monotonic() + timeout_s
+        delivered = self.finish(timeout_s)
+        with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._delivery.close()

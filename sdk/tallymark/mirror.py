@@ -8,8 +8,7 @@ running interval holds to what earlier intervals held, which the recorder hands 
 exactly what this process has recorded since the mirror was opened, and never falls.
 
 An instrument is made for each meter that is declared when `configure()` is called; for others at the first cut after
-their first usage. It is made in a thread of its own: OpenTelemetry makes it wait for a collection that is under way,
-and a callback of somebody else's that hangs must not stop delivery.
+their first usage (`tallymark.instruments`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from tallymark import conventions
 from tallymark.dimensions import Dimension, Value
+from tallymark.instruments import WAIT_S, InstrumentMaker
 from tallymark.quantities import INT64_MAX, Exact, add
 from tallymark.recorder import Recorder, total_of
 from tallymark.reporting import Reporter
@@ -28,6 +28,7 @@ from tallymark.segment import Contents, Segment, parse
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.metrics import Meter as OtelMeter
 
 Shown = tuple[str, str]
 """(name, unit) of a meter"""
@@ -39,9 +40,6 @@ ones are added up in `otel.metric.overflow`."""
 
 MAX_SHOWN: Final = 1_000
 """Meters that are shown; names made from data must not fill the host's memory."""
-
-WAIT_S: Final = 1.0
-"""How long `configure()` waits for its instruments to be made."""
 
 _OVERFLOW: Final[AttributeSet] = ((conventions.OVERFLOW, "bool", True),)
 
@@ -73,6 +71,11 @@ class Mirror:
             self._open = True
         recorded = {(s.meter, s.unit) for s in total_of(*map(parse, copies)) if not s.evidence}
         self._instruments.want(sorted({*declared, *recorded}), wait_s=WAIT_S)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is shown."""
+        return self._open
 
     def close(self) -> None:
         """Show nothing more. What is recorded meanwhile is kept, so that no counter falls when it is opened again."""
@@ -134,51 +137,21 @@ class Mirror:
             sets[own] = add(sets.get(own, 0), amount)
 
 
-class Instruments:
-    """The process's observable counters: OpenTelemetry lets none go again. `mirror` gives the one that is in force."""
+class Instruments(InstrumentMaker[Shown]):
+    """The process's observable counters. `mirror` gives the one that is in force."""
 
     def __init__(self, mirror: Callable[[], Mirror], version: str, provider: MeterProvider | None = None) -> None:
-        """With `provider` None they are the global MeterProvider's, whenever the host sets that."""
+        super().__init__(version, provider, MAX_SHOWN)
         self._mirror = mirror
-        self._version = version
-        self._provider = provider
-        self._lock = threading.Lock()
-        self._wanted: set[Shown] = set()
-        self._made: set[Shown] = set()
 
-    def want(self, several: Iterable[Shown], wait_s: float = 0.0) -> None:
-        """Make those that are not there yet; waits no longer than that for it."""
-        with self._lock:
-            new = [shown for shown in several if shown not in self._wanted][: MAX_SHOWN - len(self._wanted)]
-            self._wanted.update(new)
-        if not new:
-            return
-        thread = threading.Thread(target=self._make, args=(new,), name="tallymark-mirror", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is about to end
-            self._wanted.difference_update(new)
-            return
-        thread.join(wait_s)
+    def make(self, otel_meter: OtelMeter, wanted: Shown) -> None:
+        name, unit = wanted
+        otel_meter.create_observable_counter(
+            name, [partial(self._observe, wanted)], unit, "Usage, as recorded by Tallymark; not what is billed."
+        )
 
-    def after_fork(self) -> None:
-        """In the child: the thread that was to make some may not exist here."""
-        self._lock = threading.Lock()
-        self._wanted = set(self._made)
-
-    def _make(self, several: Iterable[Shown]) -> None:
-        from opentelemetry.metrics import get_meter
-
-        for shown in several:
-            name, unit = shown
-            try:
-                otel_meter = get_meter(conventions.MIRROR_SCOPE_NAME, self._version, self._provider)
-                otel_meter.create_observable_counter(
-                    name, [partial(self._observe, shown)], unit, "Usage, as recorded by Tallymark; not what is billed."
-                )
-                self._made.add(shown)
-            except Exception as error:
-                self._mirror().report(name, error)
+    def report(self, wanted: Shown, error: Exception) -> None:
+        self._mirror().report(wanted[0], error)
 
     def _observe(self, shown: Shown, _: CallbackOptions) -> Iterable[Observation]:
         return self._mirror().observe(shown)

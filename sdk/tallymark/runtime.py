@@ -13,15 +13,17 @@ from tallymark.exporting import UsageExporter
 from tallymark.meters import Meters
 from tallymark.mirror import Instruments
 from tallymark.settings import Baggage, MirrorSetting, Settings, make_settings
+from tallymark.state import StateInstruments
 
 instruments = Instruments(lambda: active.mirror, VERSION)
+state_instruments = StateInstruments(lambda: active, VERSION)
 _held: dict[int, list[UsageExporter]] = {}
 """By thread that is forking: exporters that send nothing in the meantime."""
 
 
 def new_runtime(meters: Meters | None = None) -> Runtime:
     """A runtime of its own, for tests and `tallymark.testing`: see `using`."""
-    return Runtime(instruments, meters)
+    return Runtime(instruments, meters, state_instruments)
 
 
 _runtimes: list[Runtime] = [new_runtime()]
@@ -74,7 +76,8 @@ def configure(
     - `insecure` (TALLYMARK_INSECURE): no TLS for an endpoint without a scheme.
     - `timeout` (TALLYMARK_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT): seconds for one attempt of an export, 10.
     - `interval` (TALLYMARK_EXPORT_INTERVAL, OTEL_METRIC_EXPORT_INTERVAL in ms): seconds between exports, 10.
-    - `shutdown_timeout` (TALLYMARK_SHUTDOWN_TIMEOUT): seconds that the end of the process waits for delivery, 10.
+    - `shutdown_timeout` (TALLYMARK_SHUTDOWN_TIMEOUT): seconds that the end of the process, or of an
+      ASGI application's lifespan, waits for delivery, 10.
     - `resource`: attributes of this process, over OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.
     - `disabled` (TALLYMARK_DISABLED): record nothing at all. OTEL_SDK_DISABLED does not silence usage.
     - `state_dir` (TALLYMARK_STATE_DIR): the folder that keeps usage until it is acknowledged, whatever becomes of the
@@ -83,7 +86,8 @@ def configure(
     - `baggage` (TALLYMARK_BAGGAGE): "send" tells the services that this one calls whom a request is for, "accept" takes
       callers' word for it, True does both. It is a header that anybody can write: see `tallymark.baggage`.
     - `mirror` (TALLYMARK_MIRROR): show usage as ordinary counters of the process's MeterProvider too, for monitoring;
-      they are never billed. True leaves accounts out, "accounts" shows them, at most 2,000 series of a meter.
+      they are never billed. True leaves accounts out, "accounts" shows them, at most 2,000 series of a meter. The
+      SDK's own state is shown beside them, as `tallymark.sdk.*`.
 
     The same settings again do nothing. Raises SettingsError when other ones are in force (call `shutdown()` first:
     nothing recorded is lost by it), and when settings cannot work, with all the problems in one message.
@@ -140,21 +144,37 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     instruments.after_fork()
+    state_instruments.after_fork()
     _held.clear()
     for runtime in _runtimes:
         runtime.start_over_in_child()
 
 
+def finish() -> None:
+    """For integrations that are told of the end of what they serve: deliver what is left, and tell of what could not
+    be. A process that a signal ends afterwards gets to no exit handler.
+
+    It blocks, for the `shutdown_timeout` at most. Usage that is recorded afterwards is kept and sent as ever.
+    """
+    runtime = active
+    if not runtime.finish():
+        _tell_of_undelivered(runtime, "the service")
+
+
 def _at_exit() -> None:
     runtime = active
-    if runtime.shutdown(None):
-        return
+    if not runtime.shutdown(None):
+        _tell_of_undelivered(runtime, "the process")
+
+
+def _tell_of_undelivered(runtime: Runtime, what: str) -> None:
     left = runtime.undelivered()
     if left:
         where = runtime.journal.where()
         runtime.reporter.error(
             "lost",
-            "the process ends with usage that no collector has acknowledged: %s; %s",
+            "%s ends with usage that no collector has acknowledged: %s; %s",
+            what,
             ", ".join(f"{meter}={amount}" for meter, amount in sorted(left.items())),
             "it is lost" if where is None else f"the next process delivers what is in {where}",
         )

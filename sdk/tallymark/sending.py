@@ -7,6 +7,8 @@ how long the server wants to be left in peace, and which points it refused for g
 from __future__ import annotations
 
 import enum
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -81,6 +83,10 @@ class GrpcClient:
 
     def send(self, body: bytes, /) -> Answer:
         """One attempt, of at most the endpoint's time-out. Raises nothing that the network or the server can cause."""
+        apply = _real_thread()
+        return self._send(body) if apply is None else apply(self._send, (body,))
+
+    def _send(self, body: bytes) -> Answer:
         import grpc
 
         try:
@@ -100,6 +106,18 @@ class GrpcClient:
     def close(self, /) -> None:
         """Ends what is under way, with CANCELLED."""
         self._channel.close()
+
+
+def _real_thread() -> Callable[[Callable[[bytes], Answer], tuple[bytes]], Answer] | None:
+    """Where gevent has made greenlets of threads, what calls a function in a thread that is one: gRPC waits for its
+    answer in C, which would stop every greenlet of the process. None elsewhere; gevent is not imported for it."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return None
+    apply: Callable[[Callable[[bytes], Answer], tuple[bytes]], Answer] = (
+        sys.modules["gevent"].get_hub().threadpool.apply
+    )
+    return apply
 
 
 def answer_of(error: grpc.RpcError) -> Answer:

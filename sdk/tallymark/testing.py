@@ -25,6 +25,7 @@ from tallymark import conventions, runtime
 from tallymark.assembly import Runtime
 from tallymark.dimensions import Value
 from tallymark.identity import Identity, current_identity, identify
+from tallymark.observation import delivery_stats as delivery_stats  # its name here is older than its module
 from tallymark.quantities import Exact, add, exact
 from tallymark.settings import Settings
 from tallymark.streams import attributes_of
@@ -218,14 +219,6 @@ class Captured:
     def not_billed(self) -> dict[str, int]:
         """Calls that their meter's `billable` did not bill, by meter."""
         return self._runtime.recorder.not_billed()
-
-
-def delivery_stats() -> dict[str, int]:
-    """What went other ways than it should in this process, all 0 where all is well: `in_memory` (times that the disk
-    did not take usage), `rejected_points` (in dead-letter files), `held_back` (times that a refused request found these
-    full, and stayed in the outbox), `refused` (recordings without a usable quantity). And `not_billed`, the calls that
-    their meter's `billable` did not bill, which is as it should be."""
-    return runtime.current().stats()
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, cast
 
-Scope = MutableMapping[str, Any]
+from tallymark.integrations.asgi_types import Scope
 
 _MOUNT_TAIL: Final = "/{path}"
 

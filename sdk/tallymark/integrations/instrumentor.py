@@ -25,6 +25,7 @@ from wrapt import register_post_import_hook  # opentelemetry-instrumentation dep
 from tallymark import runtime
 from tallymark.errors import SettingsError
 from tallymark.integrations import asgi, wsgi
+from tallymark.integrations.asgi_lifespan import serve_lifespan
 from tallymark.integrations.from_environment import RequestVariables
 from tallymark.integrations.serving import Requests
 from tallymark.reporting import logger
@@ -157,7 +158,7 @@ def _patch_starlette(patches: Patches, module: Any) -> None:
         )
 
         async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807 - its name in messages
-            if patches.active and scope["type"] == "http":
+            if patches.active:
                 await middlewares.of(self)(scope, receive, send)
             else:
                 await original(self, scope, receive, send)
@@ -200,6 +201,22 @@ def _patch_django(patches: Patches, module: Any) -> None:
         return load_middleware
 
     patches.replace(module.BaseHandler, "load_middleware", make)
+
+
+def _patch_django_asgi(patches: Patches, module: Any) -> None:
+    """Requests are the chain's affair; the end of the server is not told there."""
+
+    def make(original: Any) -> Callable[..., Any]:
+        async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807
+            call = functools.partial(original, self)
+            if patches.active and scope["type"] == "lifespan":
+                await serve_lifespan(call, scope, receive, send)
+            else:
+                await call(scope, receive, send)
+
+        return __call__
+
+    patches.replace(module.ASGIHandler, "__call__", make)
 
 
 def _put_around_chain(patches: Patches, handler: Any) -> None:
@@ -251,5 +268,6 @@ _FRAMEWORKS: Final[dict[str, Callable[[Patches, Any], None]]] = {
     "starlette.applications": _patch_starlette,
     "flask.app": _patch_flask,
     "django.core.handlers.base": _patch_django,
+    "django.core.handlers.asgi": _patch_django_asgi,
     "grpc": _patch_grpc,
 }

@@ -84,7 +84,8 @@ def uvicorn_serving(app: Any, **kwargs: Any) -> Iterator[int]:
     """The port of an application under uvicorn; at the end every request has ended."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="off", **kwargs))
+        config = {"log_level": "critical", "ws": "none", "lifespan": "off", **kwargs}
+        server = uvicorn.Server(uvicorn.Config(app, **config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

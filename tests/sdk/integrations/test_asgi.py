@@ -233,7 +233,7 @@ async def test_scopes_pass_through_untouched(usage: Captured) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope)
 
-    for scope in ({"type": "lifespan"}, {"type": "websocket"}, {"type": "http", "method": "GET", "headers": []}):
+    for scope in ({"type": "of.an.extension"}, {"type": "websocket"}, {"type": "http", "method": "GET", "headers": []}):
         before = dict(scope)
         await UsageMiddleware(app)(scope, None, None)  # type: ignore[arg-type]
         assert seen[-1] is scope

@@ -389,3 +389,28 @@ async def test_a_file_that_the_server_sends_by_itself(usage: Captured, tmp_path:
     await metered(app)(scope, None, ignore)  # type: ignore[arg-type]
     assert rows(usage, "requests") == {(None, "GET", None, 200, None): 1}
     assert usage.total("egress") == 1234
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_file_that_is_gone_once_it_has_been_sent(
+    usage: Captured, tmp_path: Any, caplog: pytest.LogCaptureFixture, there: bool
+) -> None:
+    file = tmp_path / "file"
+    if there:
+        file.write_bytes(b"x" * 1234)
+    goes_on = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.pathsend", "path": str(file)})
+        goes_on.append(True)
+
+    async def take_over(message: Any) -> None:
+        if message["type"] == "http.response.pathsend":
+            file.unlink(missing_ok=True)
+
+    await metered(app)({"type": "http", "method": "GET", "headers": []}, None, take_over)  # type: ignore[arg-type]
+    assert goes_on == [True]
+    assert rows(usage, "requests") == {(None, "GET", None, 200, None): 1}
+    assert usage.total("egress") == (1234 if there else 0)
+    assert ("its bytes are not counted" in caplog.text) is not there

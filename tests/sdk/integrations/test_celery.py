@@ -109,7 +109,7 @@ def accounts(collector: FakeCollector, meter: str) -> dict[tuple[Any, ...], int]
     return found
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_a_warm_shutdown_loses_nothing(collector: FakeCollector, jobs: Path, state_dir: Path, pool: str) -> None:
     env = environ(jobs, collector, state_dir)
     send(

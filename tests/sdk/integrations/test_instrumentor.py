@@ -167,6 +167,29 @@ def test_a_service_is_metered_without_a_change(
     assert "tallymark" not in service.logged().lower()
 
 
+@pytest.mark.parametrize(
+    ("kind", "sources", "app"), [("asgi", {"shop.py": FASTAPI}, "shop:app"), ("django", SITE, "site_asgi:app")]
+)
+def test_what_a_signal_ends_has_delivered_everything(
+    collector: FakeCollector, tmp_path: Path, kind: str, sources: dict[str, str], app: str
+) -> None:
+    with instrumented(
+        tmp_path,
+        {**sources, "usage_of_shop.py": WHOSE[kind]},
+        *UVICORN[:-2],
+        app,
+        TALLYMARK_ENDPOINT=collector.endpoint,
+        TALLYMARK_EXPORT_INTERVAL="86400",
+        TALLYMARK_SHUTDOWN_TIMEOUT="60",
+        DJANGO_SETTINGS_MODULE="settings_of_shop",
+        TALLYMARK_IDENTIFY="usage_of_shop:whose",
+        TALLYMARK_TRACK="requests",
+    ) as service:
+        want = drive(service.port, kind, ("requests",))
+        assert collector.requests == []
+    assert {key: n for key, n in rows(collector).items() if key[1] == "requests"} == want, service.logged()
+
+
 def test_a_fork_server_starts_nothing_before_it_forks(collector: FakeCollector, tmp_path: Path) -> None:
     config = """
         import threading
