@@ -79,8 +79,10 @@ def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.engines("timescale")
-async def test_a_plain_database_moves_while_collectors_write(empty: str) -> None:
-    """Extension newly installed, points there already, marks waiting, writers and refreshers at work all the while."""
+@pytest.mark.parametrize("before", ["plain", "hypertables"])
+async def test_a_database_moves_while_collectors_write(empty: str, before: str) -> None:
+    """Extension newly installed, or used by the Apache edition until now; points there already, marks waiting, writers
+    and refreshers at work all the while."""
     async with opened(empty) as plain, opened(empty) as other:
         await plain.migrate()
         assert not await is_native(plain)
@@ -88,6 +90,10 @@ async def test_a_plain_database_moves_while_collectors_write(empty: str) -> None
             await plain.write(Batch(points=[point(of, DAY * day, DAY * day + 7, 3) for of in STREAMS]))
         await plain.refresh(5)
         execute(empty, "CREATE EXTENSION timescaledb")
+        if before == "hypertables":
+            async with plain.session() as connection:
+                await moving.cut_up(connection, plain.session)
+        steps = await plain.pending()
         stop = asyncio.Event()
         written = 20
 
@@ -113,7 +119,7 @@ async def test_a_plain_database_moves_while_collectors_write(empty: str) -> None
                 with suppress(StoreUnavailable):
                     assert len(set(await totals(store))) == 1, "a view said something else than the points"
 
-        async def moving() -> list[str]:
+        async def migrating() -> list[str]:
             try:
                 async with opened(empty) as mover:
                     return await mover.migrate()
@@ -121,10 +127,10 @@ async def test_a_plain_database_moves_while_collectors_write(empty: str) -> None
                 stop.set()
 
         results = await asyncio.gather(
-            moving(), writing(plain, 100), writing(other, 101), refreshing(plain), refreshing(other), reading(other)
+            migrating(), writing(plain, 100), writing(other, 101), refreshing(plain), refreshing(other), reading(other)
         )
         can = timescale.AGGREGATES in results[0]
-        assert results[0] == [timescale.HYPERTABLES, timescale.AGGREGATES][: 1 + can]
+        assert results[0] == steps == [timescale.HYPERTABLES, timescale.AGGREGATES][before == "hypertables" : 1 + can]
         assert await is_native(plain) is can
         expected = (Decimal(written * 4 * 3), written * 4)
         assert set(await totals(plain)) == {expected}
