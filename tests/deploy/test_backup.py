@@ -26,6 +26,7 @@ from tallymark_collector.aggregates.audit import Report, audit
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines.embedded import POSTGRES_VERSION
 from tests.collector.cli.conftest import PLANS, program
+from tests.conformance.test_keeper import until
 from tests.deploy.conftest import DEPLOY, Server, make_roles, programs
 from tests.support.collector import running
 from tests.support.usage import SECOND, number, request, sum_metric
@@ -114,14 +115,6 @@ def done(server: Server, command: str, *arguments: str, dsn: str) -> None:
     # TimescaleDB greets whoever installs it, and its catalogue has pg_dump warn.
     known = {"psql": b"WELCOME", "pg_dump": b"circular foreign-key constraints"}.get(program_)
     assert not found.stderr or (known is not None and known in found.stderr), found.stderr
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if holds():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came to that")
 
 
 def back_up_and_restore(server: Server, live: Place, restore: Restore, tmp_path: Path) -> None:
