@@ -20,7 +20,7 @@ from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.model import Batch
 from tallymark_collector.store import Store, days, hours, roles
 from tallymark_collector.store.database import Connection, Database
-from tallymark_collector.store.engines.capabilities import capabilities, sql, state
+from tallymark_collector.store.engines.capabilities import called, capabilities, sql, state
 from tallymark_collector.store.migrations import available, migrate
 from tests.support.usage import BASE, SECOND, point, stream
 
@@ -338,10 +338,12 @@ async def test_a_move_of_before_that_was_interrupted_is_finished(unmigrated: str
         async with store.session() as connection:
             if not (await capabilities(connection)).continuous_aggregates:
                 pytest.skip("this edition has no aggregates")
-            hypertables = sql("timescale_hypertables").replace("usage_point_moving", "usage_point")
+            hypertables = sql("timescale_points").replace("usage_point_moving", "usage_point")
             hypertables = hypertables.replace("ALTER TABLE usage_point RENAME TO usage_point;", "")
-            await connection.execute(hypertables)
-            await connection.execute(sql("timescale_aggregates").replace("usage_day_native", "usage_day"))
+            hypertables += sql("timescale_evidence")
+            await connection.execute(await called(connection, hypertables))
+            aggregates = sql("timescale_aggregates").replace("usage_day_native", "usage_day")
+            await connection.execute(await called(connection, aggregates))
         await store.migrate()
         await check(store, 120)
         await refreshed(store)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -56,15 +57,15 @@ class Roles:
         return str(conninfo_to_dict(dsn)["user"])
 
 
-@pytest.fixture
-def people(unmigrated: str) -> Iterator[Roles]:
-    """A database of a role's own; with TimescaleDB, which an administrator installs, where the server loads it."""
+@contextmanager
+def owned(unmigrated: str, install: str = "CREATE EXTENSION timescaledb") -> Iterator[Roles]:
+    """A database of a role's own, in which an administrator has done `install` where the server loads TimescaleDB."""
     names = [f"tallymark_test_{os.getpid()}_{next(_numbers)}" for _ in range(4)]
     database = sql.Identifier(str(conninfo_to_dict(unmigrated)["dbname"]))
     with psycopg.connect(unmigrated, autocommit=True) as connection:
         loaded = "SELECT current_setting('timescaledb.disable_load', true) IS NOT NULL"
         if connection.execute(loaded).fetchone() == (True,):
-            connection.execute("CREATE EXTENSION timescaledb")
+            connection.execute(install)  # type: ignore[arg-type]
         for name in names:
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(sql.Identifier(name)))
         connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, sql.Identifier(names[0])))
@@ -76,6 +77,13 @@ def people(unmigrated: str) -> Iterator[Roles]:
         connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, me))
         for name in names:
             connection.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def people(unmigrated: str) -> Iterator[Roles]:
+    """A database of a role's own; with TimescaleDB, which an administrator installs, where the server loads it."""
+    with owned(unmigrated) as found:
+        yield found
 
 
 @pytest.fixture

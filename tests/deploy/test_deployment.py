@@ -20,8 +20,8 @@ import pytest
 from tallymark_collector.model import Batch
 from tallymark_collector.store import Store
 from tallymark_collector.store.roles import AccountReader
-from tests.deploy.conftest import Server
-from tests.deploy.test_files import DEPLOY, SERVICES
+from tests.deploy.conftest import DEPLOY, Server, make_roles
+from tests.deploy.test_files import SERVICES
 from tests.support.usage import point, stream
 
 PASSWORDS = {"owner": 'it\'s \\ "quoted"', "writer": "w $(id) `id` ", "reader": "réader:%@/"}
@@ -46,21 +46,6 @@ def deployed(own_server: Server) -> Server:
     rules.write_text(f"local all {','.join(PEOPLE)} scram-sha-256\n{rules.read_text()}")
     own_server.execute("SELECT pg_reload_conf()")
     return own_server
-
-
-def make_roles(server: Server, secrets: Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [DEPLOY / "database/roles.sh"],
-        env={
-            "PATH": f"{server.programs}:/usr/bin:/bin",
-            "TALLYMARK_SECRETS": str(secrets),
-            "PGHOST": Server.environment(server.dsn)["PGHOST"],
-            "LC_ALL": "C.UTF-8",
-        },
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
 
 
 def as_container(server: Server, name: str) -> dict[str, Any]:

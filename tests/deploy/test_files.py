@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import requires, version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+from tests.deploy.conftest import DEPLOY
+
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()

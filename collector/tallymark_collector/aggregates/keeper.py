@@ -14,6 +14,7 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store, keeping, roles
 from tallymark_collector.store.database import Connection
+from tallymark_collector.store.engines.capabilities import callable_schema
 
 
 async def check_keeper(keeper: Store, receiver: Store, retention: Retention) -> None:
@@ -30,6 +31,8 @@ async def check_keeper(keeper: Store, receiver: Store, retention: Retention) -> 
     async with keeper.session() as connection:
         user = connection.info.user
         if await roles.owns(connection):
+            if await _owners_work(connection, retention):
+                await callable_schema(connection)
             return
         if keeper is not receiver:
             raise UserError(

@@ -23,7 +23,7 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.engines.capabilities import state
+from tallymark_collector.store.engines.capabilities import called, state
 from tallymark_collector.store.locks import KEPT, REFRESHING, held
 
 LOCK_TIMEOUT: Final = "2s"
@@ -105,6 +105,8 @@ FROM raw_day r FULL JOIN cached_day c USING (tenant, account, series, bucket)
 WHERE r.quantity IS DISTINCT FROM c.quantity OR r.points IS DISTINCT FROM c.points"""
 
 
+_DROP_SQL: Final = "SELECT {extension}.drop_chunks(%s::regclass, older_than => %s::timestamptz)"
+
 _EVIDENCE_CUT_SQL: Final = """
 SELECT max(range_end) FROM timescaledb_information.chunks
 WHERE hypertable_schema = 'tallymark' AND hypertable_name = 'usage_evidence' AND range_end <= %s"""
@@ -180,7 +182,7 @@ async def _drop_points(connection: Connection, bounds: dict[str, object]) -> Dro
     # Nobody looks at a piece that is about to go, also not with a snapshot from before.
     await connection.execute("LOCK TABLE ONLY usage_point")
     await connection.execute("UPDATE usage_kept SET points_from = %s", [until])
-    await connection.execute("SELECT drop_chunks('usage_point', older_than => %s::timestamptz)", [until])
+    await connection.execute(await called(connection, _DROP_SQL), ["usage_point", until])
     # One that comes late now, of before that time, is refused with the increase that it brings.
     await connection.execute(_DROP_TOTALS_SQL, [until])
     return Dropped(points_before=until)
@@ -200,6 +202,4 @@ async def _drop_evidence(connection: Connection, wanted: datetime) -> int:
     if until is None:
         return 0
     await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
-    return (
-        await connection.execute("SELECT drop_chunks('usage_evidence', older_than => %s::timestamptz)", [until])
-    ).rowcount
+    return (await connection.execute(await called(connection, _DROP_SQL), ["usage_evidence", until])).rowcount

@@ -16,6 +16,7 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.query.status import Contents, Count, Server, contents, server
 from tallymark_collector.settings import DEFAULT_PORT, DEFAULT_TENANT
 from tallymark_collector.store import migrations
+from tallymark_collector.store.engines.moving import INTERRUPTED
 from tallymark_collector.store.roles import AccountReader
 
 METERS_SHOWN: Final = 5
@@ -120,9 +121,8 @@ def status(
     """
     found = opening.existing(opening.named(database))
     with output.progress("looking at the database"):
-        about, pending, held = asyncio.run(_status(found, tenant))
+        about, lacking, trouble, held = asyncio.run(_status(found, tenant))
         state = health.state_of(endpoint, tls=health.Tls(tls_ca, tls_name, client_cert, client_key))
-    lacking = [migration.name for migration in pending]
     applied = [migration.name for migration in migrations.available() if migration.name not in lacking]
     if as_json:
         output.write_json(
@@ -131,6 +131,7 @@ def status(
                 **({} if tenant is None else {"tenant": tenant}),
                 "server": {"version": about.version, "timescaledb_license": about.timescaledb_license},
                 "migrations": {"applied": applied, "pending": lacking},
+                "takes_no_usage": trouble,
                 **_contents_document(held),
                 "collector": {"endpoint": endpoint, "state": state},
             }
@@ -142,6 +143,7 @@ def status(
             "server": f"PostgreSQL {about.version}",
             **({"TimescaleDB": f"license {about.timescaledb_license}"} if about.timescaledb_license else {}),
             "migrations": f"{len(applied)} applied, {len(lacking)} pending",
+            **({} if trouble is None else {"takes no usage": trouble}),
             **({} if tenant is None else {"tenant": tenant}),
             **_contents_facts(held),
             "collector": f"{endpoint} {state}",
@@ -151,14 +153,26 @@ def status(
         output.say(f"pending: {', '.join(lacking)}; run `tallymark migrate`")
 
 
-async def _status(database: str, tenant: str | None) -> tuple[Server, list[migrations.Migration], Contents | None]:
-    async with application.opened(database) as store, store.reading() as connection:
-        about = await server(connection)
-        pending = await migrations.pending(connection)
-        if pending:
-            return about, pending, None
-        await check_tenant(connection, tenant)
-        return about, pending, await contents(connection, tenant)
+class _Found(NamedTuple):
+    server: Server
+    pending: list[str]
+    trouble: str | None
+    """Why the database takes no writes."""
+    contents: Contents | None
+
+
+async def _status(database: str, tenant: str | None) -> _Found:
+    async with application.opened(database) as store:
+        about, pending = await store.ask(server), await store.pending()
+        async with store.presence() as presence:
+            trouble = await presence.ask()
+        found = _Found(about, pending, trouble, None)
+        # What only the engine adds changes nothing of what is there; while the points are moved nobody finds them.
+        if not {migration.name for migration in migrations.available()}.isdisjoint(pending) or INTERRUPTED in pending:
+            return found
+        async with store.reading() as connection:
+            await check_tenant(connection, tenant)
+            return found._replace(contents=await contents(connection, tenant))
 
 
 def _contents_document(held: Contents | None) -> dict[str, object]:

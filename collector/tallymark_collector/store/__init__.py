@@ -30,7 +30,7 @@ from tallymark_collector.model import Batch, Reason, Stream, WriteResult
 from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
-from tallymark_collector.store.engines import timescale
+from tallymark_collector.store.engines import moving, timescale
 from tallymark_collector.store.locks import held
 from tallymark_collector.store.presence import Presence
 
@@ -87,18 +87,21 @@ class Store:
 
     async def migrate(self, note: Note = quiet) -> list[str]:
         """Applies what is pending, also what the database's engine adds, and returns the steps' names. Tells `note` of
-        what may take long. Raises UserError."""
+        what may take long. Raises UserError, or StoreUnavailable where somebody holds a table all the time."""
         async with self._database.connection() as connection:
             return await self._migrate(connection, note)
 
     async def _migrate(self, connection: Connection, note: Note) -> list[str]:
         async with migrations.alone(connection):
+            # First, because migrations name the table by the name that it has lost.
+            undone = await moving.undo(connection)
             if self._wants_timescale:
                 await timescale.provide(connection)
+            await timescale.check_callable(connection)
             names = await migrations.migrate(connection)
             if names:
                 await timescale.views(connection)
-            return names + await timescale.apply(connection, note)
+            return undone + names + await timescale.apply(connection, self._database.connection, note)
 
     async def pending(self) -> list[str]:
         """The names of what `migrate` would apply. Raises UserError where the database and this code do not fit."""
@@ -106,7 +109,8 @@ class Store:
             return await self._pending(connection)
 
     async def _pending(self, connection: Connection) -> list[str]:
-        names = [migration.name for migration in await migrations.pending(connection)]
+        names = await moving.pending(connection)
+        names += [migration.name for migration in await migrations.pending(connection)]
         return names + await timescale.pending(connection, wanted=self._wants_timescale)
 
     async def prepare(self, note: Note = quiet) -> list[str]:
@@ -118,9 +122,10 @@ class Store:
             names = await self._pending(connection)
             if names and not await roles.owns(connection):
                 user = connection.info.user
+                named = " with 'timescale:' before the database's name" if timescale.EXTENSION in names else ""
                 raise UserError(
                     f"the database lacks {', '.join(names)} and the user {user!r} does not own it: as its owner,"
-                    f" run `tallymark migrate --writer {user}`, then start again"
+                    f" run `tallymark migrate --writer {user}`{named}, then start again"
                 )
             applied = await self._migrate(connection, note) if names else []
             await roles.check_writer(connection)

@@ -50,7 +50,7 @@ _TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "55", "57", "58")
 rollback (deadlock), resources, object state (lock), operator intervention (shutdown), system error."""
 
 _MOVING: Final = '"usage_point"'
-"""The table that cannot be found while it is moved into a hypertable (see engines/timescale.py)."""
+"""The table that cannot be found while it is moved into a hypertable (see engines/moving.py)."""
 
 _LEFT_SQL: Final = """
 WITH RECURSIVE ahead (pid) AS (
@@ -149,7 +149,7 @@ class Database:
                 yield connection
         except psycopg.Error as error:
             if is_transient(error):
-                unavailable = StoreUnavailable(f"the database did not answer: {error}")
+                unavailable = StoreUnavailable(_reason(error))
                 unavailable.away = error.sqlstate is None
                 raise unavailable from error
             raise
@@ -231,6 +231,14 @@ async def find_schema(connection: Connection) -> None:
     commits CREATE SCHEMA may miss it for good (PostgreSQL 18.4; 41 of 8,000 times when both came within 6 ms).
     """
     await connection.execute(f"SET search_path = {SCHEMA}, public")
+
+
+def _reason(error: psycopg.Error) -> str:
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return (
+            "the points are being moved to TimescaleDB, or such a move was interrupted: `tallymark status` says which"
+        )
+    return f"the database did not answer: {error}"
 
 
 def is_worth_another_try(error: BaseException | None) -> bool:

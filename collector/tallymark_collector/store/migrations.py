@@ -15,7 +15,7 @@ from typing import Final
 from tallymark_collector.errors import UserError
 from tallymark_collector.store.database import SCHEMA, Connection, find_schema
 
-_LOCK: Final = 0x7A11_1234
+LOCK: Final = 0x7A11_1234
 """Advisory lock: of several collectors that start together, one migrates and the others wait for it."""
 
 
@@ -81,13 +81,13 @@ async def migrate(connection: Connection, steps: Sequence[Migration] | None = No
 @asynccontextmanager
 async def alone(connection: Connection) -> AsyncIterator[None]:
     """No other process migrates meanwhile; waits its turn. May be nested."""
-    await connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+    await connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
     try:
         await find_schema(connection)
         yield
     finally:
         if not connection.closed:
-            await connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
+            await connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def _pending(steps: Sequence[Migration], applied: Sequence[tuple[int, str, str]]) -> list[Migration]:

@@ -61,6 +61,31 @@ def test_status_of_a_database_that_is_not_migrated(run: Run, empty_dsn: str) -> 
     assert "points" not in document
 
 
+def test_status_names_what_the_engine_has_pending(run: Run, dsn: str) -> None:
+    """Of a migrated database, in which everything else is shown as well."""
+    fill(dsn, used(stream("acme"), "2024-03-01T10:00:00", 1))
+    wanted = f"timescale:{dsn}"
+    document = json.loads(run("status", "--json", "--endpoint", NOBODY, database=wanted).stdout)
+    assert document["migrations"] == {"applied": ALL, "pending": ["timescaledb"]}
+    assert document["points"] == {"count": 1, "exact": True}
+    result = run("status", "--endpoint", NOBODY, database=wanted)
+    assert ["migrations", f"{len(ALL)} applied, 1 pending"] in cells(result.stdout)
+    assert "pending: timescaledb; run `tallymark migrate`" in result.stdout
+    assert "pending: " not in run("status", "--endpoint", NOBODY, database=dsn).stdout
+
+
+def test_status_of_a_database_whose_points_are_not_found(run: Run, dsn: str) -> None:
+    execute(dsn, "ALTER TABLE usage_point RENAME TO usage_point_moving")
+    document = json.loads(run("status", "--json", "--endpoint", NOBODY).stdout)
+    assert document["migrations"] == {"applied": ALL, "pending": ["timescale_interrupted_move"]}
+    assert document["takes_no_usage"].startswith("a move of the points to TimescaleDB was interrupted: ")
+    assert "points" not in document
+    result = run("status", "--endpoint", NOBODY)
+    assert ["takes no usage", document["takes_no_usage"]] in cells(result.stdout)
+    assert run("migrate").stdout == "applied: timescale_interrupted_move\n"
+    assert json.loads(run("status", "--json", "--endpoint", NOBODY).stdout)["takes_no_usage"] is None
+
+
 def test_a_database_of_a_newer_version(run: Run, dsn: str) -> None:
     execute(dsn, "INSERT INTO migration VALUES (9999, '9999_future', 'x')")
     result = run("usage")
@@ -119,6 +144,7 @@ def test_status(run: Run, dsn: str) -> None:
     assert document == {
         "database": shown(dsn),
         "migrations": {"applied": ALL, "pending": []},
+        "takes_no_usage": None,
         "points": {"count": 3, "exact": True},
         "oldest": "2024-02-01T00:00:00Z",
         "newest": "2024-03-02T11:00:00Z",

@@ -17,7 +17,7 @@ from psycopg.errors import LockNotAvailable
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.engines.capabilities import sql
+from tallymark_collector.store.engines.capabilities import called, sql
 from tallymark_collector.store.locks import REFRESHING, held_if_free
 
 BATCH: Final = 24
@@ -36,6 +36,9 @@ WIDTHS: Final = {"usage_hour": timedelta(hours=1), "usage_day": timedelta(days=1
 _TAKEN_SQL: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS taken_mark (place tid, writer xid, bucket timestamptz, account text, tenant text);
 TRUNCATE taken_mark"""
+
+_REFRESH_SQL: Final = """
+CALL {extension}.refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz, force => true)"""
 
 
 async def refresh(connection: Connection, limit: int = BATCH) -> int:
@@ -74,12 +77,10 @@ async def _outlast_older_plans(connection: Connection) -> None:
 async def refresh_window(connection: Connection, aggregate: str, start: datetime, end: datetime) -> None:
     """Makes the buckets of `[start, end)` again, whether or not TimescaleDB thinks that they changed. Raises
     psycopg.errors.LockNotAvailable where somebody else is at them all the time."""
+    statement = await called(connection, _REFRESH_SQL)
     for attempt in range(MAX_ATTEMPTS):
         try:
-            await connection.execute(
-                "CALL refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz, force => true)",
-                [aggregate, start, end],
-            )
+            await connection.execute(statement, [aggregate, start, end])
         except LockNotAvailable:
             if attempt + 1 == MAX_ATTEMPTS:
                 raise

@@ -2,11 +2,9 @@
 
 Both editions cut points and evidence up by time. The community edition also keeps the hours (and days over them) as
 continuous aggregates, and can lay old points out as columns. Each step is skipped where it has been done; one that was
-interrupted is done again from its beginning. Nothing is lost or counted twice on the way:
+interrupted is undone, or done again from its beginning. Nothing is lost or counted twice on the way:
 
-- while points are moved into a hypertable their table has another name. TimescaleDB decides before a COPY waits for its
-  table whether that is a hypertable; one that waited while it became one would write where nobody reads, and commit. So
-  nobody may wait for it: for that time the table cannot be found, and whoever writes is told to try again;
+- points and evidence become hypertables as `moving` says;
 - the continuous aggregates are filled beside the collector's hours while no refresher may delete a mark, so whatever is
   written meanwhile is marked when the views switch over, in one short transaction.
 """
@@ -22,7 +20,15 @@ import psycopg
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.store.database import Connection
-from tallymark_collector.store.engines.capabilities import Capabilities, capabilities, sql, state
+from tallymark_collector.store.engines.capabilities import (
+    Capabilities,
+    callable_schema,
+    called,
+    capabilities,
+    sql,
+    state,
+)
+from tallymark_collector.store.engines.moving import Another, cut_up
 from tallymark_collector.store.engines.native_hours import refresh_window
 from tallymark_collector.store.locks import REFRESHING, held
 
@@ -71,8 +77,15 @@ async def provide(connection: Connection) -> None:
         )
 
 
-async def apply(connection: Connection, note: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Takes the pending steps and returns their names. Raises UserError."""
+async def check_callable(connection: Connection) -> None:
+    """Raises UserError where steps are pending that take functions which this role may not call."""
+    if await pending(connection):
+        await callable_schema(connection)
+
+
+async def apply(connection: Connection, another: Another, note: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Takes the pending steps and returns their names. `another` gives a second connection. Raises UserError, or
+    StoreUnavailable where somebody holds a table all the time."""
     steps = await pending(connection)
     if not steps:
         return []
@@ -83,7 +96,7 @@ async def apply(connection: Connection, note: Callable[[str], None] = lambda _: 
         )
     if HYPERTABLES in steps:
         note("cutting points up by time; writers are told to come back until that is done")
-        await _cut_up(connection)
+        await cut_up(connection, another)
     if AGGREGATES in steps:
         await _aggregate(connection, note)
     return steps
@@ -115,7 +128,8 @@ async def lay_out(connection: Connection, before: datetime) -> int:
     points, and so does a statement that looked at the piece before and waited for it (2.29.2). Here everybody waits
     before they look, while one piece is laid out: some seconds for a million points.
     """
-    pieces = await (await connection.execute(sql("columnstore_pieces"), {"before": before})).fetchall()
+    statement = await called(connection, sql("columnstore_pieces"))
+    pieces = await (await connection.execute(statement, {"before": before})).fetchall()
     for (piece,) in pieces:
         # A piece that somebody dropped since it was listed needs nothing.
         with suppress(psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject):
@@ -126,27 +140,14 @@ async def lay_out(connection: Connection, before: datetime) -> int:
 async def _lay_out_piece(connection: Connection, piece: str) -> None:
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE ONLY usage_point")
-        await connection.execute("SELECT compress_chunk(%s::regclass)", [piece])
-
-
-async def _cut_up(connection: Connection) -> None:
-    if await (await connection.execute("SELECT to_regclass('usage_point_moving') IS NULL")).fetchone() == (True,):
-        await connection.execute("ALTER TABLE usage_point RENAME TO usage_point_moving")
-    try:
-        async with connection.transaction():
-            await connection.execute(sql(HYPERTABLES))
-    except psycopg.Error:
-        # Cut short by the end of this process or of its connection, it is left for the next `migrate` to finish.
-        if not connection.closed:
-            await connection.execute("ALTER TABLE usage_point_moving RENAME TO usage_point")
-        raise
+        await connection.execute(await called(connection, "SELECT {extension}.compress_chunk(%s::regclass)"), [piece])
 
 
 async def _aggregate(connection: Connection, note: Callable[[str], None]) -> None:
     async with held(connection, REFRESHING):
         async with connection.transaction():
             await connection.execute(sql("timescale_columnstore"))
-            await connection.execute(sql(AGGREGATES))
+            await connection.execute(await called(connection, sql(AGGREGATES)))
         first, last = await (await connection.execute(_SPAN_SQL)).fetchone() or (None, None)
         for aggregate in ("usage_hour_native", "usage_day_native"):
             for start, end in _windows(first, last):

@@ -3,14 +3,16 @@
 -- aggregate would not show late points either, and the marks tell which hours to take from the points.
 CREATE MATERIALIZED VIEW IF NOT EXISTS usage_hour_native
 WITH (timescaledb.continuous, timescaledb.materialized_only = true, timescaledb.create_group_indexes = false) AS
-SELECT time_bucket('1 hour', time) AS bucket, series, account, tenant, sum(quantity) AS quantity, count(*) AS points
+SELECT {extension}.time_bucket('1 hour', time) AS bucket, series, account, tenant,
+       sum(quantity) AS quantity, count(*) AS points
 FROM usage_point
 GROUP BY 1, 2, 3, 4
 WITH NO DATA;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS usage_day_native
 WITH (timescaledb.continuous, timescaledb.materialized_only = true, timescaledb.create_group_indexes = false) AS
-SELECT time_bucket('1 day', bucket) AS bucket, series, account, tenant, sum(quantity) AS quantity, sum(points) AS points
+SELECT {extension}.time_bucket('1 day', bucket) AS bucket, series, account, tenant,
+       sum(quantity) AS quantity, sum(points) AS points
 FROM usage_hour_native
 GROUP BY 1, 2, 3, 4
 WITH NO DATA;
