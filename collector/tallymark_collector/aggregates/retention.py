@@ -1,15 +1,16 @@
 """Dropping what is old, and nothing that somebody still needs: whole pieces of a hypertable, and levels and totals.
 
 Points go only when all of this holds: they are older than they have to be kept; no billing period that is open, or
-ended less than `billing_grace` ago, or waits for its invoice (`unfinalized`) reaches into them; none of their hours has
-a mark or awaits an audit; and their hours and days say what they say, which is compared one last time in the
+ended less than `billing_grace` ago, or waits for its invoice (`unfinalized`) reaches into them; no open item of the
+quarantine that could still be billed is of their time or older (`unsettled`); none of their hours has a mark or awaits
+an audit; and their hours and days say what they say, which is compared one last time in the
 transaction that drops them. What cannot be told from a point that was counted, because that was dropped, is refused by
 the database itself (sql/0006_upkeep.sql); collectors with this retention set such points aside earlier
 (`settings.Limits`). Hours and days stay for ever.
 
 Of running totals the last one of each epoch from before the dropped points stays: the next is counted from it. Of
 levels the last one of each stream stays, which holds into the time after; they are in no hour, so they go by age,
-periods and invoices alone.
+periods, invoices and the quarantine alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from tallymark_collector.aggregates.unfinalized import WAITING_SQL
+from tallymark_collector.aggregates.unsettled import oldest_unsettled
 from tallymark_collector.errors import UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
@@ -39,6 +41,7 @@ WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
       %(wanted)s::timestamptz,
       (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM billing_period WHERE period_end > %(billed)s),
       (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM ({WAITING_SQL}) w WHERE %(keep_unfinalized)s),
+      date_bin('1 hour', %(unsettled)s::timestamptz, 'epoch'),
       (SELECT min(bucket) FROM usage_dirty),
       (SELECT min(bucket) FROM usage_day_dirty),
       (SELECT min(bucket) FROM usage_unaudited),
@@ -51,7 +54,8 @@ SELECT until FROM (
     SELECT date_bin('1 hour', least(
         %(wanted)s::timestamptz,
         (SELECT min(period_start) FROM billing_period WHERE period_end > %(billed)s),
-        (SELECT min(period_start) FROM ({WAITING_SQL}) w WHERE %(keep_unfinalized)s)
+        (SELECT min(period_start) FROM ({WAITING_SQL}) w WHERE %(keep_unfinalized)s),
+        %(unsettled)s::timestamptz
     ), 'epoch') AS until
 ) cut, usage_kept
 WHERE until > levels_from AND EXISTS (SELECT FROM usage_level WHERE time < until)"""  # noqa: S608 - a constant of ours
@@ -156,7 +160,12 @@ async def drop_old(store: Store, retention: Retention, now: datetime) -> Dropped
             "billed": now - retention.billing_grace,
             "grace": retention.billing_grace,
             "keep_unfinalized": retention.keep_unfinalized,
+            "unsettled": None,
         }
+        if retention.keep_unsettled:
+            async with store.session() as connection:
+                item = await oldest_unsettled(connection, now - retention.points)
+            bounds["unsettled"] = None if item is None else item.time
         async with store.session() as connection, held(connection, REFRESHING), connection.transaction():
             # Readers hold the pieces that they may look at; writers must not wait long behind us for one that is slow.
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")

@@ -10,6 +10,7 @@ from typing import Final
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.retention import drop_old
 from tallymark_collector.aggregates.unfinalized import held_back
+from tallymark_collector.aggregates.unsettled import held_by_quarantine
 from tallymark_collector.errors import TransientError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
@@ -53,7 +54,7 @@ async def keep_retained(
         now = datetime.now(timezone.utc)
         try:
             dropped = await drop_old(store, retention, now)
-            held = await held_back(store, retention, now)
+            held = [await look(store, retention, now) for look in (held_back, held_by_quarantine)]
             if retention.columnstore_after is not None:
                 pieces = await store.lay_out(now - retention.columnstore_after)
                 logger.info("%s pieces of points were laid out as columns", pieces)
@@ -63,6 +64,6 @@ async def keep_retained(
         else:
             for sentence in dropped.sentences():
                 logger.info("%s", sentence)
-            if held is not None:
-                logger.warning("%s", held)
+            for sentence in filter(None, held):
+                logger.warning("%s", sentence)
             await asyncio.sleep(interval)
