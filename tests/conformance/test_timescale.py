@@ -448,6 +448,58 @@ async def test_nothing_is_dropped_that_is_still_needed(store: Store, dsn: str) -
 
 
 @pytest.mark.engines("timescale")
+async def test_periods_that_end_inside_an_hour_say_the_same_when_its_points_are_gone(store: Store, dsn: str) -> None:
+    """Or nothing, where they were written down too late for that: never less."""
+    zone = ZERO.replace(hour=0)  # a whole number of days
+    rows = [point(STREAMS[0], 600 * n, 600 * n + 60, 1) for n in range(6 * 24 * 40)]
+    other = stream("acme", "jobs")
+    await store.write(Batch(points=[*rows, point(other, 3600 * 40, 3600 * 40 + 1, 5)]))
+    while await store.refresh():
+        pass
+    now = ZERO + timedelta(days=60)
+    while (await audit_changed(store, now)).hours:
+        pass
+    edge = zone + timedelta(days=2, hours=18, minutes=30)
+
+    def begin(account: str, start: datetime, end: datetime, number: int) -> None:
+        execute(
+            dsn, f"INSERT INTO billing_period VALUES ('{start}', '{end}', '{account}', 'default', '2026-01-01',"
+            f" {number}, 'pro')"
+        )  # fmt: skip
+
+    async def periods() -> dict[tuple[object, ...], tuple[object, ...]]:
+        async with store.reading() as connection:
+            found = await connection.execute(
+                "SELECT account, period_start, meter, quantity, points FROM usage_by_period"
+            )
+            return {row[:3]: row[3:] for row in await found.fetchall()}
+
+    begin("acme", edge, edge + timedelta(days=7), 0)
+    begin("globex", edge, edge + timedelta(days=7), 0)  # without usage
+    before = await periods()
+    assert before["acme", edge, "api.requests"] == (1008, 1008)
+    assert (await drop_old(store, Retention(points=timedelta(days=15)), now)).points_before is not None
+    assert await periods() == before
+
+    # Inside one hour; of both ends the points are gone; and one that has its end from the one before.
+    inside = edge + timedelta(days=1, minutes=5)
+    begin("acme", inside, inside + timedelta(minutes=20), 1)
+    begin("acme", edge - timedelta(days=1), edge - timedelta(hours=3, minutes=20), 2)
+    begin("acme", edge + timedelta(days=1, minutes=30), edge + timedelta(days=7), 3)
+    begin("globex", edge - timedelta(days=1), edge + timedelta(minutes=5), 1)
+    found = await periods()
+    assert {key: found.pop(key) for key in before} == before
+    hours = 24 * 6 - 1
+    assert found == {
+        ("acme", inside, "api.requests"): (None, None),
+        ("acme", edge - timedelta(days=1), "api.requests"): (None, None),
+        # Nothing else of the meter was used in the hours at the ends, so all of it is known.
+        ("acme", edge - timedelta(days=1), "jobs"): (5, 1),
+        ("acme", edge + timedelta(days=1, minutes=30), "api.requests"): (6 * hours + 3, 6 * hours + 3),
+    }
+
+
+@pytest.mark.engines("timescale")
 async def test_a_writer_on_its_way_and_a_drop_do_not_miss_each_other(store: Store, dsn: str) -> None:
     """Its points are in, its marks are not: either it commits before the drop looks, or it is refused."""
     await fill(store)

@@ -6,7 +6,8 @@ quarantine that could still be billed is of their time or older (`unsettled`); n
 an audit; and their hours and days say what they say, which is compared one last time in the
 transaction that drops them. What cannot be told from a point that was counted, because that was dropped, is refused by
 the database itself (sql/0006_upkeep.sql); collectors with this retention set such points aside earlier
-(`settings.Limits`). Hours and days stay for ever.
+(`settings.Limits`). Hours and days stay for ever, and of billing periods that begin or end inside an hour the sums of those
+pieces of hours.
 
 Of running totals the last one of each epoch from before the dropped points stays: the next is counted from it. Of
 levels the last one of each stream stays, which holds into the time after; they are in no hour, so they go by age,
@@ -37,6 +38,7 @@ SELECT max(c.range_end)
 FROM timescaledb_information.chunks c
 WHERE c.hypertable_schema = 'tallymark' AND c.hypertable_name = 'usage_point'
   AND c.range_end > (SELECT points_from FROM usage_kept)
+  AND c.range_end = date_bin('1 hour', c.range_end, 'epoch')
   AND c.range_end <= least(
       %(wanted)s::timestamptz,
       (SELECT date_bin('1 hour', min(period_start), 'epoch') FROM billing_period WHERE period_end > %(billed)s),
@@ -108,6 +110,37 @@ SELECT bucket, account, tenant
 FROM raw_day r FULL JOIN cached_day c USING (tenant, account, series, bucket)
 WHERE r.quantity IS DISTINCT FROM c.quantity OR r.points IS DISTINCT FROM c.points"""
 
+
+_FORGET_EDGES_SQL: Final = "DELETE FROM usage_edge WHERE starts >= (SELECT points_from FROM usage_kept)"
+
+# As the view usage_by_period cuts them.
+_EDGES_SQL: Final = """
+INSERT INTO usage_edge (starts, ends, account, tenant, series, quantity, points)
+SELECT e.starts, e.ends, e.account, e.tenant,
+       coalesce(array_agg(p.series ORDER BY p.series) FILTER (WHERE p.series IS NOT NULL), '{}'),
+       coalesce(array_agg(p.quantity ORDER BY p.series) FILTER (WHERE p.series IS NOT NULL), '{}'),
+       coalesce(array_agg(p.points ORDER BY p.series) FILTER (WHERE p.series IS NOT NULL), '{}')
+FROM (
+    SELECT b.account, b.tenant, x.starts, x.ends
+    FROM billing_period b
+    CROSS JOIN LATERAL (
+        SELECT date_bin('1 hour', b.period_start + interval '1 hour' - interval '1 microsecond', 'epoch') AS first_hour,
+               date_bin('1 hour', b.period_end, 'epoch') AS last_hour
+    ) h
+    CROSS JOIN LATERAL (
+        VALUES (b.period_start, least(h.first_hour, b.period_end)),
+               (greatest(h.first_hour, h.last_hour), b.period_end)
+    ) x (starts, ends)
+    WHERE x.starts < x.ends AND x.starts >= (SELECT points_from FROM usage_kept) AND x.starts < %(cut)s
+    GROUP BY 1, 2, 3, 4
+) e
+LEFT JOIN LATERAL (
+    SELECT p.series, sum(p.quantity) AS quantity, count(*) AS points
+    FROM usage_point p
+    WHERE p.account = e.account AND p.tenant = e.tenant AND p.time >= e.starts AND p.time < e.ends
+    GROUP BY p.series
+) p ON true
+GROUP BY 1, 2, 3, 4"""
 
 _EVIDENCE_CUT_SQL: Final = """
 SELECT max(range_end) FROM timescaledb_information.chunks
@@ -186,6 +219,8 @@ async def _drop_points(connection: Connection, bounds: dict[str, object]) -> Dro
         return Dropped()
     if differing := (await connection.execute(_DIFFERENT_SQL, {"cut": until})).rowcount:
         return Dropped(differing=differing)
+    await connection.execute(_FORGET_EDGES_SQL)
+    await connection.execute(_EDGES_SQL, {"cut": until})
     # Nobody looks at a piece that is about to go, also not with a snapshot from before.
     await connection.execute("LOCK TABLE ONLY usage_point")
     await connection.execute("UPDATE usage_kept SET points_from = %s", [until])

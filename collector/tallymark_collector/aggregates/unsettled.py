@@ -106,6 +106,6 @@ async def held_by_quarantine(store: Store, retention: Retention, now: datetime) 
     return (
         f"points from {item.time.isoformat()} on are kept although they are old: the quarantine has open items of that"
         f" time, the oldest is {shown} ({item.reason}, meter {item.meter!r}, tenant {item.tenant!r}), and nobody can be"
-        " billed for it once the points of its time are dropped; `tallymark quarantine` attributes, releases or discards"
-        " it, --drop-unsettled does not wait for that"
+        " billed for it once the points of its time are dropped: attribute, release or discard it with `tallymark"
+        " quarantine`; --drop-unsettled does not wait for that"
     )
