@@ -22,6 +22,7 @@ AUDIT_INTERVAL: Final = 300.0
 RETENTION_INTERVAL: Final = 3600.0
 """Seconds between looks for what may be dropped; pieces of points are days wide."""
 RETENTION_RETRY: Final = 60.0
+"""Seconds after which what the database did not let us do is tried again; twice as long each time that it did not."""
 SHOWN: Final = 10
 """Differences that the log shows one by one; all of them are in audit_finding."""
 
@@ -50,6 +51,7 @@ async def keep_retained(
     store: Store, retention: Retention, interval: float = RETENTION_INTERVAL, retry: float = RETENTION_RETRY
 ) -> None:
     """Lays out points as columns and drops what need not be kept, every `interval` seconds until cancelled."""
+    failed = 0
     while True:
         now = datetime.now(timezone.utc)
         try:
@@ -59,11 +61,16 @@ async def keep_retained(
                 pieces = await store.lay_out(now - retention.columnstore_after)
                 logger.info("%s pieces of points were laid out as columns", pieces)
         except TransientError as error:
-            logger.warning("old points stay as they are, the next try is in %s s: %s", retry, error)
-            await asyncio.sleep(retry)
+            wait = min(retry * 2**failed, interval)
+            failed += 1
+            logger.warning("old points stay as they are, the next try is in %s s: %s", wait, error)
         else:
+            failed, wait = 0, interval
             for sentence in dropped.sentences():
                 logger.info("%s", sentence)
             for sentence in filter(None, held):
                 logger.warning("%s", sentence)
-            await asyncio.sleep(interval)
+            if dropped.cut_short is not None:
+                wait = min(retry, interval)
+                logger.warning("other old points stay, the next try is in %s s: %s", wait, dropped.cut_short)
+        await asyncio.sleep(wait)
