@@ -8,23 +8,27 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import cast
 
 import psycopg
 import pytest
 
 from tallymark_collector.aggregates.changed import audit_changed
+from tallymark_collector.aggregates.reconciliation import reconcile
 from tallymark_collector.aggregates.retention import Dropped, drop_old
 from tallymark_collector.aggregates.schedule import keep_retained
 from tallymark_collector.errors import StoreUnavailable
-from tallymark_collector.model import Batch
+from tallymark_collector.model import Attributes, Batch, Evidence
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
 from tests.conformance.test_timescale import DAY, STREAMS, ZERO, execute, fill, totals
-from tests.support.usage import point
+from tests.support.control import closed, on_spans, told
+from tests.support.usage import BASE, SECOND, point
 
 NOW = ZERO + timedelta(days=40)
 KEEP = Retention(points=timedelta(days=10))
+SPAN = ("GET /", "shop", None, Attributes())
 
 # What the test sees of a drop: each time that it says from when points are kept, and each piece that it has compared.
 SEEN = """
@@ -197,3 +201,36 @@ async def test_who_is_not_let_waits_longer_each_time(caplog: pytest.LogCaptureFi
     await asyncio.gather(loop, return_exceptions=True)
     tries = [message.split(" is in ")[1].split(" s:")[0] for message in caplog.messages]
     assert tries[:5] == ["0.01", "0.02", "0.04", "0.04", "0.04"]
+
+
+@pytest.mark.engines("timescale")
+async def test_what_producers_say_of_themselves_goes_with_what_it_is_about(store: Store, dsn: str) -> None:
+    """The totals with the points, the counts of what is on spans with the spans."""
+    await fill(store)
+    days = range(1, 40)
+    controls = [told(DAY * day, 10 * day, meter=meter) for day in days for meter in ("api.requests", "jobs")]
+    spans = [
+        Evidence("default", "acme", "api.requests", day.to_bytes(16, "big"), b"s" * 8, end, end, Decimal(1), *SPAN)
+        for day in days
+        for end in [BASE + (DAY * day - 5) * SECOND]
+    ]
+    counts = [on_spans(DAY * day, 1) for day in days]
+    closings = [closed(DAY * 2), closed(DAY * 3)]
+    await store.write(Batch(controls=controls, counts=counts, closings=closings, evidence=spans))
+    dropped = await drop_old(store, KEEP, NOW)
+    kept = dropped.points_before
+    assert kept is not None
+    after = sum(ZERO + timedelta(days=day) >= kept for day in days)
+    assert 0 < after < len(days)
+    rows = "SELECT (SELECT count(*) FROM usage_control), (SELECT count(*) FROM usage_closed),"
+    rows += " (SELECT count(*) FROM usage_evidence_count)"
+    assert execute(dsn, rows) == [(2 * (after + 1), 1, len(days))]
+
+    async with store.reading() as connection:
+        before = await reconcile(connection, start=NOW - timedelta(days=9))
+    assert (await drop_old(store, Retention(evidence=timedelta(days=10)), NOW)).evidence > 0
+    oldest = "SELECT count(*), min(time) >= (SELECT evidence_from FROM usage_kept) FROM usage_evidence_count"
+    assert execute(dsn, oldest) == [(after, True)]
+    async with store.reading() as connection:
+        assert await reconcile(connection, start=NOW - timedelta(days=9)) == before
+        assert [(one.missing, one.more) for one in await reconcile(connection)] == [(0, 0)]

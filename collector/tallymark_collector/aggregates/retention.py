@@ -8,10 +8,10 @@ told from a point that was counted, because that was dropped, is refused by the 
 collectors with this retention set such points aside earlier (`settings.Limits`). Hours and days stay for ever, and of
 billing periods that begin or end inside an hour the sums of those pieces of hours.
 
-Of running totals the last one of each epoch from before the dropped points stays: the next is counted from it. Of
-levels the last one of each stream stays, which holds into the time after; they are in no hour, so they go by age,
-periods, invoices and the quarantine alone. Nobody is stopped while those are deleted: what is asked of them is the same
-before and after.
+Of totals from before the dropped points those stay from which something is counted (`totals`). Of levels the last one
+of each stream stays, which holds into the time after; they are in no hour, so they go by age, periods, invoices and the
+quarantine alone. With spans go the counts of what is on them. Nobody is stopped while all those are deleted: what is
+asked of them is answered as before.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from tallymark_collector.aggregates import pieces
+from tallymark_collector.aggregates.totals import drop_totals
 from tallymark_collector.aggregates.unfinalized import WAITING_SQL
 from tallymark_collector.aggregates.unsettled import oldest_unsettled
 from tallymark_collector.errors import StoreUnavailable, UserError
@@ -53,17 +54,6 @@ WITH old AS (
     FROM usage_level WHERE time < %s
 )
 DELETE FROM usage_level l USING old WHERE l.ctid = old.ctid AND old.place > 1"""
-
-# One that comes late now, of before that time, is refused with the increase that it brings.
-_DROP_TOTALS_SQL: Final = """
-WITH old AS (
-    SELECT ctid, row_number() OVER (
-        PARTITION BY CASE WHEN source IS NULL THEN account END, coalesce(source, stream), source IS NULL, start_ns
-        ORDER BY time_ns DESC
-    ) AS place
-    FROM usage_sample WHERE time_ns < (extract(epoch FROM %s::timestamptz) * 1000000000)::bigint
-)
-DELETE FROM usage_sample s USING old WHERE s.ctid = old.ctid AND old.place > 1"""
 
 _EVIDENCE_CUT_SQL: Final = """
 SELECT max(range_end) FROM timescaledb_information.chunks
@@ -124,7 +114,7 @@ async def drop_old(
                 done = done._replace(points_before=step.until or done.points_before, differing=step.differing)
             if done.points_before is not None:
                 async with store.session() as connection:
-                    await connection.execute(_DROP_TOTALS_SQL, [done.points_before])
+                    await drop_totals(connection, done.points_before)
         if retention.evidence is not None:
             async with store.transaction() as connection:
                 done = done._replace(evidence=await _drop_evidence(connection, now - retention.evidence))
@@ -178,7 +168,10 @@ async def _drop_evidence(connection: Connection, wanted: datetime) -> int:
     [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
     if until is None:
         return 0
+    # Whoever compares them begins behind that, with the counts as well (`reconciliation`).
     await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
+    await connection.execute("DELETE FROM usage_evidence_count WHERE time < %s", [until])
+    await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
     return (
         await connection.execute("SELECT drop_chunks('usage_evidence', older_than => %s::timestamptz)", [until])
     ).rowcount
