@@ -48,6 +48,8 @@ class Retention:
     """After a billing period's end its points are kept for at least so long."""
     keep_unfinalized: bool = True
     """Where a tenant finalises invoices, its points are kept until the periods that they belong to are finalised."""
+    keep_unsettled: bool = True
+    """Points are kept while the quarantine has open items of their time that could still be billed."""
     columnstore_after: timedelta | None = None
     """Age at which points are laid out as columns (TimescaleDB's community edition)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 
 from tallymark_collector.aggregates.completeness import Completeness, Proof, Status, prove
 from tallymark_collector.aggregates.reconciliation import EvidenceBalance, reconcile
+from tallymark_collector.aggregates.totals import drop_totals
 from tallymark_collector.model import Attributes, Batch, Evidence, Reason, Temporality
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.quarantine import items, reading, settling
@@ -458,6 +460,57 @@ async def test_a_run_that_began_after_the_dropped_points_is_judged_from_its_begi
     found = {one.producer: one for one in (await proof(store)).producers}
     assert (found["new"].status, found["new"].difference) == (Status.MISSING, 4), "nothing of it can have been dropped"
     assert (found["one"].control, found["one"].difference) == (5, 0), "its first total after them is where it begins"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_without_old_control_totals_the_same_is_said_of_what_is_kept(store: Store, dsn: str, seed: int) -> None:
+    """Of producers with several runs and meters that lost points and totals, whose words came in any order."""
+    rng = random.Random(seed)
+    points, controls, closings = [], [], []
+    for of in "abc":
+        for start in rng.sample(range(0, 400, 10), rng.randint(1, 4)):
+            end = rng.randrange(start + 10, start + 300, 10)
+            totals = dict.fromkeys(rng.sample(["api.requests", "jobs"], rng.randint(1, 2)), 0)
+            for time, meter in itertools.product(range(start + 10, end + 1, 10), totals):
+                quantity = rng.randint(0, 9)
+                totals[meter] += quantity
+                if quantity and rng.random() < 0.95:
+                    points.append(point(stream(meter=meter, producer=of, run=start), time - 10, time, quantity))
+                if rng.random() < 0.8:
+                    controls.append(told(time, totals[meter], start, meter, of))
+            if rng.random() < 0.6:
+                closings += [closed(time, start, of) for time in {end, rng.randrange(start + 10, end + 1, 10)}]
+    rng.shuffle(controls)
+    await store.write(Batch(points=points, controls=controls, closings=closings))
+    execute(dsn, f"SELECT setseed({seed / 10}); UPDATE usage_control SET recorded_at = recorded_at"
+                 " - (ARRAY['0', '3 h', '9 h', '27 h']::interval[])[1 + floor(random() * 4)::int]")  # fmt: skip
+
+    async def said() -> list[Proof]:
+        return [
+            await proof(store, timedelta(hours=hours), start=start, end=end)
+            for hours in (1, 6, 15)
+            for start in (None, *map(at, (0, *range(cut - 25, cut + 200, 45))))
+            for end in (None, at(cut + 150))
+        ]
+
+    for cut in sorted(rng.sample(range(20, 500, 10), 3)):
+        drop_points(dsn, at(cut))
+        before = await said()
+        for _ in range(2):
+            async with store.session() as connection:
+                await drop_totals(connection, at(cut))
+            assert await said() == before
+        with psycopg.connect(dsn) as connection:
+            left = connection.execute(
+                """SELECT count(*) FROM tallymark.usage_control WHERE time < %s
+                   GROUP BY producer, meter, start_time ORDER BY 1 DESC""",
+                [at(cut)],
+            ).fetchall()
+            ends = connection.execute(
+                "SELECT count(*) FROM tallymark.usage_closed WHERE time < %s GROUP BY producer, start_time", [at(cut)]
+            ).fetchall()
+        assert {count for (count,) in left} <= {1, 2}
+        assert {count for (count,) in ends} <= {1}
 
 
 async def test_spans_that_were_dropped_for_their_age_are_not_missing(store: Store, dsn: str) -> None:

@@ -36,6 +36,7 @@ RELATIONS = {
     "usage_unaudited": "table",
     "usage_day_unaudited": "table",
     "usage_kept": "table",
+    "usage_edge": "table",
     "audit_finding": "table",
     "plan_version": "table",
     "subscription": "table",

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from tallymark_collector.aggregates.audit import audit
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.days import with_days
-from tallymark_collector.aggregates.retention import check_possible, drop_old
+from tallymark_collector.aggregates.retention import Dropped, check_possible, drop_old
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Point, Reason, Temporality, WriteResult
 from tallymark_collector.query.usage import usage
@@ -253,14 +253,12 @@ async def test_a_migration_that_makes_a_view_again_does_not_undo_the_engine(stor
     if not await is_native(store):
         pytest.skip("this edition has the plain views")
     steps = {step.name: step for step in migrations.available()}
-    execute(dsn, "DELETE FROM migration WHERE name = '0006_upkeep'")
+    execute(dsn, "DELETE FROM migration WHERE name = '0018_quarantine_time'; DROP INDEX usage_quarantine_time")
     plain = steps["0002_aggregates"].sql
     daily = "CREATE OR REPLACE" + plain[plain.index(" VIEW usage_daily") : plain.index("-- PUBLIC. Single calls")]
     execute(dsn, daily)
-    execute(dsn, "DROP TRIGGER usage_dirty_is_kept ON usage_dirty; DROP FUNCTION usage_dirty_is_kept;"
-                 " DROP TABLE usage_kept, usage_unaudited, audit_finding")  # fmt: skip
     assert "usage_day" not in str(execute(dsn, "SELECT pg_get_viewdef('usage_daily'::regclass)"))
-    assert await store.migrate() == ["0006_upkeep"]
+    assert await store.migrate() == ["0018_quarantine_time"]
     assert "usage_day" in str(execute(dsn, "SELECT pg_get_viewdef('usage_daily'::regclass)"))
 
 
@@ -386,7 +384,7 @@ async def test_dropped_points_leave_their_hours_and_days(store: Store, dsn: str)
         assert whole.total() == 4 * 2 + 10
         with pytest.raises(UserError, match="on a whole hour"):
             await usage(connection, tenant="default", start=ZERO + timedelta(minutes=1))
-    assert await drop_old(store, Retention(points=timedelta(days=15)), now) == (None, 0, 0, None)
+    assert await drop_old(store, Retention(points=timedelta(days=15)), now) == Dropped()
 
 
 @pytest.mark.engines("timescale")
@@ -417,7 +415,12 @@ async def test_nothing_is_dropped_that_is_still_needed(store: Store, dsn: str) -
     execute(
         dsn, f"UPDATE usage_hour SET quantity = 7 WHERE account = 'globex' AND bucket = '{ZERO + timedelta(days=20)}'"
     )
-    assert (await drop_old(store, retention, now)) == (None, 1, 0, None), "an hour that is wrong is mended first"
+    dropped = await drop_old(store, retention, now)
+    assert dropped.differing == 1, "an hour that is wrong is mended first"
+    [[kept]] = execute(dsn, "SELECT points_from FROM usage_kept")
+    assert isinstance(kept, datetime)
+    assert kept <= ZERO + timedelta(days=20)
+    assert dropped.points_before in (None, kept), "what is older went before"
     while await store.refresh():
         pass
     await audit_changed(store, now)
@@ -428,33 +431,90 @@ async def test_nothing_is_dropped_that_is_still_needed(store: Store, dsn: str) -
 
 
 @pytest.mark.engines("timescale")
+async def test_periods_that_end_inside_an_hour_say_the_same_when_its_points_are_gone(store: Store, dsn: str) -> None:
+    """Or nothing, where they were written down too late for that: never less."""
+    zone = ZERO.replace(hour=0)  # a whole number of days
+    rows = [point(STREAMS[0], 600 * n, 600 * n + 60, 1) for n in range(6 * 24 * 40)]
+    other = stream("acme", "jobs")
+    await store.write(Batch(points=[*rows, point(other, 3600 * 40, 3600 * 40 + 1, 5)]))
+    while await store.refresh():
+        pass
+    now = ZERO + timedelta(days=60)
+    while (await audit_changed(store, now)).hours:
+        pass
+    edge = zone + timedelta(days=2, hours=18, minutes=30)
+
+    def begin(account: str, start: datetime, end: datetime, number: int) -> None:
+        execute(
+            dsn, f"INSERT INTO billing_period VALUES ('{start}', '{end}', '{account}', 'default', '2026-01-01',"
+            f" {number}, 'pro')"
+        )  # fmt: skip
+
+    async def periods() -> dict[tuple[object, ...], tuple[object, ...]]:
+        async with store.reading() as connection:
+            found = await connection.execute(
+                "SELECT account, period_start, meter, quantity, points FROM usage_by_period"
+            )
+            return {row[:3]: row[3:] for row in await found.fetchall()}
+
+    begin("acme", edge, edge + timedelta(days=7), 0)
+    begin("globex", edge, edge + timedelta(days=7), 0)  # without usage
+    before = await periods()
+    assert before["acme", edge, "api.requests"] == (1008, 1008)
+    assert (await drop_old(store, Retention(points=timedelta(days=15)), now)).points_before is not None
+    assert await periods() == before
+
+    # Inside one hour; of both ends the points are gone; and one that has its end from the one before.
+    inside = edge + timedelta(days=1, minutes=5)
+    begin("acme", inside, inside + timedelta(minutes=20), 1)
+    begin("acme", edge - timedelta(days=1), edge - timedelta(hours=3, minutes=20), 2)
+    begin("acme", edge + timedelta(days=1, minutes=30), edge + timedelta(days=7), 3)
+    begin("globex", edge - timedelta(days=1), edge + timedelta(minutes=5), 1)
+    found = await periods()
+    assert {key: found.pop(key) for key in before} == before
+    hours = 24 * 6 - 1
+    assert found == {
+        ("acme", inside, "api.requests"): (None, None),
+        ("acme", edge - timedelta(days=1), "api.requests"): (None, None),
+        # Nothing else of the meter was used in the hours at the ends, so all of it is known.
+        ("acme", edge - timedelta(days=1), "jobs"): (5, 1),
+        ("acme", edge + timedelta(days=1, minutes=30), "api.requests"): (6 * hours + 3, 6 * hours + 3),
+    }
+
+
+@pytest.mark.engines("timescale")
 async def test_a_writer_on_its_way_and_a_drop_do_not_miss_each_other(store: Store, dsn: str) -> None:
     """Its points are in, its marks are not: either it commits before the drop looks, or it is refused."""
     await fill(store)
     now = ZERO + timedelta(days=40)
     old = point(STREAMS[0], 99, 100, 1)
-    outcomes = set()
 
     async def dropping(retention: Retention) -> None:
         # Of a writer and a drop that wait for each other one is ended, and tries again.
         with suppress(StoreUnavailable):
             await drop_old(store, retention, now)
 
+    async def writing(batch: Batch, after: float) -> WriteResult:
+        await asyncio.sleep(after)
+        return await store.write(batch)
+
     for step in range(6):
         # Where several stay, because nothing is dropped beside their marks, they do not overlap.
         start = old.start_ns + step * 1000
         batch = Batch(points=[old._replace(start_ns=start, time_ns=start + 1000)])
         results = await asyncio.gather(
-            store.write(batch), dropping(Retention(points=timedelta(days=15 - step))), store.refresh()
+            writing(batch, 0.04 * step), dropping(Retention(points=timedelta(days=15 - step))), store.refresh()
         )
-        outcomes.add(results[0].inserted)
+        assert results[0].inserted + len(results[0].conflicts) == 1
         while await store.refresh():
             pass
         await audit_changed(store, now)
         assert await clean(store)
         hourly, daily, _ = await totals(store)
         assert hourly == daily
-    assert 0 in outcomes
+    await drop_old(store, Retention(points=timedelta(days=9)), now)
+    result = await store.write(Batch(points=[old._replace(start_ns=old.start_ns + 9000, time_ns=old.time_ns + 9000)]))
+    assert (result.inserted, len(result.conflicts)) == (0, 1)
 
 
 @pytest.mark.engines("timescale")

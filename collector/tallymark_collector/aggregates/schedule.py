@@ -10,6 +10,7 @@ from typing import Final
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.retention import drop_old
 from tallymark_collector.aggregates.unfinalized import held_back
+from tallymark_collector.aggregates.unsettled import held_by_quarantine
 from tallymark_collector.errors import TransientError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
@@ -21,6 +22,7 @@ AUDIT_INTERVAL: Final = 300.0
 RETENTION_INTERVAL: Final = 3600.0
 """Seconds between looks for what may be dropped; pieces of points are days wide."""
 RETENTION_RETRY: Final = 60.0
+"""Seconds after which what the database did not let us do is tried again; twice as long each time that it did not."""
 SHOWN: Final = 10
 """Differences that the log shows one by one; all of them are in audit_finding."""
 
@@ -49,20 +51,26 @@ async def keep_retained(
     store: Store, retention: Retention, interval: float = RETENTION_INTERVAL, retry: float = RETENTION_RETRY
 ) -> None:
     """Lays out points as columns and drops what need not be kept, every `interval` seconds until cancelled."""
+    failed = 0
     while True:
         now = datetime.now(timezone.utc)
         try:
             dropped = await drop_old(store, retention, now)
-            held = await held_back(store, retention, now)
+            held = [await look(store, retention, now) for look in (held_back, held_by_quarantine)]
             if retention.columnstore_after is not None:
                 pieces = await store.lay_out(now - retention.columnstore_after)
                 logger.info("%s pieces of points were laid out as columns", pieces)
         except TransientError as error:
-            logger.warning("old points stay as they are, the next try is in %s s: %s", retry, error)
-            await asyncio.sleep(retry)
+            wait = min(retry * 2**failed, interval)
+            failed += 1
+            logger.warning("old points stay as they are, the next try is in %s s: %s", wait, error)
         else:
+            failed, wait = 0, interval
             for sentence in dropped.sentences():
                 logger.info("%s", sentence)
-            if held is not None:
-                logger.warning("%s", held)
-            await asyncio.sleep(interval)
+            for sentence in filter(None, held):
+                logger.warning("%s", sentence)
+            if dropped.cut_short is not None:
+                wait = min(retry, interval)
+                logger.warning("other old points stay, the next try is in %s s: %s", wait, dropped.cut_short)
+        await asyncio.sleep(wait)

@@ -77,6 +77,14 @@ def serve(
             help="Of tenants that finalise invoices: keep raw points until their period is finalised.",
         ),
     ] = True,
+    keep_unsettled: Annotated[
+        bool,
+        typer.Option(
+            "--keep-unsettled/--drop-unsettled",
+            envvar="TALLYMARK_KEEP_UNSETTLED",
+            help="Keep raw points while the quarantine has open items of their time that could still be billed.",
+        ),
+    ] = True,
     keep_evidence: Annotated[
         int | None,
         typer.Option(
@@ -200,6 +208,7 @@ def serve(
         points=_days(keep_points),
         evidence=_days(keep_evidence),
         keep_unfinalized=keep_unfinalized,
+        keep_unsettled=keep_unsettled,
         columnstore_after=_days(columnstore_after),
     )
     http = receiving.http_port(http_port, off=no_http, grpc_port=port)

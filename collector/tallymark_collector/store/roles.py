@@ -55,6 +55,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_import_line": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
+    "usage_edge": (),
     # Prices and customers are changed by `tallymark plans apply`, as the owner.
     "subscription": _READ,
     "plan_version": _READ,

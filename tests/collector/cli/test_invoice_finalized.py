@@ -165,15 +165,16 @@ def test_two_processes_at_once_make_one_document(dsn: str) -> None:
         assert connection.execute("SELECT count(*) FROM tallymark.invoices").fetchone() == (1,)
 
 
-def test_retention_waits_for_invoices_unless_it_is_told_not_to(offline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["unfinalized", "unsettled"])
+def test_retention_waits_unless_it_is_told_not_to(offline: Run, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     waits = []
 
     async def served(settings: Settings, _: object) -> None:
-        waits.append(settings.retention.keep_unfinalized)
+        waits.append(getattr(settings.retention, f"keep_{what}"))
 
     monkeypatch.setattr(application, "serve", served)
-    for options in ((), ("--drop-unfinalized",), ("--keep-unfinalized",)):
+    for options in ((), (f"--drop-{what}",), (f"--keep-{what}",)):
         assert offline("serve", *options).exit_code == 0
-    monkeypatch.setenv("TALLYMARK_KEEP_UNFINALIZED", "false")
+    monkeypatch.setenv(f"TALLYMARK_KEEP_{what.upper()}", "false")
     assert offline("serve").exit_code == 0
     assert waits == [True, False, True, False]

@@ -70,10 +70,12 @@ JOIN usage_series s ON s.account = y.account AND s.series = y.series;
 -- PUBLIC. Usage by billing period: whole days (UTC) from the days; hours at a period's edges, and of days with marks,
 -- from the hours; pieces of hours at the edges (time zones with half-hour offsets), and hours with marks, from the
 -- points. Each table stands here once: a hypertable costs a plan its pieces every time that it is named. OFFSET 0 as
--- above.
+-- above. Pieces whose points were dropped are summed in usage_edge; of one that is not there nobody knows how much of its
+-- hour it had, so that what its hour has used has no number here, never one that is too small.
 CREATE OR REPLACE VIEW usage_by_period AS
 SELECT u.tenant, u.account, u.period_start, u.period_end, u.plan, s.meter, s.unit,
-       sum(u.quantity) AS quantity, sum(u.points)::bigint AS points
+       CASE WHEN count(u.quantity) = count(*) THEN sum(u.quantity) END AS quantity,
+       CASE WHEN count(u.quantity) = count(*) THEN sum(u.points)::bigint END AS points
 FROM (
     SELECT b.tenant, b.account, b.period_start, b.period_end, b.plan, y.series, y.quantity, y.points::bigint AS points
     FROM billing_period b
@@ -86,7 +88,8 @@ FROM (
         WHERE d.account = y.account AND d.bucket = y.bucket AND d.tenant = y.tenant
     )
     UNION ALL
-    SELECT b.tenant, b.account, b.period_start, b.period_end, b.plan, h.series, h.quantity, h.points
+    SELECT b.tenant, b.account, b.period_start, b.period_end, b.plan, h.series,
+           CASE WHEN part.known THEN h.quantity END, CASE WHEN part.known THEN h.points END
     FROM billing_period b
     CROSS JOIN LATERAL (
         SELECT date_bin('1 hour', b.period_start + interval '1 hour' - interval '1 microsecond', 'epoch') AS first_hour,
@@ -95,15 +98,24 @@ FROM (
                date_bin('24 hours', b.period_end, 'epoch') AS last_day
     ) e
     CROSS JOIN LATERAL (
-        SELECT starts, ends
+        SELECT starts, ends, true AS known
         FROM (VALUES (e.first_hour, least(e.first_day, e.last_hour)),
                      (greatest(e.first_day, e.last_day), e.last_hour)) edges (starts, ends)
         WHERE starts < ends
         UNION ALL
-        SELECT d.bucket, d.bucket + interval '24 hours'
+        SELECT d.bucket, d.bucket + interval '24 hours', true
         FROM usage_day_marked d
         WHERE d.account = b.account AND d.tenant = b.tenant AND d.bucket >= e.first_day AND d.bucket < e.last_day
         GROUP BY d.bucket
+        UNION ALL
+        SELECT date_bin('1 hour', x.starts, 'epoch'), date_bin('1 hour', x.starts, 'epoch') + interval '1 hour', false
+        FROM (VALUES (b.period_start, least(e.first_hour, b.period_end)),
+                     (greatest(e.first_hour, e.last_hour), b.period_end)) x (starts, ends)
+        WHERE x.starts < x.ends AND x.starts < (SELECT points_from FROM usage_kept)
+          AND NOT EXISTS (
+              SELECT FROM usage_edge k
+              WHERE k.account = b.account AND k.tenant = b.tenant AND k.starts = x.starts AND k.ends = x.ends
+          )
     ) part
     CROSS JOIN LATERAL (
         SELECT account, tenant, bucket, series, quantity, points FROM usage_hour
@@ -137,6 +149,21 @@ FROM (
         WHERE account = b.account AND tenant = b.tenant AND time >= part.starts AND time < part.ends
         OFFSET 0
     ) p
+    UNION ALL
+    SELECT b.tenant, b.account, b.period_start, b.period_end, b.plan, p.series, p.quantity, p.points
+    FROM billing_period b
+    CROSS JOIN LATERAL (
+        SELECT date_bin('1 hour', b.period_start + interval '1 hour' - interval '1 microsecond', 'epoch') AS first_hour,
+               date_bin('1 hour', b.period_end, 'epoch') AS last_hour
+    ) e
+    CROSS JOIN LATERAL (
+        VALUES (b.period_start, least(e.first_hour, b.period_end)),
+               (greatest(e.first_hour, e.last_hour), b.period_end)
+    ) x (starts, ends)
+    JOIN usage_edge k
+      ON k.account = b.account AND k.tenant = b.tenant AND k.starts = x.starts AND k.ends = x.ends
+     AND k.starts < (SELECT points_from FROM usage_kept)
+    CROSS JOIN LATERAL unnest(k.series, k.quantity, k.points) p (series, quantity, points)
 ) u
 JOIN usage_series s ON s.account = u.account AND s.series = u.series
 GROUP BY u.tenant, u.account, u.period_start, u.period_end, u.plan, s.meter, s.unit;

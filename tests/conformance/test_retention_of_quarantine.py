@@ -1,0 +1,191 @@
+"""What the quarantine has open and could still be billed keeps the points of its time, and nothing else in it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+
+import psycopg
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tallymark_collector.aggregates.changed import audit_changed
+from tallymark_collector.aggregates.retention import Dropped, drop_old
+from tallymark_collector.aggregates.unsettled import NEVER, held_by_quarantine, oldest_unsettled
+from tallymark_collector.metering import Metering, parse_rules
+from tallymark_collector.model import Batch, Reason
+from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.quarantine.settling import NotSettled, Person, discard, reopen
+from tallymark_collector.settings import Retention
+from tallymark_collector.store import Store
+from tests.conformance.test_quarantine import ACME, ANNE, DAY, NOW, bill, one, queue, send, span, the_one
+from tests.conformance.test_quarantine_levels import sent
+from tests.support.telemetry import histogram, histogram_point, metrics_of
+from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
+
+ZERO = datetime.fromtimestamp(BASE // SECOND, timezone.utc)
+LATER = ZERO + timedelta(days=40)
+KEEP = Retention(points=timedelta(days=15))
+NOBODY = {"route": "/"}
+
+
+def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        cursor = connection.execute(statement)  # type: ignore[arg-type]
+        return cursor.fetchall() if cursor.description else []
+
+
+async def drop(store: Store, retention: Retention = KEEP) -> Dropped:
+    while await store.refresh():
+        pass
+    while (await audit_changed(store, LATER)).hours:
+        pass
+    return await drop_old(store, retention, LATER)
+
+
+async def used(store: Store) -> None:
+    await store.write(Batch(points=[point(stream(), 86_400 * day, 86_400 * day + 5, 3) for day in range(40)]))
+
+
+@pytest.mark.engines("timescale")
+async def test_usage_of_nobody_is_still_attributed_when_its_points_would_be_old(store: Store) -> None:
+    await used(store)
+    end = BASE + 9 * DAY
+    await send(store, one(number(end - SECOND, end, 500, NOBODY)), now_ns=end)
+    item = await the_one(store)
+    kept = (await drop(store)).points_before
+    assert kept is not None
+    assert kept <= ZERO + timedelta(days=9), "what is older goes"
+    told = str(await held_by_quarantine(store, KEEP, LATER))
+    assert f"the oldest is {item.id[:12]} (account_missing, meter 'api.requests', tenant 'default')" in told
+    assert "--drop-unsettled" in told
+    assert await held_by_quarantine(store, Retention(points=timedelta(days=35)), LATER) is None, "it is not old yet"
+    assert await held_by_quarantine(store, Retention(), LATER) is None
+
+    assert (await bill(store, item, account="acme", now_ns=BASE + 40 * DAY)).action.inserted == 1
+    assert await held_by_quarantine(store, KEEP, LATER) is None
+    kept = (await drop(store)).points_before
+    assert kept is not None
+    assert kept > ZERO + timedelta(days=9)
+    async with store.reading() as connection:
+        row = await (await connection.execute("SELECT sum(quantity) FROM usage_daily")).fetchone()
+    assert row == (40 * 3 + 500,)
+
+
+@pytest.mark.engines("timescale")
+async def test_who_does_not_want_to_wait_for_the_quarantine_does_not(store: Store) -> None:
+    await used(store)
+    await send(store, one(number(BASE, BASE + SECOND, 500, NOBODY)))
+    assert (await drop(store)).points_before is None
+    loose = Retention(points=KEEP.points, keep_unsettled=False)
+    assert await held_by_quarantine(store, loose, LATER) is None
+    kept = (await drop(store, loose)).points_before
+    assert kept is not None
+    with pytest.raises(NotSettled, match="have been dropped"):
+        await bill(store, await the_one(store), account="acme", now_ns=BASE + 40 * DAY)
+    # It can never be billed now, and holds nothing more.
+    assert await held_by_quarantine(store, KEEP, LATER) is None
+
+
+async def holds(store: Store) -> bool:
+    async with store.session() as connection:
+        return await oldest_unsettled(connection, LATER) is not None
+
+
+TOTAL = sum_metric([number(BASE, BASE + SECOND, 1, {})], "tallymark.control.total", "1", 2)
+OTHER = {"service.name": "kong", "service.instance.id": "one"}
+
+
+def two(*values: int, temporality: int) -> list[ExportMetricsServiceRequest]:
+    return [one(number(BASE, BASE + SECOND, value, ACME), temporality=temporality) for value in values]
+
+
+ITEMS: Mapping[str, tuple[list[ExportMetricsServiceRequest], str, bool]] = {
+    "usage of nobody": ([one(number(BASE, BASE + SECOND, 5, NOBODY))], "account_missing", True),
+    "a running total of nobody": (
+        [one(number(BASE, BASE + SECOND, 5, NOBODY), temporality=2)],
+        "account_missing",
+        True,
+    ),
+    "old usage": ([one(number(BASE - 400 * DAY, BASE - 400 * DAY + 1, 5, ACME))], "time_too_old", True),
+    "a contradiction": (two(5, 6, temporality=1), "value_conflict", True),
+    "a contradiction of totals": (two(5, 6, temporality=2), "value_conflict", False),
+    "an increase that starts after it ends": (
+        [one(number(BASE + SECOND, BASE, 5, ACME))],
+        "time_reversed",
+        True,
+    ),
+    "a total that does": ([one(number(BASE + SECOND, BASE, 5, ACME), temporality=2)], "time_reversed", False),
+    "a negative value": ([one(number(BASE, BASE + SECOND, -5, ACME))], "value_negative", False),
+    "no time": ([one(number(BASE, 0, 5, ACME))], "time_missing", False),
+    "a histogram": (
+        [metrics_of(OTHER, histogram([histogram_point(BASE, BASE + SECOND, 5, None, ACME)]), scope="tallymark")],
+        "type_unsupported",
+        False,
+    ),
+    "a control total": ([request(TOTAL, scope="tallymark.control")], "control_invalid", False),
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+async def test_what_holds_is_what_can_still_be_billed(store: Store, dsn: str, name: str) -> None:
+    messages, reason, expected = ITEMS[name]
+    await send(store, *messages)
+    assert [entry.reason for entry in await queue(store)] == [reason]
+    assert await holds(store) is expected
+    if expected:
+        item = await the_one(store)
+        await discard(store, item, Person("anne", "a test"))
+        assert not await holds(store)
+        await reopen(store, item, ANNE)
+        assert await holds(store)
+        execute(dsn, "UPDATE usage_kept SET points_from = '2026-12-01'")
+        assert not await holds(store), "its time has been dropped already"
+
+
+async def test_evidence_bills_nothing_and_holds_nothing(store: Store) -> None:
+    evidence = span({"tallymark.meter.api.requests": 1})
+    await Pipeline(store, now_ns=lambda: NOW).traces("default", evidence.SerializeToString())
+    assert [(entry.reason, entry.signal) for entry in await queue(store)] == [("account_missing", "traces")]
+    assert not await holds(store)
+
+
+RULES = parse_rules("meters: {calls: {unit: '1', sources: [{metric: h, quantity: count, account: consumer}]}}")
+
+
+async def test_usage_by_a_file_of_meters_holds_whatever_it_is_made_of(store: Store) -> None:
+    metric = histogram([histogram_point(BASE, BASE + SECOND, 5, None, {})], "h", "s", 2)
+    collector = Pipeline(store, now_ns=lambda: NOW, metering=Metering(RULES))
+    await collector.metrics("default", metrics_of(OTHER, metric).SerializeToString())
+    assert [entry.reason for entry in await queue(store)] == ["account_missing"]
+    assert await holds(store)
+
+
+async def test_a_level_is_held_as_long_as_levels_of_its_time_are_there(store: Store, dsn: str) -> None:
+    await send(store, sent("gauge", number(0, BASE, 5, NOBODY), number(0, BASE, 2, ACME)))
+    assert await holds(store)
+    execute(dsn, "UPDATE usage_kept SET points_from = '2026-12-01'")
+    assert await holds(store), "its points are gone, its levels are not"
+    execute(dsn, "UPDATE usage_kept SET points_from = '-infinity', levels_from = '2026-12-01'")
+    assert not await holds(store)
+
+
+async def test_many_that_can_never_be_billed_do_not_hide_one_that_can(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tallymark_collector.aggregates.unsettled.PAGE", 2)
+    pairs = [one(number(BASE, BASE + offset // 2 * SECOND, 5 + offset, ACME), temporality=2) for offset in range(2, 12)]
+    await send(store, *pairs)
+    assert not await holds(store)
+    await send(store, one(number(BASE, BASE + 100 * SECOND, 5, NOBODY)))
+    async with store.session() as connection:
+        found = await oldest_unsettled(connection, LATER)
+    assert found is not None
+    assert found.time == ZERO + timedelta(seconds=100)
+    assert len(await queue(store)) > 4
+
+
+def test_a_reason_that_only_a_newer_version_knows_may_be_money() -> None:
+    assert "from_the_future" not in NEVER
+    assert {Reason.VALUE_NEGATIVE.value, Reason.TYPE_UNSUPPORTED.value} <= {*NEVER}
+    assert not {Reason.ACCOUNT_MISSING.value, Reason.TIME_TOO_OLD.value, Reason.NOT_STORABLE.value} & {*NEVER}
