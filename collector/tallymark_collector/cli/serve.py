@@ -28,7 +28,7 @@ from tallymark_collector.cli.arguments import (
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
-from tallymark_collector.processes import collecting, parent
+from tallymark_collector.processes import collecting, descriptors, parent
 from tallymark_collector.processes.workers import Worker
 from tallymark_collector.receivers.server import Server
 from tallymark_collector.settings import (
@@ -229,6 +229,9 @@ def serve(
     )
     receiving.check_loop(settings)
     observing.check_own(settings)
+    settings, remark = descriptors.fitted(settings, descriptors.raised())
+    if remark:
+        output.warn(remark)
     if no_redaction:
         output.warn("--no-redaction: what clients send is stored as it comes, credentials in attributes and URLs too")
     if not is_loopback(host):
