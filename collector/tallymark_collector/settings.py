@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +127,13 @@ class Connections:
     """How long a client may take from connecting to its first word of HTTP/2, behind TLS where there is TLS."""
 
 
+class Compression(str, enum.Enum):
+    """Of what is sent, as OTEL_EXPORTER_OTLP_COMPRESSION names it."""
+
+    GZIP = "gzip"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Forwarding:
     """Where acknowledged requests are sent on to."""
@@ -140,6 +148,8 @@ class Forwarding:
     """What the folder may hold. Past it the oldest requests are dropped, counted and told."""
     max_files: int = 100_000
     """Likewise: each request is a file."""
+    compression: Compression = Compression.GZIP
+    """Every receiver of OTLP takes both."""
     tenant: str = DEFAULT_TENANT
     """Whose requests. Where they go to they are one credential's, so those of several tenants would become one's."""
 

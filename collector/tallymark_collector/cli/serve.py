@@ -35,6 +35,7 @@ from tallymark_collector.settings import (
     DATABASE_TIMEOUT,
     DEFAULT_PORT,
     DEFAULT_TENANT,
+    Compression,
     Limits,
     Retention,
     Settings,
@@ -120,6 +121,7 @@ def serve(
     forward_to: receiving.ForwardToOption = None,
     forward_dir: receiving.ForwardDirOption = None,
     forward_limit: receiving.ForwardLimitOption = 1024,
+    forward_compression: receiving.ForwardCompressionOption = Compression.GZIP,
     forward_tenant: receiving.ForwardTenantOption = DEFAULT_TENANT,
     max_connection_age: receiving.MaxAgeOption = receiving.DEFAULTS.max_age,
     max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
@@ -223,7 +225,9 @@ def serve(
         ),
         connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
-        forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit, tenant=forward_tenant),
+        forwarding=receiving.forwarding(
+            forward_to, forward_dir, forward_limit, tenant=forward_tenant, compression=forward_compression
+        ),
         meters=None if meters is None else read_meters(meters),
         redaction=redaction_of(redact, off=no_redaction),
     )
