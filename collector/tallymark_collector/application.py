@@ -28,6 +28,7 @@ from tallymark_collector.forwarding.forwarder import Forwarder
 from tallymark_collector.metering import Metering
 from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.receivers.accepting import Troubles
 from tallymark_collector.receivers.admin import Admin, administering
 from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
@@ -157,6 +158,7 @@ def stopping() -> asyncio.Event:
 async def watched(settings: Settings) -> AsyncIterator[tuple[Admin, Exporting]]:
     """Health and metrics while the context lasts; the collector is starting until somebody says otherwise. Raises
     UserError."""
+    asyncio.get_running_loop().set_exception_handler(Troubles())
     exporting = Exporting(settings.telemetry)
     try:
         admin = Admin(exporting.page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -85,10 +86,11 @@ class Limits:
     json_values: int = 4_000_000
     """Values in one request in JSON; each takes about 100 bytes while it is converted."""
     http_connections: int = 1000
-    """HTTP connections; for each that comes then an idle one is closed, or the one with the slowest body. Each may hold
-    128 KiB that are not counted yet."""
+    """HTTP connections, from their TLS handshakes on; for each that comes then an idle one is closed, or the one with
+    the slowest body. Each may hold 128 KiB that are not counted yet. `serve` takes fewer where the process may not open
+    so many files (`processes.descriptors`)."""
     head_seconds: float = 10.0
-    """How long an HTTP client may take from connecting to the end of its first request's head."""
+    """How long an HTTP client may take from connecting to the end of its first request's head, handshake included."""
     body_seconds: float = 30.0
     """How long a request's body may take to arrive, over either protocol: exporters wait 10 s for the whole
     exchange."""
@@ -116,6 +118,9 @@ class Connections:
     """How long it has to answer."""
     least_ping_interval: float = 10.0
     """Clients may ask as often, also between calls; more often and they are disconnected."""
+    most: int | None = None
+    """Connections at a time, from their handshakes on; further ones are closed. None is without a bound; `serve` sets
+    what the open files that the process may have leave room for (`processes.descriptors`)."""
     max_streams: int = 100
     """Calls at once on one connection; further ones wait at the client."""
     window: int = 64 * 1024
@@ -126,6 +131,13 @@ class Connections:
     Further ones wait with their `window`."""
     handshake: float = 10.0
     """How long a client may take from connecting to its first word of HTTP/2, behind TLS where there is TLS."""
+
+
+class Compression(str, enum.Enum):
+    """Of what is sent, as OTEL_EXPORTER_OTLP_COMPRESSION names it."""
+
+    GZIP = "gzip"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,8 @@ class Forwarding:
     """What the folder may hold. Past it the oldest requests are dropped, counted and told."""
     max_files: int = 100_000
     """Likewise: each request is a file."""
+    compression: Compression = Compression.GZIP
+    """Every receiver of OTLP takes both."""
     tenant: str = DEFAULT_TENANT
     """Whose requests. Where they go to they are one credential's, so those of several tenants would become one's."""
 

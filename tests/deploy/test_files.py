@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tallymark_collector.processes.descriptors import fitted
+from tallymark_collector.settings import Limits, Settings
 from tests.deploy.conftest import DEPLOY
 
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -63,6 +65,11 @@ def test_a_service_can_do_little(name: str) -> None:
     assert service["user"] == ("postgres" if name == "database" else "10001:10001")
     for forbidden in ("privileged", "cap_add", "network_mode", "pid", "ipc", "devices"):
         assert forbidden not in service
+
+
+def test_the_collector_may_open_the_files_that_all_its_connections_take() -> None:
+    found, said = fitted(Settings("unused", http_port=0), SERVICES["collector"]["ulimits"]["nofile"])
+    assert (found.limits, said) == (Limits(), "")
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -12,7 +12,14 @@ import typer
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.forwarding.hops import endpoint_of
-from tallymark_collector.settings import DEFAULT_HTTP_PORT, DEFAULT_TENANT, Connections, Forwarding, Settings
+from tallymark_collector.settings import (
+    DEFAULT_HTTP_PORT,
+    DEFAULT_TENANT,
+    Compression,
+    Connections,
+    Forwarding,
+    Settings,
+)
 
 HEADERS_VARIABLE: Final = "TALLYMARK_FORWARD_HEADERS"
 MEBIBYTE: Final = 1024 * 1024
@@ -78,6 +85,10 @@ ForwardDirOption = Annotated[
         help="Keeps what is to be sent on until it is acknowledged there.",
     ),
 ]
+ForwardCompressionOption = Annotated[
+    Compression,
+    typer.Option(envvar="TALLYMARK_FORWARD_COMPRESSION", help="How requests are sent on."),
+]
 ForwardTenantOption = Annotated[
     str,
     typer.Option(
@@ -122,6 +133,7 @@ def forwarding(
     environ: Mapping[str, str] = os.environ,
     *,
     tenant: str = DEFAULT_TENANT,
+    compression: Compression = Compression.GZIP,
 ) -> Forwarding | None:
     """Where acknowledged requests are sent on to. Raises UserError."""
     if endpoint is None:
@@ -132,7 +144,7 @@ def forwarding(
         raise UserError("--forward-to needs --forward-dir, a folder that keeps what was not taken there yet")
     endpoint_of(endpoint)
     headers = _headers(environ.get(HEADERS_VARIABLE, ""))
-    return Forwarding(endpoint, folder, headers, max_bytes=limit_mib * MEBIBYTE, tenant=tenant)
+    return Forwarding(endpoint, folder, headers, max_bytes=limit_mib * MEBIBYTE, compression=compression, tenant=tenant)
 
 
 def check_loop(settings: Settings) -> None:

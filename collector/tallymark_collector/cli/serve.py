@@ -28,13 +28,14 @@ from tallymark_collector.cli.arguments import (
 from tallymark_collector.cli.redaction import shown
 from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
-from tallymark_collector.processes import collecting, parent
+from tallymark_collector.processes import collecting, descriptors, parent
 from tallymark_collector.processes.workers import Worker
 from tallymark_collector.receivers.server import Server
 from tallymark_collector.settings import (
     DATABASE_TIMEOUT,
     DEFAULT_PORT,
     DEFAULT_TENANT,
+    Compression,
     Limits,
     Retention,
     Settings,
@@ -128,6 +129,7 @@ def serve(
     forward_to: receiving.ForwardToOption = None,
     forward_dir: receiving.ForwardDirOption = None,
     forward_limit: receiving.ForwardLimitOption = 1024,
+    forward_compression: receiving.ForwardCompressionOption = Compression.GZIP,
     forward_tenant: receiving.ForwardTenantOption = DEFAULT_TENANT,
     max_connection_age: receiving.MaxAgeOption = receiving.DEFAULTS.max_age,
     max_connection_age_grace: receiving.MaxAgeGraceOption = receiving.DEFAULTS.max_age_grace,
@@ -232,12 +234,17 @@ def serve(
         ),
         connections=receiving.connections(max_connection_age, max_connection_age_grace, keepalive),
         retention=retention,
-        forwarding=receiving.forwarding(forward_to, forward_dir, forward_limit, tenant=forward_tenant),
+        forwarding=receiving.forwarding(
+            forward_to, forward_dir, forward_limit, tenant=forward_tenant, compression=forward_compression
+        ),
         meters=None if meters is None else read_meters(meters),
         redaction=redaction_of(redact, off=no_redaction),
     )
     receiving.check_loop(settings)
     observing.check_own(settings)
+    settings, remark = descriptors.fitted(settings, descriptors.raised())
+    if remark:
+        output.warn(remark)
     if no_redaction:
         output.warn("--no-redaction: what clients send is stored as it comes, credentials in attributes and URLs too")
     if not is_loopback(host):

@@ -10,6 +10,8 @@
   fsync not always the machine's loss of power.
 - The spool is bounded. Past its limit the oldest requests are dropped, as are new ones where the disk takes none: told
   in the log as errors, and counted.
+- A request that is too large for the next hop is sent in parts (`splitting`). They are in memory alone: the spool has
+  the whole until the last one is acknowledged, so a crash in between loses nothing and repeats some.
 - A request that the next hop refuses for good is dropped, told and counted. Where a person has to mend something there
   (credentials, address) everything waits.
 """

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tallymark_collector.forwarding.hops import Fate, Hop, Verdict, hop
+from tallymark_collector.forwarding.splitting import Parts
 from tallymark_collector.forwarding.spool import Entry, Spool
 from tallymark_collector.settings import Forwarding
 
@@ -32,6 +33,7 @@ END_SECONDS: Final = 10.0
 """What the disk gets at the end to take what is queued; the end of the collector waits for nothing else here."""
 TELL_INTERVAL: Final = 30.0
 """Seconds between lines in the log about the same kind of trouble."""
+_LAST_WORDS: Final = (Fate.TAKEN, Fate.TOO_LARGE, Fate.NEVER)
 
 
 @dataclass(slots=True)
@@ -43,11 +45,36 @@ class Totals:
     rejected: int = 0
     """Points, spans and records of those that it refused."""
     refused: int = 0
-    """Refused by it for good, or unreadable on the disk: not there."""
+    """Refused by it for good, all of it or some of its parts, or unreadable on the disk: not there."""
     dropped: int = 0
     """For want of room or a working disk: not there."""
     other_tenants: int = 0
     """Of tenants whose requests are not to be sent on."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one request."""
+
+    parts: int = 0
+    """In which it was sent."""
+    refused: int = 0
+    """Of these, for good."""
+    refusal: str = ""
+    """What the next hop said of the last one."""
+    rejected: int = 0
+    """Points, spans and records that it refused of those that it took."""
+    rejection: str = ""
+
+    def add(self, verdict: Verdict) -> None:
+        """The last word on one part."""
+        self.parts += 1
+        if verdict.fate is not Fate.TAKEN:
+            self.refused += 1
+            self.refusal = verdict.words
+        elif verdict.rejected:
+            self.rejected += verdict.rejected
+            self.rejection = verdict.words
 
 
 class Forwarder:
@@ -66,6 +93,7 @@ class Forwarder:
         # One thread, so that requests are written in the order of their commits.
         self._disk = ThreadPoolExecutor(1, "tallymark-forward")
         self._told: dict[str, float] = {}
+        self._splits = False
 
     @property
     def waiting(self) -> int:
@@ -156,36 +184,66 @@ class Forwarder:
                 self.totals.refused += 1
                 logger.error("request %s to be forwarded is damaged and is left out", entry.name)
             return
+        # In memory alone: after a crash or an end in the middle the whole request is sent again, and the next hop drops
+        # what it has.
+        parts, outcome = Parts(entry.signal, body), Outcome()
+        del body
+        while (part := parts.next) is not None:
+            if parts.is_too_large and await asyncio.to_thread(parts.split):
+                continue
+            verdict = await self._answer_to(entry, part)
+            if verdict is None:
+                return
+            if verdict.fate is Fate.TOO_LARGE and await asyncio.to_thread(parts.split):
+                self._tell_of_parts(len(part), verdict)
+                continue
+            parts.done()
+            outcome.add(verdict)
+        # Counted once it has left the folder: a request whose removal fails is sent again.
+        await loop.run_in_executor(self._disk, self._spool.remove, entry)
+        self._count(entry, outcome)
+
+    async def _answer_to(self, entry: Entry, part: bytes) -> Verdict | None:
+        """The next hop's last word on a request or a part of it; None where the collector ends before, or the request
+        was dropped meanwhile."""
         pause, unclear = self._first_pause, 0
         while not self._ending:
-            verdict = await self._hop.send(entry.signal, body)
+            verdict = await self._hop.send(entry.signal, part)
             unclear += verdict.fate is Fate.UNCLEAR
-            if verdict.fate in (Fate.TAKEN, Fate.NEVER) or unclear >= MAX_UNCLEAR:
-                # Counted once it has left the folder: a request whose removal fails is sent again.
-                await loop.run_in_executor(self._disk, self._spool.remove, entry)
-                self._count(entry, verdict)
-                return
+            if verdict.fate in _LAST_WORDS or unclear >= MAX_UNCLEAR:
+                return verdict
             waiting = max(pause * random.uniform(0.5, 1), min(verdict.delay or 0.0, MAX_ASKED_PAUSE))  # noqa: S311
             self._tell("later", "the next hop takes nothing (%s); %d requests wait", verdict.words, self.waiting)
             await asyncio.sleep(waiting)
             pause = min(pause * 2, MAX_PAUSE)
             if self._spool.oldest() != entry:
-                return  # dropped meanwhile, for want of room
+                return None  # for want of room
+        return None
 
-    def _count(self, entry: Entry, verdict: Verdict) -> None:
-        if verdict.fate is not Fate.TAKEN:
+    def _count(self, entry: Entry, outcome: Outcome) -> None:
+        if outcome.refused:
             self.totals.refused += 1
             logger.error(
-                "the next hop refuses request %s for good (%s): it is left out, %d until now",
+                "the next hop refuses %srequest %s for good (%s): it is left out, %d until now",
+                f"{outcome.refused} of {outcome.parts} parts of " if outcome.parts > 1 else "",
                 entry.name,
-                verdict.words,
+                outcome.refusal,
                 self.totals.refused,
             )
-            return
-        self.totals.sent += 1
-        if verdict.rejected:
-            self.totals.rejected += verdict.rejected
-            self._tell("rejected", "the next hop refuses %d parts of a request: %s", verdict.rejected, verdict.words)
+        else:
+            self.totals.sent += 1
+        if outcome.rejected:
+            self.totals.rejected += outcome.rejected
+            self._tell(
+                "rejected", "the next hop refuses %d parts of a request: %s", outcome.rejected, outcome.rejection
+            )
+
+    def _tell_of_parts(self, size: int, verdict: Verdict) -> None:
+        if not self._splits:
+            self._splits = True
+            logger.warning(
+                "the next hop takes no request of %d bytes (%s): such requests are sent in parts", size, verdict.words
+            )
 
     def _drop(self, count: int, why: str) -> None:
         self.totals.dropped += count
@@ -202,7 +260,7 @@ class Forwarder:
 @asynccontextmanager
 async def forwarding(settings: Forwarding) -> AsyncIterator[Forwarder]:
     """Forwards while the context lasts; at its end everything accepted is on the disk or sent. Raises UserError."""
-    async with hop(settings.endpoint, settings.headers) as next_hop:
+    async with hop(settings.endpoint, settings.headers, settings.compression) as next_hop:
         spool = Spool(settings.folder, settings.max_bytes, settings.max_files)
         forwarder = Forwarder(spool, next_hop)
         running = asyncio.create_task(forwarder.run())

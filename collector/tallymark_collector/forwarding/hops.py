@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gzip
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -19,10 +21,14 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from tallymark_collector.errors import UserError
+from tallymark_collector.settings import Compression
 
 SEND_TIMEOUT: Final = 30.0
 """Seconds for one request and its answer."""
 MAX_ANSWER: Final = 1 << 20
+SURELY_TAKEN: Final = 64 * 1024
+"""Bytes that no next hop refuses for their number: where it does not say what it has too little of, it is not that."""
+_GZIP_LEVEL: Final = 6
 _METHODS: Final = {
     "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -39,6 +45,8 @@ class Fate(enum.Enum):
     """Not now: time, or a person at the next hop, may mend it."""
     UNCLEAR = "unclear"
     """A fault of the next hop's that may come again with this very request: a few more tries."""
+    TOO_LARGE = "too large"
+    """Never as one request; smaller ones may be taken."""
     NEVER = "never"
 
 
@@ -82,7 +90,9 @@ def endpoint_of(text: str) -> SplitResult:
 
 
 @asynccontextmanager
-async def hop(endpoint: str, headers: Sequence[tuple[str, str]]) -> AsyncIterator[Hop]:
+async def hop(
+    endpoint: str, headers: Sequence[tuple[str, str]], compression: Compression = Compression.GZIP
+) -> AsyncIterator[Hop]:
     """The next hop at an endpoint. Raises UserError."""
     address = endpoint_of(endpoint)
     if address.scheme.startswith("grpc"):
@@ -93,11 +103,11 @@ async def hop(endpoint: str, headers: Sequence[tuple[str, str]]) -> AsyncIterato
             else grpc.aio.insecure_channel(address.netloc, options)
         )
         async with channel:
-            yield GrpcHop(channel, headers)
+            yield GrpcHop(channel, headers, compression)
     else:
         timeout = aiohttp.ClientTimeout(total=SEND_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout, headers=list(headers), trust_env=True) as session:
-            yield HttpHop(session, endpoint.rstrip("/"))
+            yield HttpHop(session, endpoint.rstrip("/"), compression)
 
 
 _LATER_CODES: Final = frozenset(
@@ -117,30 +127,45 @@ _LATER_CODES: Final = frozenset(
 _UNCLEAR_CODES: Final = frozenset(
     {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )
+_TOO_LARGE: Final = re.compile(r"larger than max|exceeds (the )?max|too large", re.IGNORECASE)
+"""As gRPC in C++, Go, Java and .NET, Rust's tonic and Go's HTTP server say it."""
+_COMPRESSIONS: Final = {Compression.GZIP: grpc.Compression.Gzip, Compression.NONE: grpc.Compression.NoCompression}
 
 
 class GrpcHop:
     """Over gRPC."""
 
-    def __init__(self, channel: grpc.aio.Channel, headers: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, channel: grpc.aio.Channel, headers: Sequence[tuple[str, str]], compression: Compression) -> None:
         self._calls: dict[str, Callable[..., Awaitable[bytes]]] = {
             signal: channel.unary_unary(method) for signal, method in _METHODS.items()
         }
         self._headers = grpc.aio.Metadata(*headers)
+        self._compression = _COMPRESSIONS[compression]
 
     async def send(self, signal: str, body: bytes) -> Verdict:
         """Sends one request. Raises nothing but CancelledError."""
         try:
-            answer = await self._calls[signal](body, timeout=SEND_TIMEOUT, metadata=self._headers)
+            answer = await self._calls[signal](
+                body, timeout=SEND_TIMEOUT, metadata=self._headers, compression=self._compression
+            )
         except grpc.aio.AioRpcError as error:
             delay = _retry_delay(error)
             words = f"{error.code().name}: {str(error.details())[:200]}"
+            if delay is None and _is_too_large(error, len(body)):
+                return Verdict(Fate.TOO_LARGE, words)
             if error.code() in _LATER_CODES or (
                 error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None
             ):
                 return Verdict(Fate.LATER, words, delay)
             return Verdict(Fate.UNCLEAR if error.code() in _UNCLEAR_CODES else Fate.NEVER, words, delay)
         return _taken(answer)
+
+
+def _is_too_large(error: grpc.aio.AioRpcError, size: int) -> bool:
+    says_so = _TOO_LARGE.search(str(error.details())) is not None
+    if error.code() is grpc.StatusCode.OUT_OF_RANGE:  # Rust's tonic
+        return says_so
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (says_so or size > SURELY_TAKEN)
 
 
 def _retry_delay(error: grpc.aio.AioRpcError) -> float | None:
@@ -166,17 +191,22 @@ def _seconds(info: RetryInfo) -> float:
 class HttpHop:
     """Over HTTP, in protobuf."""
 
-    def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, base: str, compression: Compression) -> None:
         self._session = session
         self._base = base
+        self._compresses = compression is Compression.GZIP
 
     async def send(self, signal: str, body: bytes) -> Verdict:
         """Sends one request. Raises nothing but CancelledError."""
+        headers = {"Content-Type": "application/x-protobuf"}
+        if self._compresses:
+            headers["Content-Encoding"] = "gzip"
+            body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
         try:
             async with self._session.post(
                 f"{self._base}/v1/{signal}",
                 data=body,
-                headers={"Content-Type": "application/x-protobuf"},
+                headers=headers,
                 allow_redirects=False,
             ) as response:
                 answer = await response.content.read(MAX_ANSWER)
@@ -187,8 +217,11 @@ class HttpHop:
             return _taken(answer)
         words = f"HTTP {status} {response.reason}"
         delay = _retry_after(response.headers.get("Retry-After"))
-        # 3xx, 401, 403, 404, 407: a person's to mend, and nothing is wrong with the request.
-        if status < 400 or status in (401, 403, 404, 407, 408, 429, 502, 503, 504):
+        # Go's HTTP servers, OpenTelemetry's Collector among them, answer 400 and say why.
+        if status == 413 or (status == 400 and _TOO_LARGE.search(answer.decode("utf-8", "replace"))):
+            return Verdict(Fate.TOO_LARGE, words)
+        # 3xx, 401, 403, 404, 407, 415: a person's to mend, and nothing is wrong with the request.
+        if status < 400 or status in (401, 403, 404, 407, 408, 415, 429, 502, 503, 504):
             return Verdict(Fate.LATER, words, delay)
         return Verdict(Fate.UNCLEAR if status >= 500 else Fate.NEVER, words, delay)
 

@@ -83,14 +83,11 @@ async def administering(host: str, port: int | None, admin: Admin) -> AsyncItera
         idle_seconds=IDLE_SECONDS,
         lingering_time=LINGER,
     )
-    runner = web.ServerRunner(connections, shutdown_timeout=END_SECONDS)
-    await runner.setup()
     try:
-        for one in sockets:
-            await web.SockSite(runner, one).start()
+        await connections.listen(sockets)
         yield admin
     finally:
-        await runner.cleanup()
+        await connections.end(END_SECONDS)
 
 
 def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

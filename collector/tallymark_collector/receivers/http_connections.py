@@ -4,24 +4,69 @@ Strangers who connect and say nothing, or little and slowly, must not keep other
 refuses: when it is reached, whoever does the least for its place is cut off. First those without a request under way,
 the longest idle one before others; where all have one, those whose body is still coming, the slowest first. Only when
 every request has arrived and is being answered, the new connection is closed.
+
+A connection counts from the moment that it is accepted, so its TLS handshake is within all of this: one that does not
+get through it is idle, and has as long as any other to send its first head.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+
+from tallymark_collector.receivers.accepting import Door
+from tallymark_collector.receivers.listening import BACKLOG
 
 # What clients get wrong in HTTP itself is answered and no news to an operator; it would fill the log at will.
 _protocol_log = logging.getLogger(f"{__name__}.protocol")
 _protocol_log.addHandler(logging.NullHandler())
 _protocol_log.propagate = False
 
+MOST_ENDING: Final = 32
+"""Connections that were cut off and still have their descriptors: asyncio closes them in its next turns, and could
+accept far more in each of these."""
+
 Handle = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+
+class _Place:
+    """What one connection takes."""
+
+    __slots__ = ("connection", "descriptor", "timer", "transport")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.descriptor = connection.fileno()
+        self.transport: asyncio.Transport | None = None
+        """None until it is connected: its handshake is under way."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends it, unless its first head comes."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has no descriptor any more. Of a handshake that fails nothing else is heard."""
+        return self.connection.fileno() < 0
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def end(self) -> None:
+        """Cuts it off; asyncio hears of it in the loop's next turn."""
+        if self.transport is not None:
+            self.transport.abort()
+        else:
+            with suppress(OSError):  # the client has gone before
+                self.connection.shutdown(socket.SHUT_RDWR)
 
 
 class Connections(web.Server):
@@ -33,58 +78,107 @@ class Connections(web.Server):
         self._answer = handle
         self._most = most
         self._head_seconds = head_seconds
-        self._timers: dict[RequestHandler, asyncio.TimerHandle] = {}
-        self._idle: dict[RequestHandler, None] = {}
-        self._at_work: dict[RequestHandler, web.BaseRequest] = {}
+        self._servers: list[asyncio.Server] = []
+        self._arriving: dict[int, _Place] = {}
+        """By descriptor: accepted, and not connected yet. They are among the idle ones, too."""
+        self._places: dict[RequestHandler, _Place] = {}
+        self._idle: dict[_Place, None] = {}
+        self._at_work: dict[_Place, web.BaseRequest] = {}
+        self._ending: list[_Place] = []
         super().__init__(self._handle, keepalive_timeout=idle_seconds, access_log=None, logger=_protocol_log, **more)
 
+    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """Takes connections to these sockets, which are its own from now on."""
+        loop = asyncio.get_running_loop()
+        for one in sockets:
+            door = Door(one, self._arrived, self._is_open)
+            handshake = None if tls is None else self._head_seconds
+            self._servers.append(
+                await loop.create_server(self, sock=door, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake)
+            )
+
+    async def end(self, seconds: float) -> None:
+        """Takes no new connections, finishes requests under way within so many seconds, cuts off the others."""
+        for server in self._servers:
+            server.close()
+        await asyncio.sleep(0)  # what has just arrived begins to be handled
+        for place in list(self._arriving.values()):
+            self._cut_off(place)
+        self.pre_shutdown()
+        await self.shutdown(seconds)
+
     async def _handle(self, request: web.BaseRequest) -> web.Response:
-        handler = request.protocol
-        self._stop_timer(handler)
-        known = handler in self._idle
-        self._idle.pop(handler, None)
-        if known:
-            self._at_work[handler] = request
+        place = self._places.get(request.protocol)
+        known = place is not None and place in self._idle
+        if place is not None and known:
+            place.stop_timer()
+            del self._idle[place]
+            self._at_work[place] = request
         try:
             return await self._answer(request)
         finally:
             # From here on it may go: nobody waits for a client that does not read its answer.
-            if self._at_work.pop(handler, None) is not None:
-                self._idle[handler] = None
+            if place is not None and self._at_work.pop(place, None) is not None:
+                self._idle[place] = None
+
+    def _is_open(self) -> bool:
+        """Whether another connection may come now."""
+        if len(self._ending) >= MOST_ENDING:
+            self._ending = [place for place in self._ending if not place.is_closed]
+        return len(self._ending) < MOST_ENDING
+
+    def _arrived(self, connection: socket.socket) -> bool:
+        """Gives an accepted connection a place; False where there is none."""
+        if len(self._idle) + len(self._at_work) >= self._most:
+            self._forget_failed()
+        if len(self._idle) + len(self._at_work) >= self._most:
+            least = self._least()
+            if least is None:
+                return False
+            self._cut_off(least)
+        place = _Place(connection)
+        former = self._arriving.get(place.descriptor)
+        if former is not None:  # it is gone, or its descriptor would not be free
+            self._forget(former)
+        place.timer = asyncio.get_running_loop().call_later(self._head_seconds, self._cut_off, place)
+        self._idle[place] = None
+        self._arriving[place.descriptor] = place
+        return True
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """A client has connected."""
+        """A client has connected, and shaken hands where there is TLS."""
         super().connection_made(handler, transport)
-        if len(self._idle) + len(self._at_work) >= self._most:
-            gone = self._least()
-            if gone is None:
-                transport.abort()
-                return
-            self._cut_off(gone)
-        self._idle[handler] = None
-        self._timers[handler] = asyncio.get_running_loop().call_later(self._head_seconds, transport.abort)
+        place = self._arriving.pop(transport.get_extra_info("socket").fileno(), None)
+        if place is None:  # cut off meanwhile; aiohttp begins before it ends
+            asyncio.get_running_loop().call_soon(transport.abort)
+            return
+        place.transport = transport
+        self._places[handler] = place
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """A client has gone."""
-        self._forget(handler)
+        place = self._places.pop(handler, None)
+        if place is not None:
+            self._forget(place)
         super().connection_lost(handler, exc)
 
-    def _least(self) -> RequestHandler | None:
-        slow = (handler for handler, request in self._at_work.items() if not request.content.is_eof())
+    def _least(self) -> _Place | None:
+        slow = (place for place, request in self._at_work.items() if not request.content.is_eof())
         return next(iter(self._idle), None) or next(slow, None)
 
-    def _cut_off(self, handler: RequestHandler) -> None:
-        # It counts no more from now on; aiohttp hears of it in the loop's next turn.
-        self._forget(handler)
-        if handler.transport is not None:
-            handler.transport.abort()
+    def _cut_off(self, place: _Place) -> None:
+        # It has no place from now on.
+        self._forget(place)
+        self._ending.append(place)
+        place.end()
 
-    def _forget(self, handler: RequestHandler) -> None:
-        self._stop_timer(handler)
-        self._idle.pop(handler, None)
-        self._at_work.pop(handler, None)
+    def _forget_failed(self) -> None:
+        for place in [one for one in self._arriving.values() if one.is_closed]:
+            self._forget(place)
 
-    def _stop_timer(self, handler: RequestHandler) -> None:
-        timer = self._timers.pop(handler, None)
-        if timer is not None:
-            timer.cancel()
+    def _forget(self, place: _Place) -> None:
+        place.stop_timer()
+        self._idle.pop(place, None)
+        self._at_work.pop(place, None)
+        if self._arriving.get(place.descriptor) is place:
+            del self._arriving[place.descriptor]

@@ -7,8 +7,6 @@ import ssl
 from collections.abc import Sequence
 from typing import Final
 
-from aiohttp import web
-
 from tallymark_collector.receivers.http_connections import Connections
 from tallymark_collector.receivers.otlp_http import Receiver
 from tallymark_collector.settings import Limits
@@ -32,14 +30,12 @@ class HttpServer:
             lingering_time=LINGER,
             read_bufsize=READ_BUFFER,
         )
-        self._runner = web.ServerRunner(self._connections, shutdown_timeout=drain_seconds)
+        self._drain_seconds = drain_seconds
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Takes requests from now on."""
-        await self._runner.setup()
-        for one in sockets:
-            await web.SockSite(self._runner, one, ssl_context=tls).start()
+        await self._connections.listen(sockets, tls)
 
     async def drain(self) -> None:
         """Takes no new connections, finishes requests under way within the drain's time, cuts off the others."""
-        await self._runner.cleanup()
+        await self._connections.end(self._drain_seconds)

@@ -195,6 +195,7 @@ def grpc_options(connections: Connections, limits: Limits, *, shares_port: bool 
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_concurrent_streams", connections.max_streams),
+        *([] if connections.most is None else [("grpc.max_allowed_incoming_connections", connections.most)]),
         # With its estimate of bandwidth gRPC would widen the window of calls that nobody reads to 16 MiB each; the one
         # of a message that is being read is as wide as the message.
         ("grpc.http2.lookahead_bytes", connections.window),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
-from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.wire.fields import fields
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
 _DATA_POINTS: Final = 1
@@ -23,11 +22,12 @@ def alone(metric: Metric) -> list[Metric]:
         del bare.sum.data_points[:]
         return [_with_sum(bare, point.SerializeToString()) for point in metric.sum.data_points]
     header, points = b"", []
-    for number, field in _fields(getattr(metric, kind)):
-        if number == _DATA_POINTS:
-            points.append(field)
+    data = getattr(metric, kind)
+    for field in fields(data):
+        if field.number == _DATA_POINTS:
+            points.append(data[field.begin : field.end])
         else:
-            header += field
+            header += data[field.begin : field.end]
     found = []
     for point in points:
         one = Metric()
@@ -55,38 +55,3 @@ def _with_sum(bare: Metric, point: bytes) -> Metric:
     one.CopyFrom(bare)
     one.sum.data_points.add().ParseFromString(point)
     return one
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, the field with its tag) of each field."""
-    at = 0
-    while at < len(message):
-        tag, value = _varint(message, at)
-        match tag & 7:
-            case 0:
-                _, end = _varint(message, value)
-            case 1:
-                end = value + 8
-            case 2:
-                size, value = _varint(message, value)
-                end = value + size
-            case 5:
-                end = value + 4
-            case other:
-                raise MalformedRequest(f"a metric's field has the wire type {other}")
-        if end > len(message):
-            raise MalformedRequest("a metric's field is cut off")
-        yield tag >> 3, message[at:end]
-        at = end
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(message) and shift < 64:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise MalformedRequest("a number in a metric is cut off")

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tallymark_collector.cli import receiving
 from tallymark_collector.cli.health import state_of
 from tallymark_collector.errors import UserError
-from tallymark_collector.settings import DEFAULT_HTTP_PORT, Forwarding, Settings
+from tallymark_collector.settings import DEFAULT_HTTP_PORT, Compression, Forwarding, Settings
 from tests.collector.cli.conftest import Run, program
 from tests.support.collector import running
 from tests.support.messages import otlp_json
@@ -86,6 +86,9 @@ def test_what_forwarding_is_told(tmp_path: Path) -> None:
     assert receiving.forwarding("grpc://c:4317", tmp_path, 2, headers) == Forwarding(
         "grpc://c:4317", tmp_path, (("authorization", "Bearer hunter2"), ("x-team", "billing")), max_bytes=2 << 20
     )
+    plain = receiving.forwarding("http://c", tmp_path, 1, {}, compression=Compression.NONE, tenant="acme-corp")
+    assert plain is not None
+    assert (plain.compression, plain.tenant) == (Compression.NONE, "acme-corp")
     for text in ("hunter2", "a=b,hun ter2=x", "a=hunter2%0d%0ax: y", "=hunter2"):
         with pytest.raises(UserError, match="TALLYMARK_FORWARD_HEADERS is not key=value") as caught:
             receiving.forwarding("grpc://c:4317", tmp_path, 1, {receiving.HEADERS_VARIABLE: text})
@@ -99,6 +102,7 @@ def test_what_forwarding_is_told(tmp_path: Path) -> None:
         (["--forward-dir", "x"], "--forward-dir without --forward-to"),
         (["--forward-to", "c:4317", "--forward-dir", "x"], "--forward-to is no address"),
         (["--forward-to", "http://localhost:4318", "--forward-dir", "x"], "port 4318 of localhost is this collector"),
+        (["--forward-compression", "zstd"], "Invalid value for '--forward-compression'"),
         (["--no-http", "--http-port", "5"], "contradict each other"),
     ],
 )

@@ -263,9 +263,10 @@ async def test_what_grpc_answers_mean(
         (301, {"Location": "http://127.0.0.1:1/"}, Fate.LATER, None),
         (401, {}, Fate.LATER, None),
         (404, {}, Fate.LATER, None),
+        (415, {}, Fate.LATER, None),
         (500, {}, Fate.UNCLEAR, None),
         (400, {}, Fate.NEVER, None),
-        (413, {}, Fate.NEVER, None),
+        (413, {}, Fate.TOO_LARGE, None),
     ],
 )
 async def test_what_http_answers_mean(status: int, headers: dict[str, str], fate: Fate, delay: float | None) -> None:

@@ -193,3 +193,18 @@ def _call(path: bytes) -> bytes:
     block = b"".join(b"\0%c%s%c%s" % (len(name), name, len(value), value) for name, value in headers.items())
     settings = b"\0\0\0\4\0\0\0\0\0"
     return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + b"\0\0%c\1\5\0\0\0\1" % len(block) + block
+
+
+async def test_connections_past_the_limit_are_closed_and_others_find_the_places_of_those_that_left() -> None:
+    counting = Counting()
+    async with receiving(counting, connections=Connections(most=2)) as server:
+        first = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            assert await asyncio.wait_for(reader.read(), 60) == b""
+            writer.close()
+        for _, writer in first:
+            writer.close()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            await MetricsServiceStub(channel).Export(GOOD, timeout=60, wait_for_ready=True)
+    assert counting.points == 1
