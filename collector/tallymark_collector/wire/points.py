@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.wire.fields import fields
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric
 
@@ -45,7 +46,7 @@ def number(metric: Metric) -> int:
     if kind == "sum":
         return len(metric.sum.data_points)
     try:
-        return sum(field == _DATA_POINTS for field, _ in _fields(getattr(metric, kind)))
+        return sum(field.number == _DATA_POINTS for field in fields(getattr(metric, kind)))
     except MalformedRequest:
         return 1
 
