@@ -30,6 +30,7 @@ from tallymark_collector.model import (
     WriteResult,
     without_nul,
 )
+from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.store import control, dictionaries, evidence, levels, points, rows, samples
 from tallymark_collector.store.database import Connection
@@ -90,13 +91,7 @@ class _Tally:
 
 def encode(batch: Batch) -> Encoded:
     """Makes the rows of a batch. Raises psycopg.DataError for what no row can hold."""
-    work = encoding(batch)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            encoded: Encoded = end.value
-            return encoded
+    return at_once(encoding(batch))
 
 
 def encoding(batch: Batch) -> Generator[None, None, Encoded]:
