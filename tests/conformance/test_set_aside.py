@@ -62,3 +62,17 @@ async def test_spans_are_one_transaction_with_what_is_refused_of_them(
     with pytest.raises(TooLarge, match="send fewer at once"):
         await send(store, request(sum_metric([number(BASE, BASE + SECOND, 7, ACME), *refused])))
     assert (await queue(store), await billed(store)) == ([], {})
+
+
+async def test_what_was_set_aside_before_there_was_a_limit_can_still_be_billed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = request(sum_metric([number(BASE, BASE + SECOND, 7, {})]))
+    message.resource_metrics[0].resource.attributes.extend(key_values({"label": "x" * (described.MAX_STORED + 1)}))
+    with monkeypatch.context() as before:
+        before.setattr(described, "MAX_STORED", 10 * described.MAX_STORED)
+        await send(store, message)
+    found = await the_one(store)
+    assert found.reason == "account_missing"
+    await bill(store, found, account="acme")
+    assert await billed(store) == {("acme", "api.requests"): 7}

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.records import Tenant
-from tallymark_collector.errors import Overloaded
+from tallymark_collector.errors import Overloaded, TooLarge
 from tallymark_collector.model import Batch, Reason, Refusal, Stream
 from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.settings import Limits
@@ -153,8 +153,7 @@ class Quotas:
 
     @asynccontextmanager
     async def admitting(self, tenant: str, batch: Batch) -> AsyncIterator[Batch]:
-        """What of a batch is to be written, inside the context. Raises Overloaded, TransientError, and TooLarge where
-        what exceeds the number of new streams is too much to be kept."""
+        """What of a batch is to be written, inside the context. Raises Overloaded, TransientError."""
         allowance = await self._allowance(tenant)
         cost = _cost(batch)
         if allowance.points_per_second < math.inf:
@@ -185,7 +184,13 @@ class Quotas:
             " with too many values?",
         )
         kept_aside = SetAside()
-        kept_aside.keep(conflict(point, refusal) for point in batch.points if point.stream.id in over)
+        try:
+            kept_aside.keep(conflict(point, refusal) for point in batch.points if point.stream.id in over)
+        except TooLarge:
+            # Nothing is wrong with these points: later, or fewer at once, there is room for them.
+            error = Overloaded(f"{refusal.detail}; too many at once to be set aside: send fewer in a request")
+            error.retry_after = MAX_DELAY
+            raise error from None
         return replace(
             batch,
             points=[point for point in batch.points if point.stream.id not in over],

@@ -44,6 +44,7 @@ class Metering:
         self._account = account
         self._redaction = redaction
         self._memory = Memory(limit, MAX_REMEMBERED_BYTES)
+        self._latest: tuple[bytes, Attributes] | None = None
 
     @property
     def size(self) -> int:
@@ -93,9 +94,15 @@ class Metering:
             if why_not_group(source, group) is None
         ]
 
+    def _resource(self, resource: bytes) -> Attributes:
+        """Decoded; once for all scopes of it that come one after the other. Raises MalformedRequest."""
+        if self._latest is None or self._latest[0] != resource:
+            self._latest = (resource, wire.decode_resource(resource))
+        return self._latest[1]
+
     def _group(self, tenant: str, resource: bytes, scope: bytes) -> Group:
         try:
-            attributes, instrumentation = wire.decode_resource(resource), wire.decode_scope(scope)
+            attributes, instrumentation = self._resource(resource), wire.decode_scope(scope)
             described = wire.decode_attributes(instrumentation.attributes)
         except MalformedRequest as error:
             broken = Refusal(Reason.ATTRIBUTES_INVALID, str(error))

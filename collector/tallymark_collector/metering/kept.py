@@ -42,7 +42,7 @@ def decode_kept(
     metering = None if rules is None else Metering(rules, account=account, redaction=redaction)
     if signal == "traces":
         body = payload if account is None else _named_spans(payload, account)
-        spans = decode_spans(tenant, body, limits, now_ns, metering, redaction)
+        spans = decode_spans(tenant, body, limits, now_ns, metering, redaction, kept=True)
         return _of_meter(meter, Batch(spans.points, spans.evidence, spans.quarantined))
     body = payload if account is None else _named_metrics(tenant, meter, payload, account, metering)
     cache = StreamCache(redaction=redaction, kept=True)

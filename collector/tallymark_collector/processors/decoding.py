@@ -26,6 +26,7 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.processors import control, described, meters, validation
 from tallymark_collector.processors.at_once import at_once
+from tallymark_collector.processors.pace import Pace
 from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.processors.streams import START_TAG, TIMES_AND_VALUE, MetricStreams, StreamCache
 from tallymark_collector.wire import points
@@ -34,6 +35,7 @@ from tallymark_collector.wire.tallymark_metrics_view_pb2 import (
     MetricsRequest,
     NumberDataPoint,
     ResourceMetrics,
+    ScopeMetrics,
     Sum,
     SumOfBytes,
 )
@@ -130,32 +132,31 @@ class _Request:
         self._window = window
         self._decoded = decoded
         self._metering = metering
-        self._left = PIECE
+        self._pace = Pace(PIECE)
 
     def decode(self, resource_metrics: ResourceMetrics) -> Generator[None, None, None]:
         resource = resource_metrics.resource
+        if self._pace.full(len(resource) // BYTES_A_POINT):
+            yield
+        if (refusal := self._cache.unfit_resource(resource)) is not None:
+            yield from self._whole(resource, resource_metrics.scope_metrics, refusal)
+            return
         for scope_metrics in resource_metrics.scope_metrics:
             scope = scope_metrics.scope
-            if self._full((len(resource) + len(scope)) // BYTES_A_POINT):
+            if self._pace.full(1 + len(scope) // BYTES_A_POINT):
                 yield
-            if (refusal := self._cache.unfit(resource, scope)) is not None:
-                yield from self._whole(resource, scope, scope_metrics.metrics, refusal)
+            if not scope_metrics.metrics:
+                continue
+            if (refusal := self._cache.unfit_scope(scope)) is not None:
+                yield from self._whole(resource, [scope_metrics], refusal)
                 continue
             scope_name = self._cache.scope_name(scope)
             metered = None if self._metering is None else self._metering.metrics(self._tenant, resource, scope)
             for metric in scope_metrics.metrics:
-                if self._full(1):
+                if self._pace.full(1):
                     yield
                 if metered is None or not (yield from metered.decoding(metric, self._window, self._decoded)):
                     yield from self._metric(resource, scope, scope_name, metric)
-
-    def _full(self, points: int) -> bool:
-        """Counts points on; True where it is time to rest."""
-        self._left -= points
-        if self._left > 0:
-            return False
-        self._left = PIECE
-        return True
 
     def _metric(self, resource: bytes, scope: bytes, scope_name: str, metric: Metric) -> Generator[None, None, None]:
         decoded = self._decoded
@@ -173,30 +174,33 @@ class _Request:
             streams = self._cache.streams(self._tenant, resource, scope, metric)
             for start in range(0, len(numbers), PIECE):
                 piece = numbers[start : start + PIECE]
-                if self._full(len(piece)):
+                if self._pace.full(len(piece)):
                     yield
                 yield from _decode_numbers(piece, streams, self._window, decoded)
         else:
             _keep_aside(self._tenant, metric, wire.encode_metric(resource, scope, metric), decoded)
 
-    def _whole(
-        self, resource: bytes, scope: bytes, metrics: Sequence[Metric], refusal: Refusal
-    ) -> Generator[None, None, None]:
+    def _whole(self, resource: bytes, scopes: Sequence[ScopeMetrics], refusal: Refusal) -> Generator[None, None, None]:
         """Keeps what may be usage as one item, as it came: many would be as many copies of what is too large."""
-        name = "" if described.too_large("scope", scope) else self._cache.scope_name(scope)
         request = MetricsRequest()
-        kept = request.resource_metrics.add(resource=resource).scope_metrics.add(scope=scope)
+        kept = request.resource_metrics.add(resource=resource)
         latest = number = 0
-        for metric in metrics:
-            if self._full(1):
-                yield
-            is_metered = self._metering is not None and self._metering.names_metric(self._tenant, metric.name)
-            if not (is_metered or name == conventions.CONTROL_SCOPE or meters.is_usage(name, metric)):
-                self._decoded.pass_over(metric.name)
-                continue
-            kept.metrics.append(metric)
-            number += points.number(metric)
-            latest = max([latest, *(point.time_unix_nano for point in metric.sum.data_points)])
+        for scope_metrics in scopes:
+            scope = scope_metrics.scope
+            name = described.scope_name(scope)
+            usage = []
+            for metric in scope_metrics.metrics:
+                if self._pace.full(1):
+                    yield
+                is_metered = self._metering is not None and self._metering.names_metric(self._tenant, metric.name)
+                if is_metered or name == conventions.CONTROL_SCOPE or meters.is_usage(name, metric):
+                    usage.append(metric)
+                    number += points.number(metric)
+                    latest = max([latest, *(point.time_unix_nano for point in metric.sum.data_points)])
+                else:
+                    self._decoded.pass_over(metric.name)
+            if usage:
+                kept.scope_metrics.add(scope=scope, metrics=usage)
         if number:
             item = Quarantined(self._tenant, "", "", latest, refusal, "metrics", request.SerializeToString())
             self._decoded.keep([item])

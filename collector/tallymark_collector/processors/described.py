@@ -6,9 +6,11 @@ one that is stays whole, as one item of the quarantine, and is not taken apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from tallymark_collector import wire
+from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Attributes, AttributeValue, Reason, Refusal
 from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.sent import identifying
@@ -22,37 +24,68 @@ MAX_ATTRIBUTES: Final = 256
 """Of either."""
 
 
-class Described(NamedTuple):
-    """A resource and a scope, decoded."""
+MAX_UNREADABLE: Final = 4 * 1024
+"""Bytes of one that cannot be read, which each of its points is refused with."""
 
-    resource: Attributes
+
+class DescribedResource(NamedTuple):
+    """A resource, decoded."""
+
+    attributes: Attributes
     sender: Attributes
-    """Those of the resource's attributes that say which process it is."""
+    """Those of the attributes that say which process it is."""
     stored: Attributes
-    """The resource's attributes as they may be stored; the same object where nothing is redacted."""
-    scope_name: str
-    scope_version: str
-    scope_attributes: Attributes
+    """The attributes as they may be stored; the same object where nothing is redacted."""
     refusal: Refusal | None
-    """Why usage beside them is kept as one, if they are too large."""
+    """Why usage beside it is kept as one, if it is too large."""
 
 
-def described(resource: bytes, scope: bytes, redaction: Redaction) -> Described:
-    """Decodes both. Raises MalformedRequest."""
-    attributes = wire.decode_resource(resource)
-    instrumentation = wire.decode_scope(scope)
-    name, version = instrumentation.name, instrumentation.version
-    of_scope = wire.decode_attributes(instrumentation.attributes)
+class DescribedScope(NamedTuple):
+    """A scope, decoded."""
+
+    name: str
+    version: str
+    attributes: Attributes
+    refusal: Refusal | None
+
+
+def resource_of(data: bytes, redaction: Redaction) -> DescribedResource:
+    """Decodes a Resource message. Raises MalformedRequest."""
+    attributes = wire.decode_resource(data)
     stored = redaction.attributes(attributes)
-    refusal = _check("resource", stored) or _check("scope", redaction.attributes(of_scope), len(name) + len(version))
-    return Described(attributes, identifying(attributes), stored, name, version, of_scope, refusal)
+    return DescribedResource(attributes, identifying(attributes), stored, _check("resource", stored))
 
 
-def too_large(what: str, data: bytes) -> Refusal | None:
-    """Why an encoded resource or scope is not even decoded, or None."""
-    if len(data) <= MAX_BYTES:
-        return None
-    return Refusal(Reason.RESOURCE_TOO_LARGE, f"its {what} takes {len(data):,} bytes, at most {MAX_BYTES:,} are taken")
+def scope_of(data: bytes, redaction: Redaction) -> DescribedScope:
+    """Decodes an InstrumentationScope message. Raises MalformedRequest."""
+    found = wire.decode_scope(data)
+    attributes = wire.decode_attributes(found.attributes)
+    refusal = _check("scope", redaction.attributes(attributes), len(found.name) + len(found.version))
+    return DescribedScope(found.name, found.version, attributes, refusal)
+
+
+def scope_name(data: bytes) -> str:
+    """The name in an InstrumentationScope message of any size, whose attributes are left alone; "" where it cannot be
+    read."""
+    try:
+        return wire.decode_scope(data).name
+    except MalformedRequest:
+        return ""  # its points are refused one by one, if they are usage at all
+
+
+def why_whole(what: str, data: bytes, refusal_of: Callable[[bytes], Refusal | None]) -> Refusal | None:
+    """Why usage beside a resource or scope (`what`) is kept as one and not taken apart, or None. `refusal_of` decodes
+    it. (Where one cannot be read, and is small, each of its points is refused.)"""
+    if len(data) > MAX_BYTES:
+        problem = f"its {what} takes {len(data):,} bytes, at most {MAX_BYTES:,} are taken"
+    else:
+        try:
+            return refusal_of(data)
+        except MalformedRequest as error:
+            if len(data) <= MAX_UNREADABLE:
+                return None
+            problem = f"its {what} takes {len(data):,} bytes and cannot be read: {error}"
+    return Refusal(Reason.RESOURCE_TOO_LARGE, problem)
 
 
 def _check(what: str, stored: Attributes, beside: int = 0) -> Refusal | None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from tallymark import conventions
 from tallymark_collector import wire
@@ -22,12 +22,14 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import AttributeValue, Evidence, Point, Quarantined, Reason, Refusal, without_nul
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.at_once import at_once
-from tallymark_collector.processors.described import described, too_large
+from tallymark_collector.processors.described import resource_of, scope_of, why_whole
+from tallymark_collector.processors.pace import Pace
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.set_aside import SetAside
 
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
+    from tallymark_collector.metering.spans import SpanGroup
 
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
@@ -41,8 +43,8 @@ _EXACT: Final = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.Invali
 
 PIECE: Final = 256
 """Spans that are decoded at once, most of which are looked into; then others have their turn."""
-PIECE_BYTES: Final = 256 * 1024
-"""The same of their bytes, and of their resources'."""
+BYTES_A_SPAN: Final = 1024
+"""Of spans, resources and scopes: what is as much work as a small span."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,11 @@ class DecodedSpans(SetAside):
     foreign: Counter[str] = field(default_factory=Counter)
     """The same by the span's name."""
 
+    def pass_over(self, name: str) -> None:
+        """Counts what is not evidence."""
+        self.unmatched += 1
+        self.foreign[name] += 1
+
 
 def decode_spans(
     tenant: str,
@@ -65,11 +72,14 @@ def decode_spans(
     now_ns: int,
     metering: Metering | None = None,
     redaction: Redaction = STANDARD,
+    *,
+    kept: bool = False,
 ) -> DecodedSpans:
     """Evidence of an ExportTraceServiceRequest. Raises MalformedRequest where the request as a whole cannot be read,
-    TooLarge where what of it cannot be billed is too much to be kept."""
+    TooLarge where what of it cannot be billed is too much to be kept. `kept`: out of quarantine, where what people
+    release was let in before, whatever the limits of resources were."""
     decoded = DecodedSpans()
-    at_once(decoding_spans(tenant, body, limits, now_ns, decoded, metering, redaction))
+    at_once(decoding_spans(tenant, body, limits, now_ns, decoded, metering, redaction, kept=kept))
     return decoded
 
 
@@ -81,70 +91,104 @@ def decoding_spans(
     decoded: DecodedSpans,
     metering: Metering | None = None,
     redaction: Redaction = STANDARD,
+    *,
+    kept: bool = False,
 ) -> Generator[None, None, None]:
     """The same in pieces (`PIECE`)."""
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError as error:
         raise MalformedRequest(f"not an OTLP ExportTraceServiceRequest: {error}") from None
-    window = limits.window(now_ns)
-    spans = taken = 0
+    work = _Request(tenant, limits.window(now_ns), decoded, metering, redaction, kept=kept)
     for resource_spans in request.resource_spans:
-        resource, of_resource = resource_spans.resource, resource_spans.resource.SerializeToString()
+        yield from work.decode(resource_spans)
+
+
+class _Request:
+    """One request on its way."""
+
+    def __init__(
+        self,
+        tenant: str,
+        window: tuple[int, int],
+        decoded: DecodedSpans,
+        metering: Metering | None,
+        redaction: Redaction,
+        *,
+        kept: bool,
+    ) -> None:
+        self._tenant = tenant
+        self._window = window
+        self._decoded = decoded
+        self._metering = metering
+        self._redaction = redaction
+        self._kept = kept
+        self._pace = Pace(PIECE)
+
+    def decode(self, resource_spans: ResourceSpans) -> Generator[None, None, None]:
+        resource = resource_spans.resource
+        if self._pace.full(1 + resource.ByteSize() // BYTES_A_SPAN):
+            yield
+        if (refusal := self._unfit("resource", resource)) is not None:
+            yield from self._whole(resource, resource_spans.scope_spans, refusal)
+            return
         for scope_spans in resource_spans.scope_spans:
-            scope, of_scope = scope_spans.scope, scope_spans.scope.SerializeToString()
-            taken += len(of_resource) + len(of_scope)
-            unfit = _unfit(of_resource, of_scope, redaction)
-            if unfit is not None:
-                decoded.keep(_whole(tenant, resource, scope_spans, metering, unfit, decoded))
+            scope = scope_spans.scope
+            if self._pace.full(1 + scope.ByteSize() // BYTES_A_SPAN):
+                yield
+            if not scope_spans.spans:
                 continue
-            metered = None if metering is None else metering.spans(tenant, resource, scope)
+            if (refusal := self._unfit("scope", scope)) is not None:
+                yield from self._whole(resource, [scope_spans], refusal)
+                continue
+            metered = None if self._metering is None else self._metering.spans(self._tenant, resource, scope)
             for span in scope_spans.spans:
-                spans += 1
-                taken += span.ByteSize()
-                if spans >= PIECE or taken >= PIECE_BYTES:
-                    spans = taken = 0
+                if self._pace.full(1 + span.ByteSize() // BYTES_A_SPAN):
                     yield
-                rejected = decoded.rejected
-                is_usage = metered is not None and metered.decode(span, window, decoded)
-                is_evidence = _decode_span(tenant, resource, span, window, decoded, redaction)
-                decoded.rejected = min(decoded.rejected, rejected + 1)
-                if not (is_usage or is_evidence):
-                    decoded.unmatched += 1
-                    decoded.foreign[span.name] += 1
+                self._span(resource, span, metered)
 
+    def _unfit(self, what: str, message: Resource | InstrumentationScope) -> Refusal | None:
+        if self._kept:
+            return None
+        read = resource_of if what == "resource" else scope_of
+        return why_whole(what, message.SerializeToString(), lambda data: read(data, self._redaction).refusal)
 
-def _unfit(resource: bytes, scope: bytes, redaction: Redaction) -> Refusal | None:
-    """Why usage of a resource and scope is kept as one, or None."""
-    if refusal := too_large("resource", resource) or too_large("scope", scope):
-        return refusal
-    try:
-        return described(resource, scope, redaction).refusal
-    except MalformedRequest:
-        return None
+    def _span(self, resource: Resource, span: Span, metered: SpanGroup | None) -> None:
+        decoded = self._decoded
+        rejected = decoded.rejected
+        is_usage = metered is not None and metered.decode(span, self._window, decoded)
+        is_evidence = _decode_span(self._tenant, resource, span, self._window, decoded, self._redaction)
+        decoded.rejected = min(decoded.rejected, rejected + 1)
+        if not (is_usage or is_evidence):
+            decoded.pass_over(span.name)
 
-
-def _whole(
-    tenant: str,
-    resource: Resource,
-    scope_spans: ScopeSpans,
-    metering: Metering | None,
-    refusal: Refusal,
-    decoded: DecodedSpans,
-) -> Iterator[Quarantined]:
-    """What may be usage or evidence as one item, as it came: many would be as many copies of what is too large."""
-    request = ExportTraceServiceRequest()
-    kept = request.resource_spans.add(resource=resource).scope_spans.add(scope=scope_spans.scope)
-    for span in scope_spans.spans:
-        if _carriers(span) or (metering is not None and metering.names_span(tenant, span.name)):
-            kept.spans.append(span)
-        else:
-            decoded.unmatched += 1
-            decoded.foreign[span.name] += 1
-    if kept.spans:
-        decoded.rejected += len(kept.spans)
-        latest = max(span.end_time_unix_nano for span in kept.spans)
-        yield Quarantined(tenant, "", "", latest, refusal, "traces", request.SerializeToString())
+    def _whole(self, resource: Resource, scopes: Sequence[ScopeSpans], refusal: Refusal) -> Generator[None, None, None]:
+        """Keeps what may be usage or evidence as one item, as it came: many would be as many copies of what is too
+        large."""
+        request = ExportTraceServiceRequest()
+        kept = request.resource_spans.add(resource=resource)
+        latest = number = 0
+        for scope_spans in scopes:
+            usage = []
+            for span in scope_spans.spans:
+                if self._pace.full(1 + span.ByteSize() // BYTES_A_SPAN):
+                    yield
+                if _carriers(span) or (
+                    self._metering is not None and self._metering.names_span(self._tenant, span.name)
+                ):
+                    usage.append(span)
+                    latest = max(latest, span.end_time_unix_nano)
+                else:
+                    self._decoded.pass_over(span.name)
+            if usage:
+                number += len(usage)
+                within = kept.scope_spans.add(spans=usage)
+                if scope_spans.HasField("scope"):
+                    within.scope.CopyFrom(scope_spans.scope)
+        if number:
+            item = Quarantined(self._tenant, "", "", latest, refusal, "traces", request.SerializeToString())
+            self._decoded.keep([item])
+            self._decoded.rejected += number
 
 
 def _carriers(span: Span) -> list[Sequence[KeyValue]]:

@@ -13,7 +13,14 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.model import Origin, Quarantined, Reason, Refusal, Series, Stream, Temporality
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.aside import redacted_origin
-from tallymark_collector.processors.described import Described, described, too_large
+from tallymark_collector.processors.described import (
+    DescribedResource,
+    DescribedScope,
+    resource_of,
+    scope_name,
+    scope_of,
+    why_whole,
+)
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.sent import GAUGE, MARK, read_mark, stream_identity, sum_as_sent
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, NumberDataPoint, Sum
@@ -75,50 +82,51 @@ class StreamCache:
         self._counted = 0
         self._bytes = 0
         self._metrics: dict[tuple[str, Origin], _Known] = {}
-        self._scopes: dict[bytes, str] = {}
-        self._described: dict[tuple[bytes, bytes], Described] = {}
+        self._resources: dict[bytes, DescribedResource] = {}
+        self._scopes: dict[bytes, DescribedScope] = {}
 
     @property
     def size(self) -> int:
         """What is remembered now; never more than the limit."""
         known = sum(len(one.by_bytes) + len(one.by_attributes) for one in self._metrics.values())
-        return len(self._scopes) + len(self._described) + len(self._metrics) + known
+        return len(self._resources) + len(self._scopes) + len(self._metrics) + known
 
     @property
     def weight(self) -> int:
         """About what it takes in memory; more than the limit only by what came last."""
         return self._bytes
 
-    def scope_name(self, scope: bytes) -> str:
-        """The name in an InstrumentationScope message, "" where it cannot be read."""
-        name = self._scopes.get(scope)
-        if name is None:
-            try:
-                name = wire.decode_scope(scope).name
-            except MalformedRequest:
-                name = ""  # its points are refused one by one, if they are usage at all
-            self.make_room(len(scope))
-            self._scopes[scope] = name
-        return name
+    def unfit_resource(self, resource: bytes) -> Refusal | None:
+        """Why usage beside a resource is kept as one and not taken apart, or None. What people release was let in
+        before, whatever the limits were."""
+        return None if self.kept else why_whole("resource", resource, lambda data: self.resource(data).refusal)
 
-    def unfit(self, resource: bytes, scope: bytes) -> Refusal | None:
-        """Why usage of a resource and scope is kept as one and not taken apart, or None. (Where they cannot be read,
-        each of their points is refused.)"""
-        if refusal := too_large("resource", resource) or too_large("scope", scope):
-            return refusal
-        try:
-            return self.described(resource, scope).refusal
-        except MalformedRequest:
-            return None
+    def unfit_scope(self, scope: bytes) -> Refusal | None:
+        """The same of a scope."""
+        return None if self.kept else why_whole("scope", scope, lambda data: self.scope(data).refusal)
 
-    def described(self, resource: bytes, scope: bytes) -> Described:
-        """What all streams of a resource and a scope share, one object for all of them. Raises MalformedRequest."""
-        found = self._described.get((resource, scope))
+    def resource(self, resource: bytes) -> DescribedResource:
+        """What all streams of a resource share, one object for all of them. Raises MalformedRequest."""
+        found = self._resources.get(resource)
         if found is None:
-            found = described(resource, scope, self.redaction)
-            self.make_room(len(resource) + len(scope))
-            self._described[resource, scope] = found
+            found = resource_of(resource, self.redaction)
+            self.make_room(len(resource))
+            self._resources[resource] = found
         return found
+
+    def scope(self, scope: bytes) -> DescribedScope:
+        """The same of a scope. Raises MalformedRequest."""
+        found = self._scopes.get(scope)
+        if found is None:
+            found = scope_of(scope, self.redaction)
+            self.make_room(len(scope))
+            self._scopes[scope] = found
+        return found
+
+    def scope_name(self, scope: bytes) -> str:
+        """The name in a scope that is small enough to be kept, "" where it cannot be read."""
+        found = self._scopes.get(scope)
+        return scope_name(scope) if found is None else found.name
 
     def streams(self, tenant: str, resource: bytes, scope: bytes, metric: Metric) -> MetricStreams:
         """The streams of one metric, a sum or a gauge."""
@@ -148,7 +156,7 @@ class StreamCache:
         if self._counted > self._limit or self._bytes > self._limit_bytes:
             self._metrics.clear()
             self._scopes.clear()
-            self._described.clear()
+            self._resources.clear()
             self._counted = 1
             self._bytes = size
 
@@ -222,19 +230,18 @@ class MetricStreams:
             return refusal
         account = validation.account_name(attributes.get(conventions.ACCOUNT))
         assert account is not None, "check_attributes refuses a point without an account"
-        shared = self._cache.described(origin.resource, origin.scope)
+        resource, scope = self._cache.resource(origin.resource), self._cache.scope(origin.scope)
         mark = read_mark(origin.attributes) if self._cache.kept else None
         dimensions = attributes.without(conventions.ACCOUNT, *([MARK] if mark else []))
         # What identifies the stream is what was sent; what is stored of it is redacted.
-        of_scope = (shared.scope_name, shared.scope_version, shared.scope_attributes)
-        sent_as = stream_identity(self._tenant, shared.sender, of_scope, origin, attributes)
+        sent_as = stream_identity(self._tenant, resource.sender, scope[:3], origin, attributes)
         identity = mark.stream if mark and mark.stream else sent_as
         redaction = self._cache.redaction
         stored = redaction.attributes(dimensions)
         series = Series(self._tenant, account, origin.name, origin.unit, stored)
         temporality = Temporality(origin.temporality) if origin.monotonic else Temporality.LEVEL
         # Most streams have nothing to redact, and their bytes need not be gone through for that.
-        is_clean = stored is dimensions and shared.stored is shared.resource and not shared.scope_attributes
+        is_clean = stored is dimensions and resource.stored is resource.attributes and not scope.attributes
         if not is_clean or dimensions.get(MARK) is not None:
             origin = redacted_origin(redaction, origin, partial(sum_as_sent, self._tenant, origin))
-        return Stream(identity, series, temporality, shared.stored, shared.scope_name, origin)
+        return Stream(identity, series, temporality, resource.stored, scope.name, origin)

@@ -98,7 +98,7 @@ async def stored(connection: Connection, item: Item, rules: Rules | None = None)
                 found += await _point(connection, point)
             return found
         if item.signal == "traces":
-            for span in decode_spans(item.tenant, item.payload, _ALL_TIMES, 1).evidence:
+            for span in decode_spans(item.tenant, item.payload, _ALL_TIMES, 1, kept=True).evidence:
                 found += await _span(connection, span)
             return found
         decoded = decode_metrics(item.tenant, item.payload, StreamCache(kept=True), _ALL_TIMES, 1)

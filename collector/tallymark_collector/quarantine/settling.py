@@ -292,7 +292,7 @@ async def _read(connection: Connection, item: Item, decision: Decision, now_ns: 
 async def _read_spans(
     connection: Connection, item: Item, mended: Mended, limits: TimeLimits, now_ns: int, redaction: Redaction
 ) -> _Read:
-    decoded = decode_spans(item.tenant, mended.payload, limits, now_ns, redaction=redaction)
+    decoded = decode_spans(item.tenant, mended.payload, limits, now_ns, redaction=redaction, kept=True)
     # What else is wrong with the span is an item of its own.
     for kept in decoded.quarantined:
         if kept.refusal.reason.value == item.reason or not decoded.evidence:

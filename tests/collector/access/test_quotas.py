@@ -22,6 +22,7 @@ from tallymark_collector.access.records import InDatabase, Tenant, add_tenant, s
 from tallymark_collector.errors import MalformedRequest, Overloaded, StoreUnavailable
 from tallymark_collector.model import Batch, Quarantined, Reason, Refusal, Stream, WriteResult
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.processors import set_aside
 from tallymark_collector.receivers.server import serving
 from tallymark_collector.settings import Limits, Settings
 from tallymark_collector.store import Store
@@ -251,3 +252,15 @@ async def test_who_has_to_wait_anyway_is_refused_before_the_request_is_read() ->
     for take in (pipeline.metrics, pipeline.traces):
         with pytest.raises(MalformedRequest):
             await take("default", b"\xff")
+
+
+async def test_new_streams_that_are_too_many_to_be_set_aside_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is wrong with them, and known ones stand beside them: none may be lost."""
+    monkeypatch.setattr(set_aside, "MAX_BYTES", 1000)
+    quotas = Quotas(Limited(), Limits(new_streams_per_hour=1.0), clock=Clock())
+    new = Batch(points=[point(stream(user=str(i)), 0, 1, 1) for i in range(30)])
+    with pytest.raises(Overloaded, match=r"streams an hour .* send fewer in a request") as refused:
+        await admitted(quotas, new)
+    assert refused.value.retry_after == MAX_DELAY

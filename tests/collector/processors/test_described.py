@@ -182,6 +182,76 @@ def test_a_span_that_tells_too_many_meters_is_refused() -> None:
     assert len(found.evidence) == 1
 
 
+def test_a_large_resource_is_kept_once_for_all_of_its_scopes() -> None:
+    resource = {**SHOP, "label": "x" * 40_000}
+    request = ExportMetricsServiceRequest.FromString(message(resource, sum_metric([number(BASE, NOW, 1, ACME)])))
+    [within] = request.resource_metrics
+    for _ in range(20):
+        within.scope_metrics.add().CopyFrom(within.scope_metrics[0])
+    body = request.SerializeToString()
+    [kept] = decode(body).quarantined
+    assert kept.payload == body
+    traces = spans_of(resource, [span(1, USAGE)])
+    for number_ in range(2, 20):
+        traces.resource_spans[0].scope_spans.add(spans=[span(number_, USAGE)])
+    [kept] = decode_traces(traces.SerializeToString()).quarantined
+    assert kept.payload == traces.SerializeToString()
+
+
+def test_a_large_resource_that_cannot_be_read_is_kept_once_and_costs_nobody_else() -> None:
+    attribute = key_values({"x": 1})[0]
+    for _ in range(MAX_VALUES + 1):
+        attribute.value.array_value.values.add(string_value="fifteen letters")
+    request = ExportMetricsServiceRequest()
+    bad = request.resource_metrics.add()
+    bad.resource.attributes.append(attribute)
+    bad.scope_metrics.add(metrics=[sum_metric([number(BASE, NOW, 1, {**ACME, "n": i}) for i in range(800)])])
+    bad.scope_metrics[0].scope.name = "tallymark"
+    request.MergeFromString(message(SHOP, sum_metric([number(BASE, NOW, 1, ACME)])))
+    found = decode(request.SerializeToString())
+    assert (len(found.points), len(found.quarantined), found.rejected) == (1, 1, 800)
+    assert "cannot be read: an attribute holds more than 10,000 values" in found.quarantined[0].refusal.detail
+
+
+def test_usage_is_known_beside_a_scope_of_any_size() -> None:
+    """By the scope's name: the points name no account."""
+    scope = {"label": "x" * (described.MAX_BYTES + 1)}
+    found = decode(message(SHOP, sum_metric([number(BASE, NOW, 1, {})]), scope=scope))
+    assert (found.rejected, found.unmatched) == (1, 0)
+
+
+def test_what_was_let_in_before_is_read_whatever_the_limits_are_now() -> None:
+    resource = {**SHOP, "label": "x" * 40_000}
+    cache = StreamCache(kept=True)
+    assert len(decode(message(resource, sum_metric([number(BASE, NOW, 1, ACME)])), cache).points) == 1
+    body = spans_of(resource, [span(1, USAGE)]).SerializeToString()
+    assert len(decode_spans("default", body, TimeLimits(), NOW, kept=True).evidence) == 1
+
+
+def test_scopes_beside_one_resource_cost_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resource of 30 KB and 20,000 scopes of two bytes decoded it 20,000 times, without a rest."""
+    read = []
+    whole = described.wire.decode_resource
+    monkeypatch.setattr(described.wire, "decode_resource", lambda data: read.append(len(data)) or whole(data))
+    resource = {**SHOP, "label": "x" * 30_000}
+    request = ExportMetricsServiceRequest.FromString(message(resource, sum_metric([number(BASE, NOW, 1, ACME)])))
+    traces = spans_of(resource, [span(1, USAGE)])
+    for i in range(20_000):
+        request.resource_metrics[0].scope_metrics.add()
+        traces.resource_spans[0].scope_spans.add()
+        if i % 100 == 0:
+            request.resource_metrics[0].scope_metrics[-1].scope.name = f"scope {i}"
+            request.resource_metrics[0].scope_metrics[-1].metrics.add().sum.data_points.add()
+            traces.resource_spans[0].scope_spans[-1].scope.name = f"scope {i}"
+            traces.resource_spans[0].scope_spans[-1].spans.add()
+    body, metering = request.SerializeToString(), Metering(RULES)
+    arguments = ("default", body, StreamCache(), TimeLimits(), NOW)
+    assert rests(lambda to: decoding_metrics(*arguments, to, metering), Decoded()) >= 20_000 // decoding.PIECE
+    body = traces.SerializeToString()
+    assert rests(lambda to: decoding_spans("default", body, TimeLimits(), NOW, to, metering), DecodedSpans()) >= 70
+    assert len(read) <= 4, "once for each reader: metrics, spans, and the file of meters for both"
+
+
 def rests(work: Callable[[Any], Any], decoded: Any) -> int:
     """How often others have their turn, each time after a bounded number of items."""
     found, before = 0, 0
