@@ -88,8 +88,8 @@ class Call:
     )
 
     def __init__(self) -> None:
-        # Identities set in the call's worker threads, newest last: see tallymark.identity. A dictionary, for threads may
-        # add to it and take from it at once.
+        # Identities set in the call's worker threads, newest last: see tallymark.identity. A dictionary, for threads
+        # may add to it and take from it at once.
         self.published: dict[Held, None] = {}
         self.identified: Held | None = None
         """Who was identified last, wherever in the call that was."""

@@ -33,8 +33,12 @@ class UsageMiddleware:
     Another one inside, around a mounted application for instance, adds what it identifies and tracks.
 
     When the server tells of its end by the lifespan protocol, what is left is delivered before the server goes on, for
-    which it waits no longer than the `shutdown_timeout`.
+    which it waits no longer than the `shutdown_timeout`. An application that does not support the protocol is answered
+    for; what one of Starlette, FastAPI or Litestar raises is the server's to know.
     """
+
+    supports_lifespan = False
+    """For whoever knows that `app` supports the protocol where that cannot be seen."""
 
     def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Track = ()) -> None:
         self.app = app
@@ -47,7 +51,7 @@ class UsageMiddleware:
         elif scope["type"] == "websocket":
             await self._serve(self._websockets, WebSocketCall, scope, receive, send)
         elif scope["type"] == "lifespan":
-            await serve_lifespan(self.app, scope, receive, send)
+            await serve_lifespan(self.app, scope, receive, send, self.supports_lifespan)
         else:
             await self.app(scope, receive, send)
 
