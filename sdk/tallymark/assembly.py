@@ -85,10 +85,13 @@ class Runtime:
         self.late = LateCalls()
         self.mirror: Mirror = Mirror(self.recorder, self._instruments, self.reporter)
         self.exporter: UsageExporter | None = None
+        self._unfinished: tuple[float, tuple[object, ...]] | None = None
+        """Of a `finish()` that has not delivered everything: seconds that it left of its time, and what it left."""
         self._lock = threading.Lock()
 
     def configure(self, settings: Settings) -> None:
         """Start sending. Raises SettingsError when other settings are in force."""
+        self._unfinished = None
         gives_way, self.gives_way = self.gives_way, False
         if gives_way and self.settings not in (None, settings):
             self.shutdown(None)
@@ -128,7 +131,7 @@ class Runtime:
         """Flush and stop sending; what could not be delivered stays for a later `configure()`."""
         with self._lock:
             exporter, settings = self.exporter, self.settings
-            self.exporter = self.settings = None
+            self.exporter = self.settings = self._unfinished = None
         if exporter is None or settings is None:
             return self.flush(0)
         self.late.settle(0)
@@ -144,7 +147,23 @@ class Runtime:
         if exporter is None or settings is None:
             return self.flush(0)
         self.late.settle(0)
-        return exporter.finish(settings.shutdown_timeout_s)
+        deadline = time.monotonic() + settings.shutdown_timeout_s
+        delivered = exporter.finish(settings.shutdown_timeout_s)
+        self._unfinished = None if delivered else (max(deadline - time.monotonic(), 0.0), self._left_behind())
+        return delivered
+
+    def end(self) -> bool:
+        """`shutdown`, at the process's end: within what a `finish` has left of its time where nothing has changed
+        since. Whoever waits for the process waits for both of them, and the collector still does not answer."""
+        self.late.settle(0)
+        unfinished = self._unfinished
+        if unfinished is None or unfinished[1] != self._left_behind():
+            return self.shutdown(None)
+        return self.shutdown(unfinished[0])
+
+    def _left_behind(self) -> tuple[object, ...]:
+        """Other where something has been recorded, or acknowledged, in the meantime."""
+        return self.recorder.since_ns, self.recorder.sums(), len(self.outbox), self.outbox.size
 
     def undelivered(self) -> dict[str, Exact]:
         """Quantity by meter that no collector has acknowledged."""

@@ -88,8 +88,9 @@ class Call:
     )
 
     def __init__(self) -> None:
-        # Identities set in the call's worker threads, newest first: see tallymark.identity.
-        self.published: Held | None = None
+        # Identities set in the call's worker threads, newest last: see tallymark.identity. A dictionary, for threads
+        # may add to it and take from it at once.
+        self.published: dict[Held, None] = {}
         self.identified: Held | None = None
         """Who was identified last, wherever in the call that was."""
         self.request_bytes: int | None = None

@@ -99,11 +99,11 @@ def of_call(attributes: Mapping[str, object], own: Dimensions = ()) -> tuple[Dim
                 items.append(_typed(name, value))
             except BadDimensionError as error:
                 problems.append(str(error))
-    return joined(tuple(items), own), problems
+    return joined(tuple(sorted(items, key=_name_of)), own), problems
 
 
 def joined(under: Dimensions, over: Dimensions) -> Dimensions:
-    """Both, `over` where they have one name."""
+    """Both, `over` where they have one name. Each of them is ordered, and so is what comes of them."""
     if not over or not under:
         return over or under
     return tuple(sorted({item[0]: item for item in under + over}.values(), key=_name_of))

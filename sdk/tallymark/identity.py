@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
+import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,19 +40,20 @@ NOBODY: Final = Identity()
 class Held:
     """An identity in force in some context; compared by identity.
 
-    `block` is the `with identify()` block that it was set in, if any. `base` and `previous` are set on published ones
-    alone: what the request's own context held when the worker thread began, and what was published before this one.
+    `block` is the `with identify()` block that it was set in, if any. The two references are set on published ones
+    alone: `base` is what the request's own context held when the worker thread began, `entrance` what alone can make a
+    block of this one, and end it.
     """
 
-    __slots__ = ("base", "block", "ended", "identity", "is_block", "previous")
+    __slots__ = ("__weakref__", "base", "block", "ended", "entrance", "identity", "is_block")
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.ended = False
         self.is_block = False
         self.block: Held | None = None
-        self.base: Held | None = None
-        self.previous: Held | None = None
+        self.base: weakref.ref[Held] | None = None
+        self.entrance: weakref.ref[Identified] | None = None
 
 
 current_held: ContextVar[Held] = ContextVar("tallymark_identity", default=Held(NOBODY))  # noqa: B039 - never changed
@@ -68,7 +70,7 @@ _KEEP: Final = _Keep.KEEP
 class Identified:
     """What `identify()` returns: as a context manager it restores the identity from before at its end."""
 
-    __slots__ = ("_before", "_held")
+    __slots__ = ("__weakref__", "_before", "_held")
 
     def __init__(self, held: Held, before: Held) -> None:
         self._held = held
@@ -90,7 +92,7 @@ def current_identity() -> Identity:
     """The identity in force here and now."""
     held = current_held.get()
     call = current_call.get()
-    if call is None or call.published is None:
+    if call is None or not call.published:
         return held.identity
     return _published_over(held, call)
 
@@ -120,25 +122,48 @@ def identify(
         new_plan = before.plan if before.account in (None, new_account) else None
     outer = current_held.get()
     held = Held(Identity(new_account, new_user, new_plan))
+    identified = Identified(held, outer)
     call = current_call.get()
     if call is not None:
         held.block = outer if outer.is_block else outer.block
         call.identified = held
         if _in_worker_thread():
-            held.base = outer.base or outer
-            held.previous = call.published
-            call.published = held
+            held.base = outer.base or weakref.ref(outer)
+            held.entrance = weakref.ref(identified)
+            _publish(held, call)
     current_held.set(held)
-    return Identified(held, outer)
+    return identified
 
 
 def _published_over(held: Held, call: Call) -> Identity:
-    published = call.published
-    while published is not None:
-        if published.base is held and is_in_force(published):
+    for published in reversed(list(call.published)):
+        base = published.base
+        if base is not None and base() is held and is_in_force(published):
             return published.identity
-        published = published.previous
     return held.identity
+
+
+def _publish(held: Held, call: Call) -> None:
+    """Forgets those that nothing will ever find again, too: a websocket may identify in thousands of worker threads."""
+    kept: list[Held] = []
+    for one in reversed(list(call.published)):
+        base = one.base
+        is_found = base is not None and base() is not None and is_in_force(one)
+        if is_found and not any(newer.base is base and _outlasts(newer, one) for newer in kept):
+            kept.append(one)
+        else:
+            call.published.pop(one, None)
+    call.published[held] = None
+
+
+def _outlasts(newer: Held, older: Held) -> bool:
+    """Whether `newer` is in force for as long as `older` is: it can be no block, and none is around it alone."""
+    if newer.entrance is None or newer.entrance() is not None:
+        return False
+    around: Held | None = older
+    while around is not None and around is not newer.block:
+        around = around.block
+    return around is newer.block
 
 
 def is_in_force(held: Held) -> bool:

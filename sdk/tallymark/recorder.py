@@ -193,6 +193,11 @@ class Recorder:
                 self.on_cut(cut)
         return cut
 
+    @property
+    def since_ns(self) -> int:
+        """When the running interval began: it moves with each cut that took something."""
+        return self._last_ns
+
     @contextmanager
     def between_cuts(self) -> Iterator[list[list[bytes]]]:
         """Copies of what the next cut would take, to be parsed; no cut comes between before the block ends."""

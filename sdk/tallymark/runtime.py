@@ -154,7 +154,8 @@ def finish() -> None:
     """For integrations that are told of the end of what they serve: deliver what is left, and tell of what could not
     be. A process that a signal ends afterwards gets to no exit handler.
 
-    It blocks, for the `shutdown_timeout` at most. Usage that is recorded afterwards is kept and sent as ever.
+    It blocks, for the `shutdown_timeout` at most, of which an exit handler that follows has only the rest. Usage that
+    is recorded afterwards is kept and sent as ever.
     """
     runtime = active
     if not runtime.finish():
@@ -163,7 +164,7 @@ def finish() -> None:
 
 def _at_exit() -> None:
     runtime = active
-    if not runtime.shutdown(None):
+    if not runtime.end():
         _tell_of_undelivered(runtime, "the process")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -84,7 +85,10 @@ class GrpcClient:
     def send(self, body: bytes, /) -> Answer:
         """One attempt, of at most the endpoint's time-out. Raises nothing that the network or the server can cause."""
         apply = _real_thread()
-        return self._send(body) if apply is None else apply(self._send, (body,))
+        if apply is None:
+            return self._send(body)
+        # In this context, which says that our own requests are not to be instrumented.
+        return apply(copy_context().run, (self._send, body))
 
     def _send(self, body: bytes) -> Answer:
         import grpc
@@ -108,13 +112,13 @@ class GrpcClient:
         self._channel.close()
 
 
-def _real_thread() -> Callable[[Callable[[bytes], Answer], tuple[bytes]], Answer] | None:
+def _real_thread() -> Callable[[Callable[..., Answer], tuple[object, ...]], Answer] | None:
     """Where gevent has made greenlets of threads, what calls a function in a thread that is one: gRPC waits for its
     answer in C, which would stop every greenlet of the process. None elsewhere; gevent is not imported for it."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("threading"):
         return None
-    apply: Callable[[Callable[[bytes], Answer], tuple[bytes]], Answer] = (
+    apply: Callable[[Callable[..., Answer], tuple[object, ...]], Answer] = (
         sys.modules["gevent"].get_hub().threadpool.apply
     )
     return apply

@@ -12,7 +12,10 @@ Sources:
   tokens are part of the prompt's; thoughts stand beside the candidates, tool results beside the prompt, for the total
   is the sum of these four; in a stream each item has the totals so far and the same `response_id`)
 - Amazon Bedrock's API reference, TokenUsage (`usage` of Converse, and in the event `metadata` of ConverseStream), and
-  its user guide on prompt caching: cached tokens stand beside `inputTokens`
+  its user guide on prompt caching: cached tokens stand beside `inputTokens`; boto3's `ResponseMetadata.RequestId` tells
+  answers apart, and the event of a stream, which comes once in it, names none
+- Google's Live API reference, UsageMetadata (`responseTokenCount` in the place of the candidates'): refused, for it
+  is not known which messages of a session repeat the tokens of others
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ _DETAILS: Final = ("input_tokens_details", "prompt_tokens_details")
 # What is not under `usage` must have one of these names to be taken for it. Other libraries put other things there:
 # LangChain's `usage_metadata` keeps what is cached in details of its own.
 _GEMINI: Final = ("prompt_token_count", "promptTokenCount", "candidates_token_count", "candidatesTokenCount")
+_GEMINI_LIVE: Final = ("response_token_count", "responseTokenCount")
 _BEDROCK: Final = ("inputTokens", "outputTokens")
 _CONVENTIONS: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
 
@@ -77,11 +81,18 @@ _ANSWERS: Final = ("id", "response_id", "responseId", "gen_ai.response.id")
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
     """What one answer, or one item of a streamed one, says. `stated` holds amounts by the names above, `answer` is the
-    answer's identifier."""
+    answer's identifier. With `is_whole` it says all of an answer, and whatever else comes is another one's."""
 
     stated: Mapping[str, int]
     model: str | None
     answer: str | None
+    is_whole: bool = False
+
+    def is_of_one_answer(self, later: TokenUsage) -> bool:
+        """Whether a later item goes on with the answer of this one: it does unless something tells them apart."""
+        if self.is_whole or later.is_whole:
+            return False
+        return self.answer is None or later.answer is None or self.answer == later.answer
 
     def and_later(self, later: TokenUsage) -> TokenUsage:
         """With what a later item of the same answer says: totals that grow, of which an item may carry a part."""
@@ -121,11 +132,11 @@ class Tokens:
         self._sums: dict[tuple[str | None, str], int] = {}
 
     def and_of(self, found: TokenUsage) -> Tokens:
-        """Itself, with what an item says. An item with another identifier is another answer's."""
+        """Itself, with what an item says, of the same answer or of the next one."""
         latest = self._latest
         if latest is None:
             self._latest = found
-        elif found.answer is None or latest.answer is None or found.answer == latest.answer:
+        elif latest.is_of_one_answer(found):
             self._latest = latest.and_later(found)
         else:
             self._sums = self._with_latest()
@@ -158,7 +169,7 @@ def find_usage(answer: object, usage_of: Callable[[Any], object] | None = None) 
     """
     if answer is None:
         return None
-    about = answer
+    about, is_whole = answer, False
     usage = usage_of(answer) if usage_of is not None else _usage_in(answer)
     if usage is None and usage_of is None:
         # The last event of a streamed answer carries the whole of it; Anthropic's first one the message begun.
@@ -168,17 +179,19 @@ def find_usage(answer: object, usage_of: Callable[[Any], object] | None = None) 
                 break
         else:
             usage = _if_it_has(_BEDROCK, _get(_get(answer, "metadata"), "usage"))
+            is_whole = True
     stated = None if usage is None else _stated(usage)
     if stated is None:
         return None
-    return TokenUsage(stated, _text(about, *_MODELS) or _text(usage, MODEL), _text(about, *_ANSWERS))
+    identifier = _text(about, *_ANSWERS) or _text(_get(about, "ResponseMetadata"), "RequestId")
+    return TokenUsage(stated, _text(about, *_MODELS) or _text(usage, MODEL), identifier, is_whole)
 
 
 def _usage_in(answer: object) -> object:
     found = _get(answer, "usage")
     for name in ("usage_metadata", "usageMetadata"):
         if found is None:
-            found = _if_it_has(_GEMINI, _get(answer, name))
+            found = _if_it_has(_GEMINI + _GEMINI_LIVE, _get(answer, name))
     return _if_it_has(_CONVENTIONS, answer) if found is None and isinstance(answer, Mapping) else found
 
 
@@ -187,6 +200,12 @@ def _if_it_has(names: tuple[str, ...], usage: object) -> object:
 
 
 def _stated(usage: object) -> dict[str, int] | None:
+    for name in _GEMINI_LIVE:
+        if _get(usage, name) is not None:
+            raise ValueError(
+                f"{name} is of Gemini Live, whose usage is not read: usage_of= may give one answer's as input_tokens "
+                "and output_tokens, tallymark.record() counts several"
+            )
     stated = _counts(usage, _NAMES)
     if "input" not in stated and "output" not in stated:
         return None

@@ -1,15 +1,23 @@
 import math
+from collections.abc import Callable
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import tallymark
 from tallymark import dimensions, record, track_usage
-from tallymark.dimensions import from_mapping
+from tallymark.assembly import Runtime
+from tallymark.dimensions import Value, from_mapping, joined, of_call
 from tallymark.errors import DeclarationError
 from tallymark.integrations.serving import serving
+from tallymark.settings import Settings
 from tallymark.testing import capture_usage
-from tests.sdk.handlers import Get
+from tests.sdk.fake_collector import FakeCollector
+from tests.sdk.handlers import HTTP, Get
 
 BAD = [
     {"tallymark.account.id": "other"},
@@ -75,6 +83,50 @@ def test_order_of_attributes_makes_no_stream() -> None:
         record("m", 1, attributes={"a": 1, "b": 2})
         record("m", 1, attributes={"b": 2, "a": 1})
     assert [u.quantity for u in usage] == [2]
+
+
+def test_handlers_that_say_the_same_of_a_request_in_other_ways_are_one_point(
+    fresh: Runtime, collector: FakeCollector, settings: Callable[..., Settings]
+) -> None:
+    fresh.configure(settings(collector.endpoint, interval_s=86_400.0))
+
+    @track_usage("calls")
+    def told_by_the_call() -> None: ...
+
+    @track_usage("calls", attributes={"http.route": HTTP["http.route"]})
+    def tells_its_route() -> None: ...
+
+    @track_usage("calls", attributes=lambda result: {"http.route": HTTP["http.route"]})
+    def tells_it_late() -> None: ...
+
+    with serving(Get()):
+        for handler, times in ((told_by_the_call, 2), (tells_its_route, 5), (tells_it_late, 1)):
+            for _ in range(times):
+                handler()
+        record("inside", 3)
+        record("inside", 4, attributes={"http.request.method": "GET"})
+    assert tallymark.flush(60)
+    assert sorted((key[1], value) for key, value in collector.points().items()) == [
+        ("calls", Decimal(8)),
+        ("inside", Decimal(7)),
+    ]
+
+
+VALUES = st.one_of(st.text("ab/{}", max_size=4), st.booleans(), st.integers(-9, 9), st.floats(-9, 9))
+SAID = st.dictionaries(st.sampled_from([*HTTP, "http.response.status_code", "error.type", "a", "z"]), VALUES)
+
+
+@given(st.data(), SAID, SAID)
+def test_one_set_of_attributes_is_one_key_whatever_says_which_in_what_order(
+    data: st.DataObject, said: dict[str, Value], meant: dict[str, Value]
+) -> None:
+    both = {**said, **meant}
+    key, _ = from_mapping(both)
+    own, _ = from_mapping(meant)
+    shuffled = dict(data.draw(st.permutations(list(said.items()))))
+    assert of_call(shuffled, own) == (key, [])
+    assert joined(of_call(shuffled)[0], own) == key
+    assert of_call(dict(data.draw(st.permutations(list(both.items()))))) == (key, [])
 
 
 def test_none_is_left_out() -> None:

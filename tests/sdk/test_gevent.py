@@ -89,6 +89,35 @@ def test_everything_arrives(run_script: Callable[..., Any], collector: FakeColle
     assert len(collector.closed()) == 1
 
 
+def test_what_instruments_grpc_is_told_to_leave_our_requests_alone_in_the_real_thread_too(
+    run_script: Callable[..., Any], collector: FakeCollector
+) -> None:
+    done = run_script(
+        PATCHED
+        + """
+    from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
+    from tallymark.sending import GrpcClient
+
+    class Asked(GrpcClient):
+        def _send(self, body):
+            found.append((get_value(_SUPPRESS_INSTRUMENTATION_KEY), threads() != main))
+            return super()._send(body)
+
+    found = []
+    threads = monkey.get_original("_thread", "get_ident")
+    main = threads()
+    tallymark.assembly.GrpcClient = Asked
+    tallymark.configure()
+    tallymark.record("calls")
+    assert tallymark.flush(60)
+    assert found and set(found) == {(True, True)}, found
+    """,
+        TALLYMARK_ENDPOINT=collector.endpoint,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert collector.totals() == {"calls": 1}
+
+
 def test_a_forked_child_sends_its_own(run_script: Callable[..., Any], collector: FakeCollector) -> None:
     done = run_script(
         PATCHED

@@ -6,7 +6,9 @@ import asyncio
 import contextvars
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 
 import anyio.to_thread
 import pytest
@@ -211,6 +213,56 @@ async def test_a_block_in_a_worker_thread_holds_until_its_end() -> None:
         assert current_identity().account == "acme"
         await anyio.to_thread.run_sync(lambda: block.__exit__(None, None, None))
         assert current_identity().account is None
+
+
+async def test_what_a_block_in_a_worker_thread_covers_is_in_force_again_at_its_end() -> None:
+    def block() -> None:
+        with identify(account="globex"):
+            for _ in range(5):
+                identify(user="u")
+
+    with serving(Call()):
+        for _ in range(5):
+            await anyio.to_thread.run_sync(lambda: identify(account="acme"))
+        await anyio.to_thread.run_sync(block)
+        assert current_identity() == Identity("acme")
+        kept = await anyio.to_thread.run_sync(lambda: identify(account="initech"))
+        await anyio.to_thread.run_sync(lambda: identify(user="u"))
+        await anyio.to_thread.run_sync(kept.__enter__)
+        await anyio.to_thread.run_sync(lambda: kept.__exit__(None, None, None))
+        assert current_identity() == Identity("initech", "u")
+
+
+def _with_block(account: str) -> None:
+    with identify(account=account):
+        assert current_identity().account == account
+
+
+def _without_block(account: str) -> None:
+    identify(account=account)
+
+
+@pytest.mark.parametrize("work", [_with_block, _without_block])
+@pytest.mark.parametrize("renewed", [None, "block", "plain"])
+@pytest.mark.parametrize("overlapping", [False, True])
+async def test_a_long_call_does_not_keep_everybody_that_its_worker_threads_named(
+    work: Callable[[str], None], renewed: str | None, overlapping: bool
+) -> None:
+    """As a websocket does that handles each message in a worker thread, or in several at once."""
+    longest = 0
+    call = Call()
+    with serving(call), ExitStack() as blocks:
+        for n in range(1_000):
+            if renewed == "plain":
+                identify(account=f"loop-{n}")
+            with identify(account=f"loop-{n}") if renewed == "block" else nullcontext():
+                if overlapping:  # the one before is still open when this one begins
+                    before = blocks.pop_all()
+                    blocks.enter_context(await anyio.to_thread.run_sync(lambda: identify(account="slow")))
+                    before.close()
+                await anyio.to_thread.run_sync(work, f"a{n % 7}")
+                longest = max(longest, len(call.published))
+        assert longest <= 5
 
 
 def test_a_request_starts_with_nobody_and_leaves_nobody_behind() -> None:

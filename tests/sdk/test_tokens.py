@@ -241,6 +241,27 @@ STREAMS: dict[str, tuple[list[dict[str, Any]], dict[str, int]]] = {
         ],
         ANTHROPIC,
     ),
+    "bedrock, two answers": (
+        [
+            {"messageStart": {"role": "assistant"}},
+            {"metadata": {"usage": {"inputTokens": 100, "outputTokens": 10}, "metrics": {"latencyMs": 1}}},
+            {"messageStart": {"role": "assistant"}},
+            {"metadata": {"usage": {"inputTokens": 80, "outputTokens": 20}, "metrics": {"latencyMs": 1}}},
+        ],
+        {"input": 180, "output": 30},
+    ),
+    "bedrock, two whole answers": (
+        [
+            {"ResponseMetadata": {"RequestId": "r1"}, "usage": {"inputTokens": 100, "outputTokens": 10}},
+            {"ResponseMetadata": {"RequestId": "r2"}, "usage": {"inputTokens": 80, "outputTokens": 20}},
+            {"ResponseMetadata": {"RequestId": "r2"}, "usage": {"inputTokens": 80, "outputTokens": 20}},
+        ],
+        {"input": 180, "output": 30},
+    ),
+    "a stream of bedrock's after one of another's": (
+        [chunk(CHAT["usage"]), {"metadata": {"usage": BEDROCK["usage"]}}, {"usage": {"output_tokens": 1}}],
+        {"input": 140, "output": 41, "cache_read": 60, "cache_creation": 7},
+    ),
     "two answers one after the other": (
         [chunk(CHAT["usage"]), chunk(id="chatcmpl-2"), chunk(CHAT["usage"], id="chatcmpl-2")],
         {kind: 2 * count for kind, count in OPENAI.items()},
@@ -330,6 +351,9 @@ class Raises:
         {"usage_metadata": {"prompt_token_count": 3, "cached_content_token_count": 4}},
         {"usage_metadata": {"prompt_token_count": 3, "thoughts_token_count": 1.5}},
         {"usage_metadata": {"input_tokens": 3, "output_tokens": 4}},  # LangChain's: whose details are its own
+        {"usage_metadata": {"prompt_token_count": 3, "response_token_count": 4}},  # Gemini Live's
+        {"usageMetadata": {"promptTokenCount": 3, "responseTokenCount": 0}},
+        {"usageMetadata": {"responseTokenCount": 4}},
         {"usage": {"inputTokens": -1}},
         {"metadata": {"usage": "much"}},
         {"metadata": {"usage": {"input_tokens": 3}}},  # whatever somebody has put there
@@ -396,6 +420,29 @@ def test_an_item_that_cannot_be_read_is_refused_and_the_others_count() -> None:
         assert len(list(stream())) == 4
     assert counted(usage) == {"input": 5, "output": 6}
     assert usage.refused() == {"llm.tokens": 2}
+
+
+LIVE = {"promptTokenCount": 10, "responseTokenCount": 500, "totalTokenCount": 510}
+
+
+@pytest.mark.parametrize("usage_of", [None, lambda item: item["usageMetadata"]], ids=["", "usage_of"])
+def test_the_usage_of_gemini_live_is_refused_until_it_is_told_in_names_that_are_known(
+    usage_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def known(item: Any) -> dict[str, int]:
+        found = item["usageMetadata"]
+        return {"input_tokens": found["promptTokenCount"], "output_tokens": found["responseTokenCount"]}
+
+    def stream() -> Iterator[Any]:
+        yield {"usageMetadata": LIVE}
+
+    with capture_usage() as usage:
+        list(track_usage("llm.tokens", tokens(usage_of))(stream)())
+        assert list(usage) == []
+        assert usage.refused()["llm.tokens"] >= 1
+        assert "responseTokenCount is of Gemini Live" in caplog.text
+        list(track_usage("llm.tokens", tokens(known))(stream)())
+    assert counted(usage) == {"input": 10, "output": 500}
 
 
 def test_usage_that_stands_elsewhere() -> None:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from tallymark import runtime
+from tallymark.errors import DeclarationError, checked_function
 from tallymark.integrations.asgi_calls import AsgiCall, ScopeCall, WebSocketCall
 from tallymark.integrations.asgi_lifespan import serve_lifespan
 from tallymark.integrations.asgi_types import App, Message, Receive, Scope, Send
-from tallymark.integrations.serving import Requests, Resolver, Track
+from tallymark.integrations.serving import ASYNC_WAY, Requests, Resolver, Track
 
 __all__ = ["CALL", "App", "Message", "Receive", "Scope", "Send", "UsageMiddleware"]
+
+_NAME: Final = "UsageMiddleware"
 
 CALL: Final = "tallymark.call"
 """Where a scope keeps the call that is being served: also in the copies that frameworks make of it."""
@@ -23,7 +27,8 @@ class UsageMiddleware:
 
     `identify`, if given, is called with the scope of each HTTP request and each websocket and returns whom it is for:
     an `Identity`, a mapping with any of account, user and plan, or None when that is not known yet. It must not block.
-    When it raises, the request goes on and its usage is recorded without an account. Handlers and dependencies,
+    When it raises, the request goes on and its usage is recorded without an account. So it is where it cannot be a
+    resolver at all, as an `async def`: that is told in the log when the middleware is made. Handlers and dependencies,
     synchronous ones too, may call `tallymark.identify()` later.
 
     `track`: what `track_usage()` made, to count every HTTP request by, also one that finds no route, is refused or
@@ -33,13 +38,18 @@ class UsageMiddleware:
     Another one inside, around a mounted application for instance, adds what it identifies and tracks.
 
     When the server tells of its end by the lifespan protocol, what is left is delivered before the server goes on, for
-    which it waits no longer than the `shutdown_timeout`.
+    which it waits no longer than the `shutdown_timeout`. An application that does not support the protocol is answered
+    for; what one of Starlette, FastAPI or Litestar raises is the server's to know.
     """
+
+    supports_lifespan = False
+    """For whoever knows that `app` supports the protocol where that cannot be seen."""
 
     def __init__(self, app: App, identify: Resolver[Scope] | None = None, track: Track = ()) -> None:
         self.app = app
-        self._requests = Requests("UsageMiddleware", identify, track)
-        self._websockets = Requests("UsageMiddleware", identify, ())
+        resolver = None if identify is None else _resolver_that_serves(identify)
+        self._requests = Requests(_NAME, resolver, track)
+        self._websockets = Requests(_NAME, resolver, ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -47,7 +57,7 @@ class UsageMiddleware:
         elif scope["type"] == "websocket":
             await self._serve(self._websockets, WebSocketCall, scope, receive, send)
         elif scope["type"] == "lifespan":
-            await serve_lifespan(self.app, scope, receive, send)
+            await serve_lifespan(self.app, scope, receive, send, self.supports_lifespan)
         else:
             await self.app(scope, receive, send)
 
@@ -72,3 +82,21 @@ class UsageMiddleware:
         finally:
             if first:
                 del scope[CALL]  # call and scope would keep each other alive
+
+
+def _resolver_that_serves(identify: Resolver[Scope]) -> Resolver[Scope]:
+    """The resolver, or in the place of one that cannot be one that raises when it is asked. Starlette's
+    `add_middleware` makes this middleware with the first message: what is raised here would be every request's 500."""
+    try:
+        checked_function(f"{_NAME}: identify", identify, ASYNC_WAY)
+    except DeclarationError as error:
+        message = str(error)
+        runtime.current().reporter.error(
+            "resolver.declared", "%s; until that is mended, requests are recorded without an account", message
+        )
+
+        def refuse(scope: Scope) -> None:
+            raise DeclarationError(message)
+
+        return refuse
+    return identify

@@ -152,10 +152,13 @@ def _patch_starlette(patches: Patches, module: Any) -> None:
     """FastAPI's applications are Starlette's too, and call this."""
     variables = patches.variables
 
+    def around(_: Any, call: Callable[..., Any]) -> asgi.UsageMiddleware:
+        middleware = asgi.UsageMiddleware(call, variables.resolver, variables.trackers)
+        middleware.supports_lifespan = True
+        return middleware
+
     def make(original: Any) -> Callable[..., Any]:
-        middlewares = _Middlewares(
-            lambda _, call: asgi.UsageMiddleware(call, variables.resolver, variables.trackers), original
-        )
+        middlewares = _Middlewares(around, original)
 
         async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807 - its name in messages
             if patches.active:

@@ -22,9 +22,9 @@ import tallymark
 from tallymark import record
 from tallymark.assembly import Runtime
 from tallymark.integrations.asgi import UsageMiddleware
-from tallymark.integrations.asgi_lifespan import HANDLED
 from tallymark.settings import Settings
 from tests.sdk.fake_collector import FakeCollector
+from tests.sdk.integrations.asgi_server import BOTH, Server
 from tests.sdk.integrations.clients import PATIENCE_S, ask, eventually, uvicorn_serving
 
 UVICORN = ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
@@ -208,12 +208,6 @@ def test_a_service_without_a_collector_ends_all_the_same_and_says_what_it_leaves
     assert "the service ends with usage that no collector has acknowledged: requests=1; the next process" in log
 
 
-@pytest.fixture
-def configured(fresh: Runtime, collector: FakeCollector, settings: Callable[..., Settings]) -> Runtime:
-    fresh.configure(settings(collector.endpoint, interval_s=86_400.0, shutdown_timeout_s=PATIENCE_S))
-    return fresh
-
-
 def test_an_application_may_be_started_again_in_the_same_process(configured: Runtime, collector: FakeCollector) -> None:
     app = Starlette()
     app.add_middleware(UsageMiddleware)
@@ -242,29 +236,6 @@ def test_two_applications_that_end_at_once_wait_for_one_delivery(configured: Run
     for thread in threads:
         thread.join()
     assert collector.totals() == {"starts": 2}
-
-
-class Server:
-    """Speaks the protocol as a server does, and keeps what it is told."""
-
-    def __init__(self, *messages: str) -> None:
-        self._messages = iter(messages)
-        self.told: list[str] = []
-        self.scope: dict[str, Any] = {"type": "lifespan", "state": {}}
-
-    async def receive(self) -> dict[str, Any]:
-        return {"type": next(self._messages)}
-
-    async def send(self, message: Any) -> None:
-        self.told.append(message["type"])
-
-    async def run(self, app: Any) -> list[str]:
-        await UsageMiddleware(UsageMiddleware(app))(self.scope, self.receive, self.send)
-        assert HANDLED not in self.scope
-        return self.told
-
-
-BOTH = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize("says", [0, 1, 2])

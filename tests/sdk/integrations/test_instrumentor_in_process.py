@@ -91,6 +91,27 @@ async def test_an_application_made_before_is_metered_and_not_kept_alive(instrume
     assert gone() is None
 
 
+async def test_an_application_that_cannot_start_is_not_answered_for(instrumentor: Any) -> None:
+    class Misconfigured:
+        def __init__(self, app: Any) -> None:
+            raise RuntimeError("misconfigured")
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    told: list[Any] = []
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    app = Starlette(routes=[Route("/hello", hello)])
+    app.add_middleware(Misconfigured)
+    instrumentor.instrument()
+    with pytest.raises(RuntimeError, match="misconfigured"):
+        await app({"type": "lifespan"}, receive, send)
+    assert told == []
+
+
 def test_a_meter_that_the_service_declares_with_another_unit_is_the_services(
     instrumentor: Any, fresh: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:

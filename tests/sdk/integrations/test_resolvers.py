@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from celery import Celery
 from fastapi import Depends, FastAPI, Request
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from tallymark import identify, record, track_usage
 from tallymark.decorators import UsageTracker
@@ -21,6 +24,7 @@ from tallymark.integrations.celery import meter_tasks
 from tallymark.integrations.grpc import AsyncUsageInterceptor, UsageInterceptor
 from tallymark.integrations.serving import Requests
 from tallymark.integrations.wsgi import UsageMiddleware as WsgiMiddleware
+from tallymark.settings import Settings
 from tallymark.testing import Captured
 from tests.sdk.handlers import Get
 from tests.sdk.integrations.clients import ask, uvicorn_serving
@@ -135,7 +139,6 @@ async def nothing(*_: object) -> None: ...
 
 
 MAKERS: dict[str, Callable[[Any], object]] = {
-    "asgi": lambda resolver: UsageMiddleware(nothing, identify=resolver),
     "wsgi": lambda resolver: WsgiMiddleware(lambda environ, start_response: [], identify=resolver),
     "grpc": lambda resolver: UsageInterceptor(identify=resolver),
     "grpc.aio": lambda resolver: AsyncUsageInterceptor(identify=resolver),
@@ -158,6 +161,35 @@ def test_a_resolver_that_must_be_awaited_is_refused_where_it_is_given(
 def test_a_resolver_that_is_no_function_is_refused(make: Callable[[Any], object]) -> None:
     with pytest.raises(DeclarationError, match="identify: a function is needed, not a dict"):
         make({"account": "acme"})
+
+
+@pytest.mark.parametrize(
+    ("resolver", "wrong"),
+    [
+        (look_up, "no `async`"),
+        (LookUp(), "no `async`"),
+        (functools.partial(look_up), "no `async`"),
+        ({"account": "acme"}, "a function is needed, not a dict"),
+    ],
+    ids=["function", "object", "partial", "mapping"],
+)
+def test_starlettes_requests_are_served_where_the_resolver_is_found_wrong_with_the_first_of_them(
+    usage: Captured, caplog: pytest.LogCaptureFixture, resolver: Any, wrong: str
+) -> None:
+    """Starlette makes its middlewares late: what these raise is every request's 500."""
+    usage._runtime.settings = Settings(accepts_baggage=True)
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("served"))])
+    app.add_middleware(UsageMiddleware, identify=resolver, track=track_usage("requests"))
+    with uvicorn_serving(app) as port:
+        for _ in range(3):
+            # Nor is the caller's word taken for what the service meant to find out itself.
+            assert ask(port, "/", baggage="tallymark.account.id=whoever") == 200
+    assert {(u.meter, u.account): u.quantity for u in usage} == {("requests", None): 3}
+    told, *more = [line for line in caplog.messages if "identify: " in line]
+    assert wrong in told
+    assert "requests are recorded without an account" in told
+    assert {record.levelname for record in caplog.records if "identify" in record.getMessage()} == {"ERROR"}
+    assert more == []
 
 
 def test_a_coroutine_from_a_plain_function_is_told_and_left_in_order(
