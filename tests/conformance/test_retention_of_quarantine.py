@@ -21,7 +21,7 @@ from tallymark_collector.store import Store
 from tests.conformance.test_quarantine import ACME, ANNE, DAY, NOW, bill, one, queue, send, span, the_one
 from tests.conformance.test_quarantine_levels import sent
 from tests.support.telemetry import histogram, histogram_point, metrics_of
-from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
+from tests.support.usage import BASE, SECOND, key_values, number, point, request, stream, sum_metric
 
 ZERO = datetime.fromtimestamp(BASE // SECOND, timezone.utc)
 LATER = ZERO + timedelta(days=40)
@@ -94,6 +94,8 @@ async def holds(store: Store) -> bool:
 
 TOTAL = sum_metric([number(BASE, BASE + SECOND, 1, {})], "tallymark.control.total", "1", 2)
 OTHER = {"service.name": "kong", "service.instance.id": "one"}
+HUGE = one(number(BASE, BASE + SECOND, 5, ACME))
+HUGE.resource_metrics[0].resource.attributes.extend(key_values({f"label.{n}": "x" for n in range(300)}))
 
 
 def two(*values: int, temporality: int) -> list[ExportMetricsServiceRequest]:
@@ -123,6 +125,7 @@ ITEMS: Mapping[str, tuple[list[ExportMetricsServiceRequest], str, bool]] = {
         "type_unsupported",
         False,
     ),
+    "usage beside a resource that is too large": ([HUGE], "resource_too_large", False),
     "a control total": ([request(TOTAL, scope="tallymark.control")], "control_invalid", False),
 }
 
@@ -187,5 +190,5 @@ async def test_many_that_can_never_be_billed_do_not_hide_one_that_can(
 
 def test_a_reason_that_only_a_newer_version_knows_may_be_money() -> None:
     assert "from_the_future" not in NEVER
-    assert {Reason.VALUE_NEGATIVE.value, Reason.TYPE_UNSUPPORTED.value} <= {*NEVER}
+    assert {Reason.VALUE_NEGATIVE.value, Reason.TYPE_UNSUPPORTED.value, Reason.RESOURCE_TOO_LARGE.value} <= {*NEVER}
     assert not {Reason.ACCOUNT_MISSING.value, Reason.TIME_TOO_OLD.value, Reason.NOT_STORABLE.value} & {*NEVER}
