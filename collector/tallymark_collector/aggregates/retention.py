@@ -28,7 +28,6 @@ from tallymark_collector.aggregates.unsettled import opened_since, with_unsettle
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
-from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines.capabilities import called, state
 from tallymark_collector.store.locks import KEPT, taken
 
@@ -58,6 +57,10 @@ DELETE FROM usage_level l USING old WHERE l.ctid = old.ctid AND old.place > 1"""
 _EVIDENCE_CUT_SQL: Final = """
 SELECT max(range_end) FROM timescaledb_information.chunks
 WHERE hypertable_schema = 'tallymark' AND hypertable_name = 'usage_evidence' AND range_end <= %s"""
+
+
+# What of it was not done is done after the next piece.
+_DROP_COUNTS_SQL: Final = "DELETE FROM usage_evidence_count WHERE time < (SELECT evidence_from FROM usage_kept)"
 
 
 class Dropped(NamedTuple):
@@ -117,8 +120,10 @@ async def drop_old(
                 async with store.session() as connection:
                     await drop_totals(connection, done.points_before)
         if retention.evidence is not None:
-            async with store.transaction() as connection:
-                done = done._replace(evidence=await _drop_evidence(connection, now - retention.evidence))
+            done = done._replace(evidence=await _drop_evidence(store, now - retention.evidence))
+            if done.evidence:
+                async with store.session() as connection:
+                    await connection.execute(_DROP_COUNTS_SQL)
     except StoreUnavailable as error:
         if done == Dropped():
             raise
@@ -168,12 +173,15 @@ async def _drop_levels(store: Store, wanted: datetime, asked: dict[str, object])
     return until  # type: ignore[no-any-return]
 
 
-async def _drop_evidence(connection: Connection, wanted: datetime) -> int:
-    [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
-    if until is None:
-        return 0
-    # Whoever compares them begins behind that, with the counts as well (`reconciliation`).
-    await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
-    await connection.execute("DELETE FROM usage_evidence_count WHERE time < %s", [until])
-    await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
-    return (await connection.execute(await called(connection, pieces.DROP_SQL), ["usage_evidence", until])).rowcount
+async def _drop_evidence(store: Store, wanted: datetime) -> int:
+    async with store.session() as connection, connection.transaction():
+        [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
+        if until is None:
+            return 0
+        await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
+        drop = await called(connection, pieces.DROP_SQL)
+        dropped = (await connection.execute(drop, ["usage_evidence", until])).rowcount
+        # Last, and before the counts are deleted: whoever drops points waits for this row, and all writers for them.
+        # Whoever compares spans begins behind that, with the counts as well (`reconciliation`).
+        await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
+        return dropped
