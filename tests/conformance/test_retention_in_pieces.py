@@ -28,6 +28,7 @@ from tests.support.usage import BASE, SECOND, point
 
 NOW = ZERO + timedelta(days=40)
 KEEP = Retention(points=timedelta(days=10))
+SPANS = Retention(evidence=timedelta(days=10))
 SPAN = ("GET /", "shop", None, Attributes())
 
 # What the test sees of a drop: each time that it says from when points are kept, and each piece that it has compared.
@@ -203,20 +204,24 @@ async def test_who_is_not_let_waits_longer_each_time(caplog: pytest.LogCaptureFi
     assert tries[:5] == ["0.01", "0.02", "0.04", "0.04", "0.04"]
 
 
+def spans_and_counts(days: range) -> Batch:
+    """A span a day, and what its producer says of it."""
+    spans = [
+        Evidence("default", "acme", "api.requests", day.to_bytes(16, "big"), b"s" * 8, end, end, Decimal(1), *SPAN)
+        for day in days
+        for end in [BASE + (DAY * day - 5) * SECOND]
+    ]
+    return Batch(counts=[on_spans(DAY * day, 1) for day in days], evidence=spans)
+
+
 @pytest.mark.engines("timescale")
 async def test_what_producers_say_of_themselves_goes_with_what_it_is_about(store: Store, dsn: str) -> None:
     """The totals with the points, the counts of what is on spans with the spans."""
     await fill(store)
     days = range(1, 40)
     controls = [told(DAY * day, 10 * day, meter=meter) for day in days for meter in ("api.requests", "jobs")]
-    spans = [
-        Evidence("default", "acme", "api.requests", day.to_bytes(16, "big"), b"s" * 8, end, end, Decimal(1), *SPAN)
-        for day in days
-        for end in [BASE + (DAY * day - 5) * SECOND]
-    ]
-    counts = [on_spans(DAY * day, 1) for day in days]
-    closings = [closed(DAY * 2), closed(DAY * 3)]
-    await store.write(Batch(controls=controls, counts=counts, closings=closings, evidence=spans))
+    await store.write(Batch(controls=controls, closings=[closed(DAY * 2), closed(DAY * 3)]))
+    await store.write(spans_and_counts(days))
     dropped = await drop_old(store, KEEP, NOW)
     kept = dropped.points_before
     assert kept is not None
@@ -228,9 +233,41 @@ async def test_what_producers_say_of_themselves_goes_with_what_it_is_about(store
 
     async with store.reading() as connection:
         before = await reconcile(connection, start=NOW - timedelta(days=9))
-    assert (await drop_old(store, Retention(evidence=timedelta(days=10)), NOW)).evidence > 0
+    assert (await drop_old(store, SPANS, NOW)).evidence > 0
     oldest = "SELECT count(*), min(time) >= (SELECT evidence_from FROM usage_kept) FROM usage_evidence_count"
     assert execute(dsn, oldest) == [(after, True)]
     async with store.reading() as connection:
         assert await reconcile(connection, start=NOW - timedelta(days=9)) == before
         assert [(one.missing, one.more) for one in await reconcile(connection)] == [(0, 0)]
+
+
+@pytest.mark.engines("timescale")
+async def test_points_are_dropped_while_counts_of_dropped_spans_are_deleted(store: Store, dsn: str) -> None:
+    """Which may take minutes; another collector's keeper would stop all writers to wait for it."""
+    await fill(store)
+    await store.write(spans_and_counts(range(1, 40)))
+    async with locked(dsn, "SELECT FROM usage_evidence_count FOR UPDATE"):
+        dropping = asyncio.ensure_future(drop_old(store, SPANS, NOW))
+        await waiting(dsn)
+        dropped = await drop_old(store, KEEP, NOW, [])
+        assert (dropped.points_before is not None, dropped.cut_short, dropping.done()) == (True, None, False)
+        old = "SELECT count(*) FROM usage_evidence WHERE time < (SELECT evidence_from FROM usage_kept)"
+        assert execute(dsn, old) == [(0,)]
+        assert execute(dsn, "SELECT evidence_from > '-infinity' FROM usage_kept") == [(True,)]
+    assert (await dropping).evidence > 0
+    oldest = "SELECT min(time) >= (SELECT evidence_from FROM usage_kept) FROM usage_evidence_count"
+    assert execute(dsn, oldest) == [(True,)]
+
+
+@pytest.mark.engines("timescale")
+async def test_points_are_dropped_while_somebody_reads_spans(store: Store, dsn: str) -> None:
+    await fill(store)
+    await store.write(spans_and_counts(range(1, 40)))
+    async with locked(dsn, "SELECT count(*) FROM usage_evidence"):
+        dropping = asyncio.ensure_future(drop_old(store, SPANS, NOW))
+        await waiting(dsn)
+        execute(dsn, "SELECT FROM usage_kept FOR UPDATE NOWAIT")
+        with pytest.raises(StoreUnavailable, match="lock timeout"):
+            await dropping
+    assert execute(dsn, "SELECT evidence_from = '-infinity' FROM usage_kept") == [(True,)]
+    assert (await drop_old(store, SPANS, NOW)).evidence > 0

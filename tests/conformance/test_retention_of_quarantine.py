@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 
@@ -20,8 +21,9 @@ from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
 from tests.conformance.test_quarantine import ACME, ANNE, DAY, NOW, bill, one, queue, send, span, the_one
 from tests.conformance.test_quarantine_levels import sent
+from tests.conformance.test_retention_in_pieces import COMPARING, WAITING, locked, waiting
 from tests.support.telemetry import histogram, histogram_point, metrics_of
-from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
+from tests.support.usage import BASE, SECOND, key_values, number, point, request, stream, sum_metric
 
 ZERO = datetime.fromtimestamp(BASE // SECOND, timezone.utc)
 LATER = ZERO + timedelta(days=40)
@@ -35,11 +37,15 @@ def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-async def drop(store: Store, retention: Retention = KEEP) -> Dropped:
+async def settle_down(store: Store) -> None:
     while await store.refresh():
         pass
     while (await audit_changed(store, LATER)).hours:
         pass
+
+
+async def drop(store: Store, retention: Retention = KEEP) -> Dropped:
+    await settle_down(store)
     return await drop_old(store, retention, LATER)
 
 
@@ -87,6 +93,118 @@ async def test_who_does_not_want_to_wait_for_the_quarantine_does_not(store: Stor
     assert await held_by_quarantine(store, KEEP, LATER) is None
 
 
+@pytest.mark.engines("timescale")
+async def test_what_is_set_aside_during_a_run_keeps_the_pieces_of_its_time(store: Store, dsn: str) -> None:
+    await used(store)
+    await settle_down(store)
+    end = BASE + 16 * DAY
+    async with locked(dsn, COMPARING):
+        dropping = asyncio.ensure_future(drop_old(store, KEEP, LATER))
+        await waiting(dsn)
+        await send(store, one(number(end - SECOND, end, 500, NOBODY)), now_ns=end)
+    kept = (await dropping).points_before
+    assert kept is not None, "what is older goes"
+    assert kept <= ZERO + timedelta(days=16)
+    assert (await bill(store, await the_one(store), account="acme", now_ns=BASE + 40 * DAY)).action.inserted == 1
+
+
+@pytest.mark.engines("timescale")
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_is_opened_while_a_piece_is_compared_keeps_it(store: Store, dsn: str, again: bool) -> None:
+    """Set aside then, or discarded before and opened again."""
+    await used(store)
+    await settle_down(store)
+    nobodys = one(number(BASE, BASE + SECOND, 500, NOBODY))
+    if again:
+        await send(store, nobodys)
+        item = await the_one(store)
+        await discard(store, item, Person("anne", "a test"))
+    async with locked(dsn, COMPARING):
+        dropping = asyncio.ensure_future(drop_old(store, KEEP, LATER))
+        await waiting(dsn)
+        if again:
+            await reopen(store, item, ANNE)
+        else:
+            await send(store, nobodys)
+    assert await dropping == Dropped()
+    assert (await bill(store, await the_one(store), account="acme", now_ns=BASE + 40 * DAY)).action.inserted == 1
+    assert (await drop(store)).points_before is not None, "once it is settled they go"
+
+
+@pytest.mark.engines("timescale")
+@pytest.mark.parametrize("name", ["a contradiction of totals", "old usage"])
+async def test_what_holds_nothing_may_come_while_a_piece_is_compared(store: Store, dsn: str, name: str) -> None:
+    """It can never be billed, or its time is another."""
+    await used(store)
+    await settle_down(store)
+    first, *others = ITEMS["a contradiction of totals"][0]
+    await send(store, first)
+    await settle_down(store)
+    async with locked(dsn, COMPARING):
+        dropping = asyncio.ensure_future(drop_old(store, KEEP, LATER))
+        await waiting(dsn)
+        if name == "old usage":
+            late = BASE + 35 * DAY
+            others = [one(number(late - SECOND, late, 500, NOBODY))]
+        await send(store, *others, now_ns=BASE + 40 * DAY)
+    assert (await dropping).points_before is not None
+    assert len(await queue(store)) == 1
+
+
+@pytest.mark.engines("timescale")
+async def test_a_level_that_is_set_aside_while_levels_are_about_to_go_keeps_them(store: Store, dsn: str) -> None:
+    await send(store, sent("gauge", number(0, BASE, 2, ACME), number(0, BASE + SECOND, 3, ACME)))
+    async with locked(dsn, "LOCK TABLE billing_period IN ACCESS EXCLUSIVE MODE"):
+        dropping = asyncio.ensure_future(drop_old(store, KEEP, LATER))
+        await waiting(dsn)
+        await send(store, sent("gauge", number(0, BASE, 5, NOBODY), number(0, BASE, 2, ACME)))
+    assert await dropping == Dropped()
+    assert (await bill(store, await the_one(store), account="globex")).action.inserted == 1
+    assert (await drop(store)).levels_before is not None
+
+
+@pytest.mark.engines("timescale")
+async def test_a_loose_run_does_not_wait_for_what_comes_meanwhile(store: Store, dsn: str) -> None:
+    await used(store)
+    await settle_down(store)
+    async with locked(dsn, COMPARING):
+        loose = Retention(points=KEEP.points, keep_unsettled=False)
+        dropping = asyncio.ensure_future(drop_old(store, loose, LATER))
+        await waiting(dsn)
+        await send(store, one(number(BASE, BASE + SECOND, 500, NOBODY)))
+    assert (await dropping).points_before is not None
+
+
+HELD = """
+CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(4711);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER held AFTER INSERT ON usage_quarantine FOR EACH STATEMENT EXECUTE FUNCTION held();
+"""
+
+
+@pytest.mark.engines("timescale")
+async def test_what_is_about_to_be_set_aside_is_waited_for(store: Store, dsn: str) -> None:
+    """A request that holds nothing else is being written when the piece is about to go."""
+    await used(store)
+    await settle_down(store)
+    execute(dsn, HELD)
+    async with locked(dsn, "SELECT pg_advisory_xact_lock(4711)"):
+        sending = asyncio.ensure_future(send(store, one(number(BASE, BASE + SECOND, 500, NOBODY))))
+        await waiting(dsn)
+        dropping = asyncio.ensure_future(drop_old(store, KEEP, LATER, [0.1] * 600))
+        for _ in range(3000):
+            if dropping.done() or len(await asyncio.to_thread(execute, dsn, WAITING)) == 2:
+                break
+            await asyncio.sleep(0.02)
+        assert not dropping.done()
+    await sending
+    assert await dropping == Dropped()
+    assert (await bill(store, await the_one(store), account="acme", now_ns=BASE + 40 * DAY)).action.inserted == 1
+
+
 async def holds(store: Store) -> bool:
     async with store.session() as connection:
         return await oldest_unsettled(connection, LATER) is not None
@@ -94,6 +212,8 @@ async def holds(store: Store) -> bool:
 
 TOTAL = sum_metric([number(BASE, BASE + SECOND, 1, {})], "tallymark.control.total", "1", 2)
 OTHER = {"service.name": "kong", "service.instance.id": "one"}
+HUGE = one(number(BASE, BASE + SECOND, 5, ACME))
+HUGE.resource_metrics[0].resource.attributes.extend(key_values({f"label.{n}": "x" for n in range(300)}))
 
 
 def two(*values: int, temporality: int) -> list[ExportMetricsServiceRequest]:
@@ -123,6 +243,7 @@ ITEMS: Mapping[str, tuple[list[ExportMetricsServiceRequest], str, bool]] = {
         "type_unsupported",
         False,
     ),
+    "usage beside a resource that is too large": ([HUGE], "resource_too_large", False),
     "a control total": ([request(TOTAL, scope="tallymark.control")], "control_invalid", False),
 }
 
@@ -187,5 +308,5 @@ async def test_many_that_can_never_be_billed_do_not_hide_one_that_can(
 
 def test_a_reason_that_only_a_newer_version_knows_may_be_money() -> None:
     assert "from_the_future" not in NEVER
-    assert {Reason.VALUE_NEGATIVE.value, Reason.TYPE_UNSUPPORTED.value} <= {*NEVER}
+    assert {Reason.VALUE_NEGATIVE.value, Reason.TYPE_UNSUPPORTED.value, Reason.RESOURCE_TOO_LARGE.value} <= {*NEVER}
     assert not {Reason.ACCOUNT_MISSING.value, Reason.TIME_TOO_OLD.value, Reason.NOT_STORABLE.value} & {*NEVER}

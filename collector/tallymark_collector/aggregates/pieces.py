@@ -3,7 +3,8 @@
 What takes long is done while everybody writes: the piece is compared with its hours and days, and the pieces of hours
 at the ends of billing periods are summed. Meanwhile no hour is made again (`REFRESHING`), so whatever is written into
 the piece, or was on its way, has left a mark when writers are stopped at last. Then there is nothing to do but to see
-that there is none, to say from when points are kept, and to drop.
+that there is none, nor a new item of the quarantine that could be billed (`unsettled`), to say from when points are
+kept, and to drop.
 
 A reader may hold the piece for as long as it likes. Writers wait behind us for `LOCK_TIMEOUT`, not longer; then they go
 on, and we try again with what was compared.
@@ -19,6 +20,7 @@ from typing import Final, NamedTuple
 from psycopg.errors import LockNotAvailable
 
 from tallymark_collector.aggregates.unfinalized import WAITING_SQL
+from tallymark_collector.aggregates.unsettled import opened_since, with_unsettled
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines.capabilities import called
 from tallymark_collector.store.locks import KEPT, REFRESHING, held, taken
@@ -137,12 +139,15 @@ class Step(NamedTuple):
     """Account-hours that did not say what their points say."""
 
 
-async def drop_oldest(connection: Connection, bounds: Mapping[str, object], pauses: Sequence[float]) -> Step:
+async def drop_oldest(
+    connection: Connection, wanted: datetime, asked: Mapping[str, object], pauses: Sequence[float]
+) -> Step:
     """Drops the oldest piece where nobody needs it. The connection must be in autocommit mode and in no transaction.
 
     Raises psycopg.errors.LockNotAvailable where readers or writers held it each time.
     """
     async with held(connection, REFRESHING):
+        bounds = await with_unsettled(connection, asked, wanted)
         [until] = await (await connection.execute(_OLDEST_SQL, bounds)).fetchone() or [None]
         if until is None:
             return Step()
@@ -154,14 +159,15 @@ async def drop_oldest(connection: Connection, bounds: Mapping[str, object], paus
             await connection.execute(_EDGES_SQL, {"cut": until})
         for pause in pauses:
             try:
-                return Step(until if await _drop(connection, until) else None)
+                return Step(until if await _drop(connection, bounds, until) else None)
             except LockNotAvailable:
                 await asyncio.sleep(pause)
-        return Step(until if await _drop(connection, until) else None)
+        return Step(until if await _drop(connection, bounds, until) else None)
 
 
-async def _drop(connection: Connection, until: datetime) -> bool:
-    """False where something was written into the piece since it was compared: it stays, for another time."""
+async def _drop(connection: Connection, bounds: Mapping[str, object], until: datetime) -> bool:
+    """False where something was written into the piece since it was compared, or waits to be: it stays, for another
+    time."""
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # In the order of writers, who take the points before their marks. From the second one on nobody can add a mark,
@@ -170,6 +176,8 @@ async def _drop(connection: Connection, until: datetime) -> bool:
         await connection.execute("LOCK TABLE ONLY usage_point")
         await taken(connection, KEPT)
         if await (await connection.execute(_TOUCHED_SQL, {"cut": until})).fetchone() != (False,):
+            return False
+        if await opened_since(connection, bounds, until):
             return False
         await connection.execute("UPDATE usage_kept SET points_from = %s", [until])
         await connection.execute(await called(connection, DROP_SQL), ["usage_point", until])

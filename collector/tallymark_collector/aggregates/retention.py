@@ -24,11 +24,10 @@ from typing import Final, NamedTuple
 from tallymark_collector.aggregates import pieces
 from tallymark_collector.aggregates.totals import drop_totals
 from tallymark_collector.aggregates.unfinalized import WAITING_SQL
-from tallymark_collector.aggregates.unsettled import oldest_unsettled
+from tallymark_collector.aggregates.unsettled import opened_since, with_unsettled
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
-from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines.capabilities import called, state
 from tallymark_collector.store.locks import KEPT, taken
 
@@ -58,6 +57,10 @@ DELETE FROM usage_level l USING old WHERE l.ctid = old.ctid AND old.place > 1"""
 _EVIDENCE_CUT_SQL: Final = """
 SELECT max(range_end) FROM timescaledb_information.chunks
 WHERE hypertable_schema = 'tallymark' AND hypertable_name = 'usage_evidence' AND range_end <= %s"""
+
+
+# What of it was not done is done after the next piece.
+_DROP_COUNTS_SQL: Final = "DELETE FROM usage_evidence_count WHERE time < (SELECT evidence_from FROM usage_kept)"
 
 
 class Dropped(NamedTuple):
@@ -108,16 +111,19 @@ async def drop_old(
     done = Dropped()
     try:
         if retention.points is not None:
-            bounds = await _bounds(store, retention, now - retention.points, now)
-            done = done._replace(levels_before=await _drop_levels(store, bounds))
-            async for step in _pieces(store, bounds, pauses):
+            wanted = now - retention.points
+            bounds = _bounds(retention, wanted, now)
+            done = done._replace(levels_before=await _drop_levels(store, wanted, bounds))
+            async for step in _pieces(store, wanted, bounds, pauses):
                 done = done._replace(points_before=step.until or done.points_before, differing=step.differing)
             if done.points_before is not None:
                 async with store.session() as connection:
                     await drop_totals(connection, done.points_before)
         if retention.evidence is not None:
-            async with store.transaction() as connection:
-                done = done._replace(evidence=await _drop_evidence(connection, now - retention.evidence))
+            done = done._replace(evidence=await _drop_evidence(store, now - retention.evidence))
+            if done.evidence:
+                async with store.session() as connection:
+                    await connection.execute(_DROP_COUNTS_SQL)
     except StoreUnavailable as error:
         if done == Dropped():
             raise
@@ -125,33 +131,34 @@ async def drop_old(
     return done
 
 
-async def _pieces(store: Store, bounds: dict[str, object], pauses: Sequence[float]) -> AsyncIterator[pieces.Step]:
+async def _pieces(
+    store: Store, wanted: datetime, bounds: dict[str, object], pauses: Sequence[float]
+) -> AsyncIterator[pieces.Step]:
     """Drops one after the other, until nothing was dropped."""
     clock = asyncio.get_running_loop().time
     while True:
         began = clock()
         async with store.session() as connection:
-            step = await pieces.drop_oldest(connection, bounds, pauses)
+            step = await pieces.drop_oldest(connection, wanted, bounds, pauses)
         yield step
         if step.until is None:
             return
         await asyncio.sleep(min(clock() - began, MAX_PAUSE))
 
 
-async def _bounds(store: Store, retention: Retention, wanted: datetime, now: datetime) -> dict[str, object]:
-    async with store.session() as connection:
-        item = await oldest_unsettled(connection, wanted) if retention.keep_unsettled else None
+def _bounds(retention: Retention, wanted: datetime, now: datetime) -> dict[str, object]:
     return {
         "wanted": wanted,
         "billed": now - retention.billing_grace,
         "grace": retention.billing_grace,
         "keep_unfinalized": retention.keep_unfinalized,
-        "unsettled": None if item is None else item.time,
+        "keep_unsettled": retention.keep_unsettled,
     }
 
 
-async def _drop_levels(store: Store, bounds: dict[str, object]) -> datetime | None:
+async def _drop_levels(store: Store, wanted: datetime, asked: dict[str, object]) -> datetime | None:
     async with store.session() as connection:
+        bounds = await with_unsettled(connection, asked, wanted)
         async with connection.transaction():
             [until] = await (await connection.execute(_LEVELS_CUT_SQL, bounds)).fetchone() or [None]
             if until is None:
@@ -159,17 +166,22 @@ async def _drop_levels(store: Store, bounds: dict[str, object]) -> datetime | No
             # No writer adds a level while it is said from when they are kept; each looks there afterwards.
             await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
             await taken(connection, KEPT)
+            if await opened_since(connection, bounds, until, of_levels=True):
+                return None
             await connection.execute("UPDATE usage_kept SET levels_from = greatest(levels_from, %s)", [until])
         await connection.execute(_DROP_LEVELS_SQL, [until])
     return until  # type: ignore[no-any-return]
 
 
-async def _drop_evidence(connection: Connection, wanted: datetime) -> int:
-    [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
-    if until is None:
-        return 0
-    # Whoever compares them begins behind that, with the counts as well (`reconciliation`).
-    await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
-    await connection.execute("DELETE FROM usage_evidence_count WHERE time < %s", [until])
-    await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
-    return (await connection.execute(await called(connection, pieces.DROP_SQL), ["usage_evidence", until])).rowcount
+async def _drop_evidence(store: Store, wanted: datetime) -> int:
+    async with store.session() as connection, connection.transaction():
+        [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
+        if until is None:
+            return 0
+        await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
+        drop = await called(connection, pieces.DROP_SQL)
+        dropped = (await connection.execute(drop, ["usage_evidence", until])).rowcount
+        # Last, and before the counts are deleted: whoever drops points waits for this row, and all writers for them.
+        # Whoever compares spans begins behind that, with the counts as well (`reconciliation`).
+        await connection.execute("UPDATE usage_kept SET evidence_from = greatest(evidence_from, %s)", [until])
+        return dropped

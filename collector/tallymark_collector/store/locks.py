@@ -13,7 +13,8 @@ REFRESHING: Final = "tallymark.refreshing"
 hours or days in a table. So a mark is never deleted by one of them while another counts on it."""
 
 KEPT: Final = "tallymark.usage_kept"
-"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it), alone by whoever drops points."""
+"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it, and `writer` for what it sets aside), alone by
+whoever drops points or levels."""
 
 QUARANTINE: Final = "tallymark.quarantine"
 """With an item's id behind it: whoever settles that item. With a stream's: whoever bills something of that stream, so
@@ -38,6 +39,11 @@ async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequen
 async def taken(connection: Connection, name: str) -> None:
     """The transaction has the lock alone until its end; waits for it."""
     await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+
+
+async def shared(connection: Connection, name: str) -> None:
+    """The transaction shares the lock until its end; waits for it."""
+    await connection.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0))", [name])
 
 
 @asynccontextmanager

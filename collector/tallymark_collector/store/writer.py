@@ -32,7 +32,7 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.set_aside import SetAside
-from tallymark_collector.store import control, dictionaries, evidence, levels, points, rows, samples
+from tallymark_collector.store import control, dictionaries, evidence, levels, locks, points, rows, samples
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Guess, Latest
 
@@ -289,6 +289,9 @@ def _conflict(point: Point, there: Decimal) -> Quarantined:
 async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> None:
     arguments = sorted(map(_quarantine_row, items), key=lambda row: (row[0], row[1]))
     if arguments:
+        # What is set aside may hold points back (`aggregates.unsettled`): whoever drops them waits for us, or we for
+        # them. After the points, as the marks: whoever drops takes those first.
+        await locks.shared(connection, locks.KEPT)
         async with connection.cursor() as cursor:
             await cursor.executemany(_QUARANTINE_SQL, arguments)
 
