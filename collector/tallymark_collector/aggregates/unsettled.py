@@ -6,10 +6,9 @@ billed does not: reasons and kinds without a release, spans that are evidence, c
 that has been dropped already, or in none.
 
 It is asked anew for each piece of points, and what may have come since, or was opened again, once more when the piece
-is about to go: comparing it may have taken long. Then no writer is about to add an item either, since each shares
-`KEPT` before it does (`store.writer`), so what has been acknowledged has been seen. What is written after the piece has
-gone is of a time that has been dropped. Of what somebody opens again in that very moment nobody can say which was
-first, and it is taken for that, too.
+is about to go: comparing it may have taken long. Then nobody is about to add an item or to open one again either, since
+each shares `KEPT` before (`store.writer`, `quarantine.settling`), so what has been acknowledged has been seen. What
+comes after the piece has gone is of a time that has been dropped.
 """
 
 from __future__ import annotations

@@ -178,6 +178,8 @@ async def reopen(store: Store, item: Item, person: Person) -> Settled:
 
     async def work(connection: Connection) -> Settled:
         last = await _taken(connection, item)
+        # Whoever drops points of its time sees it open, or has dropped them by now.
+        await locks.shared(connection, locks.KEPT)
         if last is None:
             raise NotSettled(f"{item.id} is open: nothing was done with it yet")
         if last.action == "reopened":
