@@ -75,9 +75,14 @@ class _Part:
     parts: int
 
 
+def is_known(name: str) -> bool:
+    """True for a metric of the scope `conventions.CONTROL_SCOPE` that this version reads."""
+    return name in _TEMPORALITY
+
+
 def decode(tenant: str, resource: bytes, scope: bytes, metric: Metric, window: tuple[int, int]) -> Control:
     """A metric of the scope `conventions.CONTROL_SCOPE`. Nothing that it holds raises."""
-    if metric.name not in _TEMPORALITY:
+    if not is_known(metric.name):
         return Control(unmatched=1)
     return _Decoding(tenant, resource, scope, metric, window).run()
 

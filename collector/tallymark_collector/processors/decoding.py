@@ -192,10 +192,9 @@ class _Request:
             for metric in scope_metrics.metrics:
                 if self._pace.full(1):
                     yield
-                is_metered = self._metering is not None and self._metering.names_metric(self._tenant, metric.name)
-                if is_metered or name == conventions.CONTROL_SCOPE or meters.is_usage(name, metric):
+                if said := self._saying(name, metric):
                     usage.append(metric)
-                    number += points.number(metric)
+                    number += said
                     latest = max([latest, *(point.time_unix_nano for point in metric.sum.data_points)])
                 else:
                     self._decoded.pass_over(metric.name)
@@ -205,6 +204,22 @@ class _Request:
             item = Quarantined(self._tenant, "", "", latest, refusal, "metrics", request.SerializeToString())
             self._decoded.keep([item])
             self._decoded.rejected += number
+
+    def _saying(self, scope_name: str, metric: Metric) -> int:
+        """How many points of a metric may be usage, or tell of it; of those that cannot be read, all."""
+        if scope_name == conventions.CONTROL_SCOPE:
+            return points.number(metric) if control.is_known(metric.name) else 0
+        is_metered = self._metering is not None and self._metering.names_metric(self._tenant, metric.name)
+        if not (is_metered or meters.is_usage(scope_name, metric)):
+            return 0
+        kind = metric.WhichOneof("data")
+        try:
+            found = metric.sum if kind == "sum" else Sum.FromString(metric.gauge) if kind == "gauge" else None
+        except DecodeError:
+            found = None
+        if found is None:
+            return points.number(metric)
+        return sum(not number.flags & NO_RECORDED_VALUE for number in found.data_points)
 
 
 def _numbers(metric: Metric) -> Sequence[bytes] | None:

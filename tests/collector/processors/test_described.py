@@ -213,6 +213,21 @@ def test_a_large_resource_that_cannot_be_read_is_kept_once_and_costs_nobody_else
     assert "cannot be read: an attribute holds more than 10,000 values" in found.quarantined[0].refusal.detail
 
 
+def test_what_says_nothing_is_not_counted_as_refused() -> None:
+    """A point that ends its stream, and what a later SDK may say of itself."""
+    resource = {**SHOP, "label": "x" * 40_000}
+    ended = number(BASE, NOW, 0, ACME)
+    ended.flags = decoding.NO_RECORDED_VALUE
+    gauge = Metric(name="seats")
+    gauge.gauge.data_points.extend([ended, number(0, NOW, 3, ACME)])
+    found = decode(message(resource, sum_metric([ended, ended, number(BASE, NOW, 1, ACME)]), gauge))
+    assert (len(found.quarantined), found.rejected, found.unmatched) == (1, 2, 0)
+    request = ExportMetricsServiceRequest.FromString(message(resource, sum_metric([ended], "tallymark.later")))
+    request.resource_metrics[0].scope_metrics[0].scope.name = "tallymark.control"
+    found = decode(request.SerializeToString())
+    assert (len(found.quarantined), found.rejected, found.unmatched) == (0, 0, 1)
+
+
 def test_usage_is_known_beside_a_scope_of_any_size() -> None:
     """By the scope's name: the points name no account."""
     scope = {"label": "x" * (described.MAX_BYTES + 1)}

@@ -23,6 +23,7 @@ from tallymark_collector.model import (
     Origin,
     Point,
     Quarantined,
+    Reason,
     Stream,
     Temporality,
     attributes_json,
@@ -231,9 +232,12 @@ def check_counted(body: bytes, counted: Census, found: Decoded) -> None:
         unread = counted.points - official
         hold(unread == 0 or counted.control, "we count other points than protobuf", counted, official)
     told = control_points(found, body)
+    whole = [item for item in found.quarantined if item.refusal.reason is Reason.RESOURCE_TOO_LARGE]
     of_control = [item for item in found.quarantined if _scope_of(item) == conventions.CONTROL_SCOPE]
-    hold(told + len(of_control) == counted.control, "control points", told, len(of_control), counted)
-    refused = found.rejected - len(of_control)
+    kept = sum(census(item.payload).control for item in whole)
+    kept += sum(item.refusal.reason is not Reason.RESOURCE_TOO_LARGE for item in of_control)
+    hold(told + kept == counted.control, "control points", told, kept, counted)
+    refused = found.rejected - kept
     hold(
         len(found.points) + refused == counted.usage + counted.kept_aside, "points", len(found.points), refused, counted
     )
@@ -307,7 +311,7 @@ def check_spans(body: bytes, found: DecodedSpans) -> None:
     known = {(item.trace_id, item.span_id) for item in found.evidence}
     for item in found.quarantined:
         [kept] = ExportTraceServiceRequest.FromString(item.payload).resource_spans
-        known.add((kept.scope_spans[0].spans[0].trace_id, kept.scope_spans[0].spans[0].span_id))
+        known |= {(span.trace_id, span.span_id) for scope in kept.scope_spans for span in scope.spans}
     hold(known == expected, "spans that are neither evidence nor refused", known, expected)
     if not found.quarantined and usage == len(expected):
         said: dict[tuple[object, ...], Fraction] = defaultdict(Fraction)
