@@ -186,6 +186,7 @@ class Run:
         others = [pid for region, pid in pids.items() if region not in staying]
         if not self.recorders.wait(lambda: others):
             self.result.problems.append("a process did not end")
+            self._ask_where_they_are()
 
     def _kill(self, region: int, pid: int | None, name: str) -> None:
         pid = pid or self.tally.words[self.tally.of(region)]
@@ -193,16 +194,22 @@ class Run:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.Signals[name])
 
+    def _ask_where_they_are(self) -> None:
+        """Has whatever still lives write the stacks of its threads to its log, which a failure shows the end of."""
+        for pid in self._alive():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(1)
+
+    def _alive(self) -> set[int]:
+        return {*self.started, *self.tally.pids()} - self.recorders.ended().keys()
+
     def _end_all(self) -> None:
         """Kills whatever still lives, also children that have only just been forked."""
-
-        def alive() -> set[int]:
-            return {*self.started, *self.tally.pids()} - self.recorders.ended().keys()
-
         deadline = time.monotonic() + PATIENCE_S
         quiet = 0
         while quiet < 2 and time.monotonic() < deadline:
-            for pid in (left := alive()):
+            for pid in (left := self._alive()):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             quiet = 0 if left else quiet + 1
@@ -221,6 +228,7 @@ class Run:
         self.started.append(last)
         if not self.recorders.wait(lambda: [last]):
             self.result.problems.append("the last process did not end")
+            self._ask_where_they_are()
         elif status := self.recorders.ended()[last]:
             self.result.problems.append(f"the last process ended with {status}")
         left = [str(path.relative_to(self.disk)) for path in self.disk.rglob("*") if path.is_file()]
