@@ -234,8 +234,9 @@ class MetricStreams:
         mark = read_mark(origin.attributes) if self._cache.kept else None
         dimensions = attributes.without(conventions.ACCOUNT, *([MARK] if mark else []))
         # What identifies the stream is what was sent; what is stored of it is redacted.
-        sent_as = stream_identity(self._tenant, resource.sender, scope[:3], origin, attributes)
-        identity = mark.stream if mark and mark.stream else sent_as
+        identity = mark.stream if mark else None
+        if identity is None:
+            identity = stream_identity(self._tenant, resource.sender, scope[:3], origin, attributes)
         redaction = self._cache.redaction
         stored = redaction.attributes(dimensions)
         series = Series(self._tenant, account, origin.name, origin.unit, stored)

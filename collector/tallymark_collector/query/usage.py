@@ -126,20 +126,17 @@ Span = tuple[datetime, datetime]
 
 async def _check_past(connection: Connection, as_of: datetime, span: Span, settled: timedelta) -> None:
     """A point is dated by the beginning of its transaction, and there may be some under way."""
-    if as_of.tzinfo is None:
-        raise UserError(f"{as_of.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
+    _check_zone(as_of)
     [latest] = await (await connection.execute("SELECT now() - %s", [settled])).fetchone() or (as_of,)
     if as_of > latest:
         raise UserError(
             f"what was recorded until {as_of.isoformat()} may still change: transactions of that time can be under way"
             f" for {settled.seconds} s. Ask as of {latest.isoformat(timespec='seconds')} or before"
         )
-    first = await (
-        await connection.execute("SELECT points_from FROM usage_kept WHERE points_from > %s", [span[0]])
-    ).fetchone()
+    first = await dropped_before(connection, [span[0]])
     if first is not None:
         raise UserError(
-            f"points before {first[0].isoformat()} have been dropped, and hours do not tell what was recorded when:"
+            f"points before {first.isoformat()} have been dropped, and hours do not tell what was recorded when:"
             " begin the range there, or later"
         )
 
@@ -154,11 +151,15 @@ async def _check_kept(connection: Connection, edges: Sequence[Span]) -> None:
         )
 
 
+def _check_zone(instant: datetime) -> None:
+    if instant.tzinfo is None:
+        raise UserError(f"{instant.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
+
+
 def split(start: datetime, end: datetime) -> tuple[Span, list[Span]]:
     """`[start, end)` as a range of whole UTC hours and the pieces of hours beside it. Raises UserError."""
     for instant in (start, end):
-        if instant.tzinfo is None:
-            raise UserError(f"{instant.isoformat()} has no time zone: add 'Z' or an offset such as '+02:00'")
+        _check_zone(instant)
     if end < start:
         raise UserError(f"the range ends ({end.isoformat()}) before it starts ({start.isoformat()})")
     return _split(start, end, _HOUR)
