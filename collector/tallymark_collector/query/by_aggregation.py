@@ -9,7 +9,7 @@ from typing import Final
 
 from tallymark_collector.billing.aggregated import Aggregated, aggregated, in_force, remark
 from tallymark_collector.errors import UserError
-from tallymark_collector.query.usage import Usage, usage
+from tallymark_collector.query.usage import Page, Usage, usage
 from tallymark_collector.settings import SETTLED
 from tallymark_collector.store.database import Connection
 
@@ -39,12 +39,14 @@ async def usage_as_billed(
     meter: str | None = None,
     as_of: datetime | None = None,
     settled: timedelta = SETTLED,
+    page: Page | None = None,
 ) -> Billed:
     """Usage of `[start, end)` as `query.usage.usage` has it, and each meter by its aggregation in the plans in force.
 
     What is no sum can be grouped by account, meter and unit alone: with other dimensions, and over several accounts, it
     is left out and named. Its quantity is None where it cannot be told. `as_of`: what was recorded until then, of sums
-    alone. Raises UserError as `usage` does, and where `meter` is such a meter and would be left out.
+    alone. `page`: that part of the sums; what is no sum comes with the first, of one account alone. Raises UserError as
+    `usage` does, and where `meter` is such a meter and would be left out.
     """
     sums = await usage(
         connection,
@@ -56,6 +58,7 @@ async def usage_as_billed(
         meter=meter,
         as_of=as_of,
         settled=settled,
+        page=page,
     )
     declared = await in_force(connection, tenant)
     if not declared:
@@ -66,20 +69,24 @@ async def usage_as_billed(
     rows = [(*row[:position], "sum", *row[position:]) for row in sums.rows if row[where] not in declared]
     wanted = {name: how for name, how in declared.items() if meter in (None, name)}
     grouped = not {*sums.columns[:position]} <= _GROUPS or ("account" not in sums.columns and account is None)
-    if grouped or as_of is not None:
+    if grouped or as_of is not None or (page is not None and account is None):
         left_out = sorted({str(row[where]) for row in sums.rows} & set(wanted))
         why = "quantities that are no sums can only be grouped by account, meter and unit"
         if not grouped:
             why = "only sums can be asked for as of a moment of the past"
+            if as_of is None:
+                why = "quantities that are no sums can only be asked for of one account, page by page"
         if meter in left_out:
             raise UserError(f"the meter {meter!r} is billed by its {declared[meter]}: {why}")
         remarks = (f"left out: {', '.join(left_out)}: {why}",) if left_out else ()
-        return Billed(Usage(columns, rows), remarks)
+        return Billed(Usage(columns, rows, sums.last), remarks)
+    if page is not None and page.after is not None:
+        return Billed(Usage(columns, rows, sums.last))
     found = await aggregated(connection, tenant, account, start or _FIRST, end or _LAST, wanted)
     rows += [tuple(_cells(each)[column] for column in columns) for each in found]
     keys = [columns.index(name) for name in sums.columns[:position]]
     rows.sort(key=lambda row: [str(row[key]) for key in keys])
-    return Billed(Usage(columns, rows), tuple(filter(None, map(_remark, found))))
+    return Billed(Usage(columns, rows, sums.last), tuple(filter(None, map(_remark, found))))
 
 
 def _cells(found: Aggregated) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.settings import SETTLED
@@ -27,6 +27,9 @@ DIMENSIONS: Final = {
 }
 """What usage can be grouped by, and the column behind it."""
 
+_TIMES: Final = frozenset({"hour", "day"})
+_TIME_SQL: Final = "YYYY-MM-DD HH24:MI:SS"
+
 _ALWAYS: Final = ("meter", "unit")
 """Quantities of different meters or units cannot be added."""
 
@@ -37,12 +40,26 @@ _FIRST: Final = datetime(1, 1, 2, tzinfo=timezone.utc)
 _LAST: Final = datetime(9999, 12, 31, tzinfo=timezone.utc)
 
 
+Key: TypeAlias = "tuple[str | None, ...]"
+"""What a row is grouped by, as text, in the order of its columns."""
+
+
+class Page(NamedTuple):
+    """A part of the rows, in the order of their keys: those behind a key, so many at most."""
+
+    size: int
+    after: Key | None = None
+    """None: from the first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Rows of usage, each as long as `columns`; the last two are `quantity` (exact) and `points`."""
 
     columns: tuple[str, ...]
     rows: list[tuple[object, ...]]
+    last: Key | None = None
+    """The last row's key, where a page was asked for and more follow."""
 
     def total(self) -> Decimal:
         """Sum of the quantities, whatever they count."""
@@ -60,16 +77,16 @@ async def usage(
     meter: str | None = None,
     as_of: datetime | None = None,
     settled: timedelta = SETTLED,
+    page: Page | None = None,
 ) -> Usage:
     """Usage of `[start, end)` (aware datetimes; None is unbounded), grouped by names of `DIMENSIONS`.
 
     Meter and unit are always among the columns. `as_of`: only what was recorded until then, summed from the points
-    themselves, to which rows are only ever added. Raises UserError for an unknown name, a naive or a reversed range;
-    for an `as_of` that is not `settled` ago, and where points of the range have been dropped since.
+    themselves, to which rows are only ever added. `page`: that part alone. Raises UserError for an unknown name, a
+    naive or a reversed range; for an `as_of` that is not `settled` ago, and where points of the range have been dropped
+    since.
     """
-    if unknown := [name for name in by if name not in DIMENSIONS]:
-        raise UserError(f"cannot group by {', '.join(unknown)}: choose from {', '.join(DIMENSIONS)}")
-    columns = tuple(dict.fromkeys([*by, *_ALWAYS]))
+    columns = columns_of(by)
     whole, edges = split(start or _FIRST, end or _LAST)
     days, hours = ((whole[0], whole[0]), [whole]) if "hour" in by else split_hours(*whole)
     if as_of is None:
@@ -79,6 +96,9 @@ async def usage(
         await _check_past(connection, as_of, edges[0], settled)
     groups = ", ".join(DIMENSIONS[name] for name in columns)
     names = ", ".join(f'{DIMENSIONS[name]} AS "{name}"' for name in columns)
+    key = _key_sql(columns)
+    order = key if page is not None else ", ".join(f"{DIMENSIONS[name]} NULLS FIRST" for name in columns)
+    after = None if page is None or page.after is None else [*map(_part, page.after)]
     rows = await (
         await connection.execute(
             f"""
@@ -102,7 +122,9 @@ async def usage(
             JOIN usage_series s ON s.account = u.account AND s.series = u.series
             WHERE %(meter)s::text IS NULL OR s.meter = %(meter)s
             GROUP BY {groups}
-            ORDER BY {", ".join(f"{DIMENSIONS[name]} NULLS FIRST" for name in columns)}
+            HAVING %(after)s::text[] IS NULL OR {key} > %(after)s::text[]
+            ORDER BY {order}
+            LIMIT %(limit)s
             """,  # noqa: S608 - names come from DIMENSIONS
             {
                 "tenant": tenant,
@@ -115,10 +137,42 @@ async def usage(
                 "hour_ends": [part[1] for part in hours],
                 "edge_starts": [edge[0] for edge in edges],
                 "edge_ends": [edge[1] for edge in edges],
+                "after": after,
+                "limit": None if page is None else page.size + 1,
             },
         )
     ).fetchall()
-    return Usage((*columns, "quantity", "points"), rows)
+    last = None
+    if page is not None and len(rows) > page.size:
+        del rows[page.size :]
+        last = tuple(map(_text, rows[-1][: len(columns)]))
+    return Usage((*columns, "quantity", "points"), rows, last)
+
+
+def _key_sql(columns: Sequence[str]) -> str:
+    """A group's key, which its rows can be ordered by: nothing comes first, whatever the database's collation."""
+    texts = (
+        f"to_char({DIMENSIONS[name]}, '{_TIME_SQL}')" if name in _TIMES else f"{DIMENSIONS[name]}::text"
+        for name in columns
+    )
+    return f"""(ARRAY[{", ".join(f"coalesce('=' || {text}, '')" for text in texts)}] COLLATE "C")"""
+
+
+def _part(text: str | None) -> str:
+    return "" if text is None else f"={text}"
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds").removesuffix("+00:00")
+    return None if value is None else str(value)
+
+
+def columns_of(by: Sequence[str]) -> tuple[str, ...]:
+    """What rows that are grouped so begin with. Raises UserError for an unknown name."""
+    if unknown := [name for name in by if name not in DIMENSIONS]:
+        raise UserError(f"cannot group by {', '.join(unknown)[:200]}: choose from {', '.join(DIMENSIONS)}")
+    return tuple(dict.fromkeys([*by, *_ALWAYS]))
 
 
 Span = tuple[datetime, datetime]
