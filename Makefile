@@ -60,6 +60,8 @@ proto: ## make the *_pb2 files from proto/ again (an old compiler: its output ru
 	PATH="$(CURDIR)/$(VENV)-proto/bin:$$PATH" $(VENV)-proto/bin/python -m grpc_tools.protoc -Iproto \
 	    --python_out=collector/tallymark_collector/wire --mypy_out=collector/tallymark_collector/wire \
 	    proto/tallymark_metrics_view.proto
+	PATH="$(CURDIR)/$(VENV)-proto/bin:$$PATH" $(VENV)-proto/bin/python -m grpc_tools.protoc -Iproto \
+	    --python_out=sdk --mypy_out=sdk --grpc_python_out=sdk --mypy_grpc_out=sdk proto/tallymark/v1/*.proto
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(VENV)-proto .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+import grpc
+
+from tallymark_collector import api
 from tallymark_collector.access import Authenticator
 from tallymark_collector.access.listening import check_host
 from tallymark_collector.access.quotas import Quotas
@@ -35,6 +38,7 @@ from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
 from tallymark_collector.store import Store
 from tallymark_collector.store.committing import Committing, committing
+from tallymark_collector.store.database import POOL_SIZE
 from tallymark_collector.store.engines import connect_string, wants_timescale
 from tallymark_collector.telemetry.exporting import Exporting
 from tallymark_collector.telemetry.instruments import one
@@ -55,10 +59,12 @@ CANCEL_AGAIN: Final = 1.0
 
 
 @asynccontextmanager
-async def opened(database: str, patience: float = DATABASE_TIMEOUT) -> AsyncIterator[Store]:
+async def opened(
+    database: str, patience: float = DATABASE_TIMEOUT, connections: int = POOL_SIZE
+) -> AsyncIterator[Store]:
     """The store of a database (see `store.engines`). Raises UserError."""
     with connect_string(database) as dsn:
-        store = Store(dsn, wants_timescale=wants_timescale(database), patience=patience)
+        store = Store(dsn, wants_timescale=wants_timescale(database), patience=patience, connections=connections)
         await store.open()
         try:
             yield store
@@ -105,6 +111,7 @@ async def serve(
             committing(seen.timed(store), settings.limits, seen.requests.tenants) as writing,
             store.presence() as presence,
             _forwarding(settings) as forwarder,
+            _asked(settings, authenticator, seen) as others,
         ):
             writers.append(writing)
             pipeline = Pipeline(
@@ -131,6 +138,7 @@ async def serve(
                     certificate=certificate,
                     requests=seen.requests,
                     admission=seen.admission,
+                    others=others,
                 ) as server:
                     admin.state = lambda: server.readiness.reason
                     server.admin_port = admin.port or None
@@ -206,6 +214,18 @@ def _accepted(settings: Settings, forwarder: Forwarder | None) -> Accepted:
     if settings.forwarding is None or forwarder is None:
         return nothing
     return forwarder.of_tenant(settings.forwarding.tenant)
+
+
+@asynccontextmanager
+async def _asked(
+    settings: Settings, authenticator: Authenticator, seen: Seen
+) -> AsyncIterator[Mapping[str, grpc.GenericRpcHandler]]:
+    """The services that answer questions, over connections of their own: whoever asks takes none from who writes."""
+    if not settings.api:
+        yield {}
+        return
+    async with opened(settings.database, settings.database_timeout, api.CONNECTIONS) as store:
+        yield api.handlers(store, authenticator, settings, seen.admission, seen.requests)
 
 
 @asynccontextmanager

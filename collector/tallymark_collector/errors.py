@@ -7,7 +7,10 @@
     │   ├── UnsupportedMedia    a content type or encoding that nobody here reads
     │   ├── Unauthenticated     no credential, or one that is unknown, expired or revoked
     │   ├── Forbidden           a good credential that is not for this
+    │   ├── NotPossible         what is asked for cannot be done here, or not with this
+    │   ├── TakesTooLong        a question whose answer takes longer than one may
     │   └── UserError           a setting, argument or file that a person has to mend
+    │       └── NotThere        the name of something that there is not
     └── TransientError          the same input may succeed later: retry after a delay
         ├── StoreUnavailable    the database is away, read-only, full or out of connections
         ├── SlowBody            a request that did not arrive whole in time
@@ -46,8 +49,20 @@ class Forbidden(PermanentError):  # noqa: N818
     """It is known who asks, and that they may not."""
 
 
+class NotPossible(PermanentError):  # noqa: N818
+    """The state of things forbids what was asked, not the way it was asked; the text says what would change that."""
+
+
+class TakesTooLong(PermanentError):  # noqa: N818
+    """A question was given up; a narrower one may be answered."""
+
+
 class UserError(PermanentError):
     """Something that a person gave (setting, argument, file) is wrong; the text says what, where and what to do."""
+
+
+class NotThere(UserError):  # noqa: N818
+    """There is nothing of the name that was given."""
 
 
 class TransientError(CollectorError):

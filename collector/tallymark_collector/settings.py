@@ -205,6 +205,8 @@ class Settings:
     telemetry: Telemetry | None = None
     tls: TlsFiles | None = None
     """None is without TLS."""
+    api: bool = True
+    """Whether what is stored can be asked for over gRPC, with a credential (`api`)."""
     allow_anonymous: bool = False
     """Requests without a credential are taken as the default tenant's, wherever they come from."""
     refresh_interval: float = 1.0

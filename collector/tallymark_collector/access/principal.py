@@ -18,7 +18,7 @@ class Scope(str, enum.Enum):
     READ_ACCOUNT = "read-account"
     """Read what is stored of one account. Stands alone."""
     ADMINISTER = "administer"
-    """Change the tenant's prices, subscriptions and limits."""
+    """Make and revoke the tenant's credentials, and settle what is in its quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Principal:
         return Scope.READ_ACCOUNT in self.scopes and account is not None and account == self.account
 
     def may_administer(self, tenant: str) -> bool:
-        """True if it may change what a tenant pays and whom it bills."""
+        """True if it may say who does what for a tenant, and what becomes of what could not be billed."""
         return tenant == self.tenant and Scope.ADMINISTER in self.scopes and self.account is None
 
     def check_write(self) -> None:
@@ -57,6 +57,12 @@ class Principal:
         """Raises Forbidden where it may not read. Does not tell whether the tenant or the account exist."""
         if not self.may_read(tenant, account):
             raise Forbidden(f"{self._named()} may not read this")
+
+    def check_administer(self) -> None:
+        """Raises Forbidden where it may not administer its tenant."""
+        if not self.may_administer(self.tenant):
+            wanted = Scope.ADMINISTER.value
+            raise Forbidden(f"{self._named()} may not do this: that takes one with the scope {wanted!r}")
 
     def _named(self) -> str:
         return f"the credential {self.credential}" if self.credential else "who shows no credential"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import psycopg
@@ -12,12 +12,15 @@ import psycopg
 from tallymark_collector.access import certificates, tokens
 from tallymark_collector.access.principal import Principal, Scope
 from tallymark_collector.documents.fields import A_TENANT, TENANT
-from tallymark_collector.errors import UserError
+from tallymark_collector.errors import NotPossible, NotThere, UserError
 from tallymark_collector.model import Stream
-from tallymark_collector.store import Store
+from tallymark_collector.store import Store, locks
 from tallymark_collector.store.database import Connection
 
 MAX_NOTE: Final = 200
+MAX_EXPIRY: Final = timedelta(days=3660)
+MAX_LIVE: Final = 1_000
+"""Credentials of a tenant that live at the same time, where the tenant makes them itself."""
 
 _COLUMNS: Final = (
     "credential, kind, tenant, account, scopes, verifier, identity, note, created_at, expires_at, revoked_at"
@@ -33,6 +36,10 @@ ORDER BY revoked_at NULLS LAST"""  # noqa: S608 - a constant of ours
 _LIST_SQL: Final = f"""
 SELECT {_COLUMNS} FROM credential WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s
 ORDER BY tenant, created_at, credential"""  # noqa: S608 - a constant of ours
+
+_PAGE_SQL: Final = f"""
+SELECT {_COLUMNS} FROM credential WHERE tenant = %(tenant)s AND credential COLLATE "C" > %(after)s
+ORDER BY credential COLLATE "C" LIMIT %(limit)s"""  # noqa: S608 - a constant of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +148,8 @@ async def add(
     _check(wanted, account, note)
     if identity is not None:
         identity = certificates.check_identity(identity)
-    is_new = await add_tenant(connection, tenant)
+    # Asked first: who may make credentials need not have the right to make tenants.
+    is_new = not await tenants(connection, tenant) and await add_tenant(connection, tenant)
     token = tokens.make() if identity is None else None
     try:
         row = await (
@@ -189,25 +197,41 @@ def _check(scopes: tuple[str, ...], account: str | None, note: str) -> None:
         raise UserError("there is a token in the note or the account: it would be stored, and shown in lists")
 
 
-async def revoke(connection: Connection, credential: str) -> tuple[Credential, bool]:
+async def check_room(connection: Connection, tenant: str) -> None:
+    """Raises NotPossible where the tenant has as many credentials as it may make itself. Others that ask wait for this
+    transaction's end."""
+    await locks.taken(connection, f"{locks.CREDENTIALS}:{tenant}")
+    [live] = await (
+        await connection.execute(
+            "SELECT count(*) FROM credential"
+            " WHERE tenant = %s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
+            [tenant],
+        )
+    ).fetchone() or [0]
+    if live >= MAX_LIVE:
+        raise NotPossible(f"the tenant has {live:,} live credentials, at most {MAX_LIVE:,} are made so: revoke some")
+
+
+async def revoke(connection: Connection, credential: str, tenant: str | None = None) -> tuple[Credential, bool]:
     """Ends a credential for good; False if it had ended that way before. Takes the id with or without `tmk_`, or the
-    token itself. Raises UserError where there is none."""
+    token itself. Raises NotThere where there is none, or none of the tenant that is named."""
     token = tokens.read(credential)
     name = token.id if token is not None else credential.removeprefix(f"{tokens.PREFIX}_")
     rows = await (
         await connection.execute(
             f"""UPDATE credential c SET revoked_at = coalesce(c.revoked_at, now())
                 FROM (SELECT credential AS id, revoked_at IS NULL AS was_live FROM credential
-                      WHERE credential = %s FOR UPDATE) before
+                      WHERE credential = %(id)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+                      FOR UPDATE) before
                 WHERE c.credential = before.id
                 RETURNING before.was_live, {", ".join(f"c.{name.strip()}" for name in _COLUMNS.split(","))}""",  # noqa: S608
-            [name],
+            {"id": name, "tenant": tenant},
         )
     ).fetchall()
     if not rows:
         # What was given may be a token with a slip in it: it is not repeated.
         shown = f"{tokens.PREFIX}_{name}" if tokens.ID_PATTERN.fullmatch(name) else "of that name"
-        raise UserError(f"there is no credential {shown}: `tallymark tokens list` shows them")
+        raise NotThere(f"there is no credential {shown}: `tallymark tokens list` shows them")
     [(was_live, *row)] = rows
     return _credentials([row])[0], bool(was_live)
 
@@ -215,6 +239,12 @@ async def revoke(connection: Connection, credential: str) -> tuple[Credential, b
 async def credentials(connection: Connection, tenant: str | None = None) -> list[Credential]:
     """All credentials, dead ones too, or those of one tenant."""
     return _credentials(await (await connection.execute(_LIST_SQL, {"tenant": tenant})).fetchall())
+
+
+async def page_of_credentials(connection: Connection, tenant: str, after: str, limit: int) -> list[Credential]:
+    """The next credentials of a tenant by their ids, dead ones too; "" is before the first."""
+    found = await connection.execute(_PAGE_SQL, {"tenant": tenant, "after": after, "limit": limit})
+    return _credentials(await found.fetchall())
 
 
 async def tenants(connection: Connection, name: str | None = None) -> list[Tenant]:

@@ -209,13 +209,12 @@ def _row(entry: Entry) -> tuple[object, ...]:
 
 
 def _state(done: list[Action]) -> str:
-    if not done or done[0].action == "reopened":
-        return "open"
-    return done[0].sentence()
+    state = items.state(done)
+    return state if state == "open" else done[0].sentence()
 
 
 def _ways(found: Item, kind: Kind, done: list[Action]) -> list[str]:
-    if _state(done) != "open":
+    if items.state(done) != "open":
         undo = "`tallymark quarantine reopen` opens it again" if done[0].action == "discarded" else "it stays so"
         return [f"It is closed; {undo}."]
     explained = rule(found.reason, metered=found.metered)
@@ -271,7 +270,7 @@ def _document(
         "account": found.account,
         "meter": found.meter,
         "metered": found.metered,
-        "state": "open" if _state(done) == "open" else done[0].action,
+        "state": items.state(done),
         "reason": found.reason,
         "detail": found.detail,
         "time": found.time,

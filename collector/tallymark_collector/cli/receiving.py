@@ -36,6 +36,10 @@ HttpPortOption = Annotated[
     ),
 ]
 NoHttpOption = Annotated[bool, typer.Option("--no-http", envvar="TALLYMARK_NO_HTTP", help="No OTLP over HTTP.")]
+NoApiOption = Annotated[
+    bool,
+    typer.Option("--no-api", envvar="TALLYMARK_NO_API", help="Answer no questions over gRPC, whoever asks."),
+]
 ReflectionOption = Annotated[
     bool, typer.Option("--reflection", envvar="TALLYMARK_REFLECTION", help="Offer gRPC's server reflection.")
 ]

@@ -20,7 +20,6 @@ from tallymark_collector.errors import UserError
 
 commands = typer.Typer(no_args_is_help=True, help="Who may send usage and read it: tokens and client certificates.")
 
-MAX_EXPIRY: Final = timedelta(days=3660)
 _EXPIRY: Final = re.compile(r"(?P<number>[1-9]\d{0,4})(?P<unit>[hdw])", re.ASCII)
 _UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _COLUMNS: Final = ("credential", "tenant", "scopes", "account", "state", "created", "expires", "certificate", "note")
@@ -58,12 +57,6 @@ def create(
     )
     if is_new:
         output.tell(f"{tenant} is a new tenant")
-    if Scope.WRITE not in scope:
-        output.warn(
-            f"{', '.join(sorted(one.value for one in scope))}: nothing that goes over the network asks for this yet, so"
-            " this credential opens nothing. Reading takes a role of the database: `tallymark migrate --reader`, or"
-            " `--account-reader` for one account"
-        )
     if as_json:
         _reveal_json({**_document(made), "token": None if token is None else token.text})
         return
@@ -133,10 +126,10 @@ async def _revoke(database: str, credential: str) -> tuple[Credential, bool]:
 def _duration(text: str) -> timedelta:
     found = _EXPIRY.fullmatch(text)
     duration = None if found is None else int(found["number"]) * _UNITS[found["unit"]]
-    if duration is None or duration > MAX_EXPIRY:
+    if duration is None or duration > records.MAX_EXPIRY:
         raise UserError(
             f"--expires {text!r} is no time to expire after: write hours, days or weeks such as 12h, 90d or 52w,"
-            f" {MAX_EXPIRY.days} days at most"
+            f" {records.MAX_EXPIRY.days} days at most"
         )
     return duration
 

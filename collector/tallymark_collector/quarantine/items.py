@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from tallymark import conventions
-from tallymark_collector.errors import UserError
+from tallymark_collector.errors import NotThere, UserError
 from tallymark_collector.store.database import Connection
 
 ID_SHOWN: Final = 12
@@ -183,7 +183,7 @@ async def find(connection: Connection, tenant: str, prefix: str) -> Item:
     arguments = {"prefix": text, "tenant": tenant, "limit": MAX_CANDIDATES}
     found = [Item(*row) for row in await (await connection.execute(_BY_PREFIX_SQL, arguments)).fetchall()]
     if not found:
-        raise UserError(f"no item of tenant {tenant!r} in quarantine has an id that begins with {prefix!r}")
+        raise NotThere(f"no item of tenant {tenant!r} in quarantine has an id that begins with {prefix!r}")
     if len(found) > 1:
         raise UserError(
             f"the id {prefix!r} is ambiguous: {', '.join(item.id for item in found)}"
@@ -199,6 +199,11 @@ async def history(connection: Connection, tenant: str, item: Item | None, limit:
     else:
         found = await connection.execute(_OF_ITEM_SQL, {**item._asdict(), "limit": limit})
     return [Action(*row) for row in await found.fetchall()]
+
+
+def state(done: Sequence[Action]) -> str:
+    """ "open", or what closed an item; `done` is its history, the latest first."""
+    return "open" if not done or done[0].action == "reopened" else done[0].action
 
 
 async def last_action(connection: Connection, item: Item) -> Action | None:

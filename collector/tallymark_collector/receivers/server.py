@@ -6,8 +6,9 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Final
 
 import grpc
@@ -124,13 +125,14 @@ async def serving(
     certificate: ServerCertificate | None = None,
     requests: Requests | None = None,
     admission: Admission | None = None,
+    others: Mapping[str, grpc.GenericRpcHandler] = MappingProxyType({}),
 ) -> AsyncIterator[Server]:
     """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
 
     `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
     `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
     a `certificate` nobody connects without TLS. `requests` counts how requests end, `admission` bounds those under way;
-    both are made where they are left out.
+    both are made where they are left out. `others` are gRPC services beside OTLP's, by name.
     """
     limits = settings.limits
     admission = admission or Admission(limits.in_flight_bytes, limits.retry_after)
@@ -144,7 +146,10 @@ async def serving(
     def listen_grpc(port: int) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
         server.add_generic_rpc_handlers(
-            tuple(otlp_grpc.handler(service, tenant_of, admission, arriving, requests) for service in offered)
+            (
+                *(otlp_grpc.handler(service, tenant_of, admission, arriving, requests) for service in offered),
+                *others.values(),
+            )
         )
         address = f"{settings.host}:{port}"
         if not shared:
@@ -156,7 +161,7 @@ async def serving(
         except RuntimeError as error:
             raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
 
-    names = ["", *(service.name for service in offered)]
+    names = ["", *(service.name for service in offered), *others]
     try:
         running = Server(listen_grpc, settings.port, names, reflects=settings.reflection)
     except UserError:

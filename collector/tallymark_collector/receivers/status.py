@@ -18,9 +18,12 @@ from google.rpc.status_pb2 import Status
 from tallymark_collector.errors import (
     CollectorError,
     Forbidden,
+    NotPossible,
+    NotThere,
     Overloaded,
     PermanentError,
     StoreUnavailable,
+    TakesTooLong,
     TooLarge,
     TransientError,
     Unauthenticated,
@@ -41,6 +44,9 @@ _TABLE: Final[tuple[tuple[type[CollectorError], grpc.StatusCode, int], ...]] = (
     (UnsupportedMedia, grpc.StatusCode.INVALID_ARGUMENT, 415),
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED, 401),
     (Forbidden, grpc.StatusCode.PERMISSION_DENIED, 403),
+    (NotThere, grpc.StatusCode.NOT_FOUND, 404),
+    (NotPossible, grpc.StatusCode.FAILED_PRECONDITION, 409),
+    (TakesTooLong, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     (PermanentError, grpc.StatusCode.INVALID_ARGUMENT, 400),
     # RESOURCE_EXHAUSTED is retried only by clients that understand RetryInfo, UNAVAILABLE by all. Over HTTP 429, not
     # 503: balancers count 5xx as a fault of this collector and move its load to the next one, which has as much.

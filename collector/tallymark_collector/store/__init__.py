@@ -57,12 +57,19 @@ def quiet(_: str) -> None:
 class Store:
     """Usage in one database."""
 
-    def __init__(self, dsn: str, *, wants_timescale: bool = False, patience: float = DATABASE_TIMEOUT) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        wants_timescale: bool = False,
+        patience: float = DATABASE_TIMEOUT,
+        connections: int = POOL_SIZE,
+    ) -> None:
         """`wants_timescale`: without TimescaleDB in the database, `migrate` installs it or raises UserError.
-        `patience`: seconds after which a write without an answer is given up."""
+        `patience`: seconds after which a write without an answer is given up. `connections`: at most."""
         self._wants_timescale = wants_timescale
         self._dictionaries = dictionaries.Dictionaries()
-        self._database = Database(dsn, patience=patience, connected=self._dictionaries.forget)
+        self._database = Database(dsn, pool_size=connections, patience=patience, connected=self._dictionaries.forget)
 
     async def open(self) -> None:
         """Connects. Raises UserError with the reason."""

@@ -20,6 +20,8 @@ QUARANTINE: Final = "tallymark.quarantine"
 """With an item's id behind it: whoever settles that item. With a stream's: whoever bills something of that stream, so
 that what one of them bills the next one sees."""
 
+CREDENTIALS: Final = "tallymark.credentials"
+"""With a tenant behind it: whoever makes a credential of which the tenant has a bounded number."""
 
 # In one order, so that two refreshers never wait for each other. A hash collision only locks more than needed.
 _KEYS_SQL: Final = """

@@ -46,25 +46,6 @@ def test_a_token_is_shown_once_and_stored_nowhere(run: Run, dsn: str) -> None:
     assert token.verifier().hex() not in shown
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["--scope", "read"],
-        ["--scope", "administer", "--scope", "read"],
-        ["--scope", "read-account", "--account", "acme"],
-    ],
-)
-def test_a_credential_that_opens_nothing_says_so(run: Run, given: list[str]) -> None:
-    """Only writing goes over the network: who takes a token for a reader's would wonder for long."""
-    for more in ([], ["--json"]):
-        made = run("tokens", "create", "--tenant", "acme-corp", *given, *more)
-        assert made.exit_code == 0
-        assert "this credential opens nothing" in made.stderr
-        assert "opens nothing" not in made.stdout
-    writes = run("tokens", "create", "--tenant", "acme-corp", "--scope", "write", "--scope", "read")
-    assert "opens nothing" not in writes.stderr
-
-
 def test_expiry_and_revocation(run: Run, dsn: str) -> None:
     before = datetime.now(timezone.utc)
     made = create(run, "--scope", "read-account", "--account", "Müller & Co", "--expires", "90d")

@@ -1,0 +1,122 @@
+"""From a gRPC call to a method of ours and back: who asks, one message, one answer.
+
+As with OTLP (`receivers.otlp_grpc`) the message is read once it is known whose it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import grpc
+import psycopg
+from google.protobuf.message import DecodeError, Message
+
+from tallymark_collector.access import Authenticator, Principal, certificates
+from tallymark_collector.access.requests import authorization_of
+from tallymark_collector.errors import MalformedRequest, NotPossible, TooLarge, Unauthenticated, UserError
+from tallymark_collector.receivers import status
+from tallymark_collector.receivers.admission import Admission, Share
+from tallymark_collector.receivers.arriving import Arriving, Context
+from tallymark_collector.telemetry.requests import Call, Requests, arrived, of_tenant, traceparent_of
+
+MAX_REQUEST: Final = 64 * 1024
+"""Bytes of a request. What OTLP may send is a thousand times as much."""
+
+Asked = TypeVar("Asked", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Asked]):
+    """A method of a service."""
+
+    name: str
+    request: type[Asked]
+    answer: Callable[[Principal, Asked], Awaitable[Message]]
+    """Has to ask whether the principal may. Raises what `receivers.status` knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What every call passes."""
+
+    authenticator: Authenticator
+    admission: Admission
+    arriving: Arriving
+    requests: Requests
+
+    def handler(self, service: str, signal: str, methods: Sequence[Method[Any]]) -> grpc.GenericRpcHandler:
+        """A gRPC handler for a service; its calls are counted as `signal`."""
+        return grpc.method_handlers_generic_handler(
+            service, {method.name: self._handler(signal, method) for method in methods}
+        )
+
+    def _handler(self, signal: str, method: Method[Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        async def call(_messages: AsyncIterator[bytes], context: Context) -> bytes:
+            traceparent = traceparent_of(context.invocation_metadata())
+            with self.requests.call("grpc", signal, traceparent) as known:
+                answer = await self._take(method, context, known)
+                if not isinstance(answer, bytes):
+                    # From here, where nothing of the request is left (`receivers.otlp_grpc`).
+                    await context.abort(*answer)
+                return answer
+
+        return grpc.stream_unary_rpc_method_handler(call)
+
+    async def _take(self, method: Method[Any], context: Context, call: Call) -> bytes | status.Answer:
+        try:
+            principal = await self._principal(context)
+            with Share(self.admission, principal.tenant) as share:
+                request = await self.arriving.message(principal.tenant, context)
+                share.take(len(request))
+                answer = await method.answer(principal, _read(method.request, request))
+        except asyncio.CancelledError:
+            raise
+        except psycopg.errors.InsufficientPrivilege as error:
+            return _refused(call, NotPossible(_NO_RIGHT.format(error.diag.message_primary)))
+        except Exception as error:
+            return _refused(call, error)
+        call.committed(partial=False)
+        return answer.SerializeToString()
+
+    async def _principal(self, context: Context) -> Principal:
+        """Who asks. Raises Unauthenticated for nobody in particular: what is stored is not for strangers, wherever the
+        collector listens."""
+        shown = certificates.of_call(context.auth_context())
+        authorization = authorization_of(context.invocation_metadata() or ())
+        principal = await self.authenticator.authenticate(authorization, shown)
+        of_tenant(principal.tenant)
+        if not principal.credential:
+            raise Unauthenticated(
+                "this takes a credential: send the header `authorization: Bearer <token>`; `tallymark tokens create"
+                " --scope read` makes a token"
+            )
+        return principal
+
+
+_NO_RIGHT: Final = (
+    "the database user that this collector works as may not do this ({}): give it the right (docs/api.md), or use the"
+    " command line as the schema's owner"
+)
+
+
+def _read(kind: type[Message], request: bytes) -> Message:
+    arrived(len(request))
+    if len(request) > MAX_REQUEST:
+        raise TooLarge(f"the request has {len(request)} bytes, at most {MAX_REQUEST} are taken")
+    try:
+        message = kind.FromString(request)
+    except DecodeError as error:
+        raise MalformedRequest(f"the request is no {kind.DESCRIPTOR.full_name}: {error}") from None
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and "\0" in "".join(value):  # one, or several
+            raise UserError(f"{field.name} holds a NUL character, which is in no text that is stored")
+    return message
+
+
+def _refused(call: Call, error: Exception) -> status.Answer:
+    refused = status.answer(error)
+    call.refused(refused.code.name, error)
+    return refused

@@ -1,0 +1,34 @@
+"""The services together, over a store whose connections are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+
+from tallymark_collector.access import Authenticator
+from tallymark_collector.api import credentials, quarantine, usage
+from tallymark_collector.api.calls import Calls
+from tallymark_collector.api.reading import Readers
+from tallymark_collector.receivers.admission import Admission
+from tallymark_collector.receivers.arriving import Arriving
+from tallymark_collector.settings import Settings
+from tallymark_collector.store import Store
+from tallymark_collector.telemetry.requests import Requests
+
+# A module that is imported is in protobuf's pool, which server reflection reads.
+
+
+def handlers(
+    store: Store, authenticator: Authenticator, settings: Settings, admission: Admission, requests: Requests
+) -> Mapping[str, grpc.GenericRpcHandler]:
+    """gRPC handlers by the names of their services. One event loop owns them."""
+    readers = Readers(store)
+    arriving = Arriving(settings.connections.arriving, settings.limits.body_seconds)
+    calls = Calls(authenticator, admission, arriving, requests)
+    read_with = quarantine.ReadWith(settings.meters, settings.redaction)
+    return {
+        usage.NAME: calls.handler(usage.NAME, "usage", usage.methods(readers)),
+        credentials.NAME: calls.handler(credentials.NAME, "access", credentials.methods(readers)),
+        quarantine.NAME: calls.handler(quarantine.NAME, "quarantine", quarantine.methods(readers, read_with)),
+    }
