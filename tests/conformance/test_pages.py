@@ -14,7 +14,8 @@ from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.errors import UserError
 from tallymark_collector.model import Batch, Point
 from tallymark_collector.query.by_aggregation import usage_as_billed
-from tallymark_collector.query.usage import Page, usage
+from tallymark_collector.query.pages import Page
+from tallymark_collector.query.usage import usage
 from tallymark_collector.store import Store
 from tests.support.usage import BASE, SECOND, point, stream
 
@@ -102,6 +103,26 @@ async def test_pages_are_the_whole(store: Store, by: tuple[str, ...], seed: int)
                     break
             assert len(found) == len(expected)
             assert {row[:-2]: row[-2] for row in found} == expected
+
+
+async def test_long_names_make_shorter_pages(store: Store) -> None:
+    """A client takes so many bytes, and the collector keeps no more than a page of them."""
+    names = [f"{n:02}{letter * 3000}" for n, letter in enumerate("aé日" * 4)]
+    await store.write(Batch(points=[point(stream(**{"http.route": name}), 0, 1, 1) for name in names]))
+    found: list[object] = []
+    after, sizes = None, []
+    async with store.reading() as connection:
+        while True:
+            page = await usage(connection, tenant="default", by=["route"], page=Page(10, after, bytes=20_000))
+            sizes.append(sum(len(str(row[0]).encode()) for row in page.rows))
+            found += [row[0] for row in page.rows]
+            after = page.last
+            if after is None:
+                break
+        [one] = (await usage(connection, tenant="default", by=["route"], page=Page(10, bytes=1))).rows
+    assert found == names
+    assert one[0] == names[0]
+    assert max(sizes) <= 20_000 < sizes[0] + sizes[1]
 
 
 async def test_what_is_written_between_pages_moves_nobody_else(store: Store) -> None:

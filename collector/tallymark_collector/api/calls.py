@@ -22,8 +22,8 @@ from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.arriving import Arriving, Context
 from tallymark_collector.telemetry.requests import Call, Requests, arrived, of_tenant, traceparent_of
 
-MAX_REQUEST: Final = 64 * 1024
-"""Bytes of a request. What OTLP may send is a thousand times as much."""
+MAX_REQUEST: Final = 256 * 1024
+"""Bytes of a request: room for where a page goes on, which holds up to four attributes."""
 
 Asked = TypeVar("Asked", bound=Message)
 

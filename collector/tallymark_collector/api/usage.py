@@ -13,8 +13,9 @@ from tallymark_collector.api import values
 from tallymark_collector.api.calls import Method
 from tallymark_collector.api.reading import Readers
 from tallymark_collector.query.by_aggregation import Billed, usage_as_billed
+from tallymark_collector.query.pages import Page
 from tallymark_collector.query.status import unattributed
-from tallymark_collector.query.usage import Page, columns_of
+from tallymark_collector.query.usage import columns_of
 
 NAME: Final = "tallymark.v1.UsageService"
 PAGE_SIZE: Final = 1_000

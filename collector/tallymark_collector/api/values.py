@@ -69,7 +69,7 @@ def page_size(asked: int, usual: int, most: int) -> int:
 
 def page_token(request: Message, after: Sequence[str | None]) -> str:
     """What the next page of the same question is asked with."""
-    return base64.urlsafe_b64encode(json.dumps([_question(request), *after]).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([_question(request), *after], ensure_ascii=False).encode()).decode()
 
 
 def page_after(request: Message, parts: int) -> tuple[str | None, ...] | None:

@@ -9,7 +9,8 @@ from typing import Final
 
 from tallymark_collector.billing.aggregated import Aggregated, aggregated, in_force, remark
 from tallymark_collector.errors import UserError
-from tallymark_collector.query.usage import Page, Usage, usage
+from tallymark_collector.query.pages import Page
+from tallymark_collector.query.usage import Usage, usage
 from tallymark_collector.settings import SETTLED
 from tallymark_collector.store.database import Connection
 

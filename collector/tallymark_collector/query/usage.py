@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 from tallymark_collector.errors import UserError
+from tallymark_collector.query import pages
+from tallymark_collector.query.pages import Key, Page
 from tallymark_collector.settings import SETTLED
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.keeping import dropped_before
@@ -27,9 +29,6 @@ DIMENSIONS: Final = {
 }
 """What usage can be grouped by, and the column behind it."""
 
-_TIMES: Final = frozenset({"hour", "day"})
-_TIME_SQL: Final = "YYYY-MM-DD HH24:MI:SS"
-
 _ALWAYS: Final = ("meter", "unit")
 """Quantities of different meters or units cannot be added."""
 
@@ -38,18 +37,6 @@ _DAY: Final = timedelta(days=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FIRST: Final = datetime(1, 1, 2, tzinfo=timezone.utc)
 _LAST: Final = datetime(9999, 12, 31, tzinfo=timezone.utc)
-
-
-Key: TypeAlias = "tuple[str | None, ...]"
-"""What a row is grouped by, as text, in the order of its columns."""
-
-
-class Page(NamedTuple):
-    """A part of the rows, in the order of their keys: those behind a key, so many at most."""
-
-    size: int
-    after: Key | None = None
-    """None: from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +83,12 @@ async def usage(
         await _check_past(connection, as_of, edges[0], settled)
     groups = ", ".join(DIMENSIONS[name] for name in columns)
     names = ", ".join(f'{DIMENSIONS[name]} AS "{name}"' for name in columns)
-    key = _key_sql(columns)
+    key = pages.key_sql({name: DIMENSIONS[name] for name in columns})
     order = key if page is not None else ", ".join(f"{DIMENSIONS[name]} NULLS FIRST" for name in columns)
-    after = None if page is None or page.after is None else [*map(_part, page.after)]
-    rows = await (
-        await connection.execute(
-            f"""
+    rows, more = await pages.rows(
+        connection,
+        page,
+        f"""
             SELECT {names}, sum(u.quantity) AS quantity, sum(u.points)::bigint AS points
             FROM (
                 SELECT account, bucket, series, quantity, points FROM usage_day_current
@@ -122,50 +109,26 @@ async def usage(
             JOIN usage_series s ON s.account = u.account AND s.series = u.series
             WHERE %(meter)s::text IS NULL OR s.meter = %(meter)s
             GROUP BY {groups}
-            HAVING %(after)s::text[] IS NULL OR {key} > %(after)s::text[]
+            HAVING {pages.AFTER_SQL.format(key=key)}
             ORDER BY {order}
             LIMIT %(limit)s
             """,  # noqa: S608 - names come from DIMENSIONS
-            {
-                "tenant": tenant,
-                "account": account,
-                "meter": meter,
-                "as_of": as_of,
-                "day_start": days[0],
-                "day_end": days[1],
-                "hour_starts": [part[0] for part in hours],
-                "hour_ends": [part[1] for part in hours],
-                "edge_starts": [edge[0] for edge in edges],
-                "edge_ends": [edge[1] for edge in edges],
-                "after": after,
-                "limit": None if page is None else page.size + 1,
-            },
-        )
-    ).fetchall()
-    last = None
-    if page is not None and len(rows) > page.size:
-        del rows[page.size :]
-        last = tuple(map(_text, rows[-1][: len(columns)]))
-    return Usage((*columns, "quantity", "points"), rows, last)
-
-
-def _key_sql(columns: Sequence[str]) -> str:
-    """A group's key, which its rows can be ordered by: nothing comes first, whatever the database's collation."""
-    texts = (
-        f"to_char({DIMENSIONS[name]}, '{_TIME_SQL}')" if name in _TIMES else f"{DIMENSIONS[name]}::text"
-        for name in columns
+        {
+            "tenant": tenant,
+            "account": account,
+            "meter": meter,
+            "as_of": as_of,
+            "day_start": days[0],
+            "day_end": days[1],
+            "hour_starts": [part[0] for part in hours],
+            "hour_ends": [part[1] for part in hours],
+            "edge_starts": [edge[0] for edge in edges],
+            "edge_ends": [edge[1] for edge in edges],
+            **pages.arguments(page),
+        },
     )
-    return f"""(ARRAY[{", ".join(f"coalesce('=' || {text}, '')" for text in texts)}] COLLATE "C")"""
-
-
-def _part(text: str | None) -> str:
-    return "" if text is None else f"={text}"
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, datetime):
-        return value.isoformat(" ", "seconds").removesuffix("+00:00")
-    return None if value is None else str(value)
+    last = pages.key(rows[-1][: len(columns)]) if more else None
+    return Usage((*columns, "quantity", "points"), rows, last)
 
 
 def columns_of(by: Sequence[str]) -> tuple[str, ...]:

@@ -80,6 +80,17 @@ async def test_pages(store: Store, asking: Asking) -> None:
     assert pages == 3
 
 
+async def test_the_longest_names_have_pages(store: Store, asking: Asking) -> None:
+    longest = dict.fromkeys(("http.route", "http.request.method", "error.type", "tallymark.plan"), "😀" * 4096)
+    await store.write(Batch(points=[point(stream(account, **longest), 0, 1, 1) for account in ("a", "b")]))
+    token = await made(store, "default")
+    by = ["route", "method", "error", "plan", "account"]
+    first = await asking.usage(token, page_size=1, group_by=by)
+    second = await asking.usage(token, page_size=1, group_by=by, page_token=first.next_page_token)
+    assert [page.rows[0].group["account"] for page in (first, second)] == ["a", "b"]
+    assert second.next_page_token == ""
+
+
 async def test_what_was_recorded_until_then(store: Store, dsn: str, asking: Asking) -> None:
     await store.write(Batch(points=[point(stream(), 0, 1, 5)]))
     with psycopg.connect(dsn) as connection:
@@ -163,7 +174,7 @@ async def test_a_forged_token_shows_nothing_more(store: Store, asking: Asking) -
 async def test_bytes_that_are_no_request_are_refused(store: Store, asking: Asking) -> None:
     token = await made(store, "default")
     invoke = asking.channel.unary_unary("/tallymark.v1.UsageService/QueryUsage")
-    for sent, code in ((b"\xff\xff", "INVALID_ARGUMENT"), (b"\x0a\x82\x80\x04" + b"a" * 65538, "RESOURCE_EXHAUSTED")):
+    for sent, code in ((b"\xff\xff", "INVALID_ARGUMENT"), (b"\x0a\x82\x80\x10" + b"a" * 262146, "RESOURCE_EXHAUSTED")):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await invoke(sent, metadata=[("authorization", f"Bearer {token}")], timeout=60)
         assert error.value.code().name == code
