@@ -18,14 +18,15 @@ from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import status
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.arriving import Arriving, Context
+from tallymark_collector.receivers.decompression import unfolded
 from tallymark_collector.receivers.otlp import Service
 from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
 
 
 def handler(
-    service: Service, tenant_of: TenantOf, admission: Admission, arriving: Arriving, requests: Requests
+    service: Service, tenant_of: TenantOf, admission: Admission, arriving: Arriving, requests: Requests, limit: int
 ) -> grpc.GenericRpcHandler:
-    """A gRPC handler for the service's Export method."""
+    """A gRPC handler for the service's Export method; `limit` is of a request's bytes, after decompression."""
 
     async def export(_messages: AsyncIterator[bytes], context: Context) -> bytes:
         with requests.call("grpc", service.signal, traceparent_of(context.invocation_metadata())) as call:
@@ -41,8 +42,7 @@ def handler(
             shown = certificates.of_call(context.auth_context())
             call.tenant = tenant = await tenant_of(context.invocation_metadata() or (), shown)
             with Share(admission, tenant) as share:
-                request = await arriving.message(tenant, context)
-                share.take(len(request))
+                request = await unfolded(await arriving.message(tenant, context), limit, share.take)
                 outcome = await service.stage(tenant, request)
         except asyncio.CancelledError:
             # The client hung up, or the server stops. Whatever was committed, the retry will be a duplicate.
