@@ -218,7 +218,7 @@ async def _tell_of_tenants(settings: Settings, store: Store) -> None:
         meter = named[name]
         logger.warning(
             "%s:%s: the meter %r names the tenant %r, which nobody has made (there are %s): nothing is taken for it"
-            " until somebody does, by `tallymark tenants set %s` or with its first token. Mend the file if it is a slip",
+            " until somebody does, by `tallymark tenants set %s` or with its first token. Is it a slip?",
             *(settings.meters.file, settings.meters.lines.get(meter, 1), meter, name),
             *(", ".join(made[:MAX_TOLD]), name),
         )
