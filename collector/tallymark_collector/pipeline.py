@@ -97,12 +97,14 @@ class Pipeline:
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest, TooLarge or
         TransientError, then nothing was kept."""
-        await self.quotas.asking(tenant)
+        await self.quotas.asking(tenant, len(body))
         decoded = Decoded()
         times = self.limits.times
         await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
+        said = len(decoded.controls) + len(decoded.closings) + len(decoded.counts)
+        self.quotas.has_read(tenant, len(body), decoded.unmatched + decoded.rejected + len(decoded.points) + said)
         self.unmatched.add("metrics", await resting(self._named(decoded.foreign)))
         batch = Batch(
             points=decoded.points,
@@ -121,12 +123,14 @@ class Pipeline:
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest, TooLarge or
         TransientError, then nothing was kept."""
-        await self.quotas.asking(tenant)
+        await self.quotas.asking(tenant, len(body))
         decoded = DecodedSpans()
         times = self.limits.times
         await resting(decoding_spans(tenant, body, times, self.now_ns(), decoded, self.metering, self.redaction))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
+        usage = len(decoded.points) + len(decoded.evidence)
+        self.quotas.has_read(tenant, len(body), decoded.unmatched + decoded.rejected + usage)
         self.unmatched.add("traces", await resting(self._named(decoded.foreign)))
         quarantined = await resting(redacting(self.redaction, decoded.quarantined))
         batch = Batch(decoded.points, decoded.evidence, quarantined)
@@ -139,14 +143,18 @@ class Pipeline:
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals
-        send logs too, and an error would fill their own logs. Raises MalformedRequest."""
+        send logs too, and an error would fill their own logs. Raises MalformedRequest, and TransientError where the
+        tenant has had too much read."""
+        await self.quotas.asking(tenant, len(body))
         try:
             request = ExportLogsServiceRequest.FromString(body)
         except DecodeError as error:
             raise MalformedRequest(f"not an OTLP ExportLogsServiceRequest: {error}") from None
         self.totals.requests += 1
         scopes = (scope for resource in request.resource_logs for scope in resource.scope_logs)
-        self._count_unmatched(tenant, sum(len(scope.log_records) for scope in scopes))
+        records = sum(len(scope.log_records) for scope in scopes)
+        self._count_unmatched(tenant, records)
+        self.quotas.has_read(tenant, len(body), records)
         return Outcome()
 
     def _count_unmatched(self, tenant: str, number: int) -> None:

@@ -95,7 +95,7 @@ def test_several_processes_answer_and_administer(run: Run, dsn: str) -> None:
 
 @pytest.mark.parametrize("off", [False, True])
 def test_reflection_lists_what_is_answered(run: Run, dsn: str, off: bool) -> None:
-    read = token(run, "--scope", "read")
+    read, write = token(run, "--scope", "read"), token(run, "--scope", "write")
     with serving(dsn, "--json", "--reflection", *(["--no-api"] if off else [])) as process:
         assert process.stdout is not None
         port = json.loads(process.stdout.readline())["port"]
@@ -105,7 +105,7 @@ def test_reflection_lists_what_is_answered(run: Run, dsn: str, off: bool) -> Non
                 reflection_pb2.ServerReflectionRequest(list_services=""),
                 reflection_pb2.ServerReflectionRequest(file_containing_symbol="tallymark.v1.UsageService"),
             ]
-            listed, found = asking(iter(questions), timeout=60)
+            listed, found = asking(iter(questions), metadata=bearer(write), timeout=60)
             names = {service.name for service in listed.list_services_response.service}
             assert names & SERVICES == (set() if off else SERVICES)
             if off:

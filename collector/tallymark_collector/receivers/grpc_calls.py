@@ -1,0 +1,47 @@
+"""A gRPC call of one message and one answer, whatever it is about: counted, and ended with a status where it fails.
+
+To gRPC it is a stream of messages, so that what it is about can say whose it is before its message is read
+(`receivers.arriving`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from tallymark_collector.receivers import status
+from tallymark_collector.receivers.arriving import Context
+from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
+
+Take: TypeAlias = "Callable[[Context, Call], Awaitable[bytes]]"
+"""Reads the message and gives the answer; tells the call how it went. Raises what `receivers.status` knows."""
+
+
+def method(requests: Requests, signal: str, take: Take) -> grpc.RpcMethodHandler[Any, Any]:
+    """A method of a service; its calls are counted as `signal`."""
+
+    async def call(_messages: AsyncIterator[bytes], context: Context) -> bytes:
+        with requests.call("grpc", signal, traceparent_of(context.invocation_metadata())) as known:
+            answer = await _answer(take, context, known)
+            if not isinstance(answer, bytes):
+                # From here, where nothing of the request is left: gRPC keeps the error that ends a call in a cycle with
+                # the frames that it passed through, and what it came from.
+                await context.abort(*answer)
+            return answer
+
+    return grpc.stream_unary_rpc_method_handler(call)
+
+
+async def _answer(take: Take, context: Context, call: Call) -> bytes | status.Answer:
+    try:
+        return await take(context, call)
+    except asyncio.CancelledError:
+        # The client hung up, or the server stops. Whatever was committed, the retry will be a duplicate.
+        raise
+    except Exception as error:
+        refused = status.answer(error)
+        call.refused(refused.code.name, error)
+        return refused
