@@ -156,7 +156,7 @@ class Stream:
     origin: Origin
     source: Source | None = None
     """Of running totals and levels that a file of meters takes."""
-    row: tuple[bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
+    row: tuple[bytes, bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
     """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
 
 

@@ -9,12 +9,11 @@ to what they would have come to one after the other, and each has its own result
 from __future__ import annotations
 
 import enum
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg.errors import UniqueViolation
@@ -74,8 +73,15 @@ class Encoded:
     levels: Sequence[Point]
     """What streams stand at: no amounts, and in no sum."""
     streams: Iterable[Stream]
-    marks: set[tuple[int, str, str]]
-    """Hours of the deltas since the Unix epoch, with account and tenant."""
+    marks: set[bytes]
+    """Rows that mark the deltas' hours."""
+
+    @property
+    def is_plain(self) -> bool:
+        """True where nothing but its rows and marks is to be written."""
+        batch = self.batch
+        others = (self.totals, self.levels, batch.evidence, batch.quarantined, batch.controls, batch.closings)
+        return not any(others) and not batch.counts
 
 
 @dataclass(slots=True)
@@ -101,7 +107,7 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
     stands: list[Point] = []
     lines: list[bytes] = []
     streams: dict[Stream, None] = {}
-    marks: set[tuple[int, str, str]] = set()
+    marks: set[bytes] = set()
     for start in range(0, len(batch.points), PIECE):
         if start:
             yield
@@ -114,22 +120,8 @@ def encoding(batch: Batch) -> Generator[None, None, Encoded]:
             piece = [point for point in piece if point.stream.temporality is Temporality.DELTA]
         deltas += piece
         lines += rows.point_rows(piece)
-        marks |= _marks(piece)
+        marks |= rows.mark_rows(piece)
     return Encoded(batch, deltas, lines, totals, stands, streams, marks)
-
-
-def _marks(found: Sequence[Point]) -> set[tuple[int, str, str]]:
-    if not found:
-        return set()
-    streams: dict[int, set[Stream]] = defaultdict(set)
-    times = [point.time_ns for point in found]
-    hour = min(times) // rows.HOUR_NS
-    if hour == max(times) // rows.HOUR_NS:  # as what is sent as it happens
-        streams[hour] = {point.stream for point in found}
-    else:
-        for point in found:
-            streams[point.time_ns // rows.HOUR_NS].add(point.stream)
-    return {(hour, s.series.account, s.series.tenant) for hour, marked in streams.items() for s in marked}
 
 
 Beside: TypeAlias = Callable[[Connection], Awaitable[None]]
@@ -168,6 +160,13 @@ async def _write(
     doubt: _Doubt,
 ) -> tuple[list[_Tally], Guess]:
     """Raises UniqueViolation where a point was there that was taken for a new one."""
+    if doubt is _Doubt.LATE and not new and beside is None and all(encoded.is_plain for encoded in group):
+        tallies = [_Tally() for _ in group]
+        found, lines, _, marks = _gather(group, tallies, [()] * len(group))
+        guess = latest.guess(found)
+        if not guess.late and not guess.close:  # as nearly all that comes: one message is the whole transaction
+            await points.insert(connection, lines, marks)
+            return tallies, guess
     async with connection.transaction():
         if new:
             await dictionaries.register(connection, new)
@@ -188,6 +187,28 @@ async def _write(
         return tallies, guess
 
 
+class _Gathered(NamedTuple):
+    """Points of a group that are to be rows."""
+
+    found: list[Point]
+    lines: list[bytes]
+    owners: list[_Tally]
+    """Of each, that of its batch."""
+    marks: set[bytes]
+
+
+def _gather(group: Sequence[Encoded], tallies: Sequence[_Tally], increases: Sequence[Sequence[Point]]) -> _Gathered:
+    """Counts all of them as inserted. `increases`: what each batch's totals came to."""
+    gathered = _Gathered([], [], [], set())
+    for encoded, tally, more in zip(group, tallies, increases, strict=True):
+        tally.inserted = len(encoded.deltas) + len(more)
+        gathered.found.extend((*encoded.deltas, *more))
+        gathered.lines.extend((*encoded.lines, *rows.point_rows(more)))
+        gathered.owners.extend([tally] * tally.inserted)
+        gathered.marks.update(encoded.marks, rows.mark_rows(more))
+    return gathered
+
+
 async def _write_points(
     connection: Connection, group: Sequence[Encoded], latest: Latest, doubt: _Doubt
 ) -> tuple[list[_Tally], Guess]:
@@ -195,19 +216,7 @@ async def _write_points(
     tallies = [_Tally(duplicates=one.duplicates) for one in applied]
     for tally, one in zip(tallies, applied, strict=True):
         tally.aside.keep(one.conflicts)
-    found: list[Point] = []
-    lines: list[bytes] = []
-    owners: list[_Tally] = []
-    marks: set[tuple[int, str, str]] = set()
-    for encoded, one, tally in zip(group, applied, tallies, strict=True):
-        tally.inserted = len(encoded.deltas) + len(one.points)
-        found += encoded.deltas
-        found += one.points
-        lines += encoded.lines
-        lines += rows.point_rows(one.points)
-        owners += [tally] * tally.inserted
-        marks |= encoded.marks
-        marks |= _marks(one.points)
+    found, lines, owners, marks = _gather(group, tallies, [one.points for one in applied])
     guess = latest.guess(found)
     if doubt is _Doubt.STAGED:
         there = await points.insert_new(connection, found, lines)
@@ -219,7 +228,7 @@ async def _write_points(
             latest.looked_up(found=bool(there))
         if there:
             lines = [line for position, line in enumerate(lines) if position not in there]
-            marks = _marks([point for position, point in enumerate(found) if position not in there])
+            marks = rows.mark_rows([point for position, point in enumerate(found) if position not in there])
         await points.insert(connection, lines, marks)
     for position, quantity in there.items():
         tally = owners[position]
