@@ -208,6 +208,8 @@ class Evidence(NamedTuple):
     service: str
     user: str | None
     attributes: Attributes
+    billed: bool = False
+    """True if the span is itself what is billed, by a file of meters: its point says then what it contradicts."""
 
 
 @dataclass(frozen=True, slots=True)

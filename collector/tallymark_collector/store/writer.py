@@ -262,7 +262,7 @@ async def _write_evidence(connection: Connection, group: Sequence[Encoded], tall
     for position, there in (await evidence.insert_new(connection, found)).items():
         tally = owners[position]
         tally.evidence -= 1
-        if there != found[position].quantity:
+        if there != found[position].quantity and not found[position].billed:
             tally.aside.keep([evidence.conflict(found[position], there)])
 
 
