@@ -233,11 +233,12 @@ class Store:
             yield connection
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """A connection whose statements all see one moment of the database and cannot write."""
+    async def reading(self, seconds: float | None = None) -> AsyncIterator[Connection]:
+        """A connection whose statements all see one moment of the database and cannot write. `seconds`: none of them
+        takes longer."""
         async with AsyncExitStack() as stack:
             # Here dead connections are found and dropped: a reader's own statements cannot be tried again for it.
-            yield await _tried_again(lambda: self._begin(stack, "READ ONLY"))
+            yield await _tried_again(lambda: self._begin(stack, "READ ONLY", seconds=seconds))
 
     @asynccontextmanager
     async def auditing(self, alone: str | None = None) -> AsyncIterator[Connection]:
@@ -246,7 +247,9 @@ class Store:
         async with AsyncExitStack() as stack:
             yield await _tried_again(lambda: self._begin(stack, "READ WRITE", alone))
 
-    async def _begin(self, stack: AsyncExitStack, access: str, alone: str | None = None) -> Connection:
+    async def _begin(
+        self, stack: AsyncExitStack, access: str, alone: str | None = None, seconds: float | None = None
+    ) -> Connection:
         async with AsyncExitStack() as beginning:
             connection = await beginning.enter_async_context(self._database.connection())
             if alone is not None:
@@ -254,6 +257,8 @@ class Store:
             row = await (await connection.execute(_MIGRATED_SQL)).fetchone()
             await beginning.enter_async_context(connection.transaction())
             await connection.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, {access}")
+            if seconds is not None:
+                await connection.execute(f"SET LOCAL statement_timeout = {seconds * 1000:.0f}")
             if row == (True,):
                 await connection.execute(_HOLD_SQL)
             stack.push_async_exit(beginning.pop_all())
