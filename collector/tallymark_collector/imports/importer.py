@@ -225,7 +225,9 @@ class _File:
             await self._write(piece, under_way, rejects, file)
         self.summary.before = start.lines
         # What an import with --final took of the file is not left, whatever this one says of its end.
-        self.summary.left = under_way.left if under_way.bytes >= start.size else 0
+        if under_way.bytes >= start.size:
+            self.summary.left = under_way.left
+            self.summary.unclosed += [under_way.unclosed] if under_way.unclosed else []
 
     async def _write(self, piece: _Piece, under_way: Reading, rejects: Rejects, file: UUID) -> None:
         after = _progress(under_way)

@@ -308,7 +308,7 @@ def test_times_that_are_too_old_or_ahead() -> None:
 
 
 def test_csv_rows() -> None:
-    read = formats.csv_row(["a", "b"], ";")
+    read = formats.csv_row(["a", "b"], formats.Dialect(";"))
     fields = read('"x;""y""";')
     assert (fields("a"), fields("b"), fields("c")) == ('x;"y"', None, None)
     for text, said in [("1;2;3", "it has 3 fields where the header has 2"), ('"a"b;c', "it is not CSV")]:
