@@ -83,6 +83,9 @@ def import_(
     redact: RedactOption = None,
     no_redaction: NoRedactionOption = False,
     final: Annotated[bool, typer.Option("--final", help="Take a last line that has no line end.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Bill a file for this source that another source has billed, too.")
+    ] = False,
     rejects: Annotated[bool, typer.Option("--rejects", help="The files are reject files, mended.")] = False,
     rejects_file: Annotated[
         Path | None,
@@ -103,6 +106,7 @@ def import_(
         _mapping(mapping, format_, account, meter, time_field, time_format, time_zone, id_),
         final=final,
         oldest=None if oldest is None else _instant(oldest),
+        again=again,
         of_rejects=rejects,
         rejects_file=rejects_file,
         tenant=records.check_name(tenant),

@@ -26,6 +26,8 @@ class Found(NamedTuple):
     line: Line | None = None
     fault: LineFault | None = None
     skipped: bool = False
+    fields: formats.Fields | None = None
+    """Of a line that bills, for whoever asks what another mapping makes of it."""
 
 
 class Reading:
@@ -86,12 +88,13 @@ class Reading:
         """What a record is."""
         try:
             key, text, reader = self._text(record, key)
-            line = extraction.line(reader(text))
+            fields = reader(text)
+            line = extraction.line(fields)
         except LineSkipped:
             return Found(key, skipped=True)
         except LineFault as fault:
             return Found(key, fault=fault)
-        return Found(key if line.id is None else key_of_id(line.id), line)
+        return Found(key if line.id is None else key_of_id(line.id), line, fields=fields)
 
     def _text(self, record: Record, key: UUID) -> tuple[UUID, str, Callable[[str], formats.Fields]]:
         if not self._of_rejects:
@@ -155,25 +158,53 @@ def begins_with(
 
     Raises UserError where it went on in the middle of a line that was imported as a whole one.
     """
-    hasher, offset, best = hashlib.blake2b(digest_size=16), 0, None
+    best = None
+    for candidate, record, part in _beginnings(_records(source, mapping, of_rejects, final=True), known):
+        if not part.endswith(b"\n") and record.seen[len(part) :].strip(b"\r\n"):
+            raise went_on(record, source)
+        best = candidate
+    return best
+
+
+def shares(source: Input, mapping: Mapping, known: Sequence[tuple[int, bytes]]) -> tuple[int, bytes] | None:
+    """The longest of the known beginnings of other files that the input has too, with a line that may bill in it.
+
+    Files of one program have one header, and say nothing by that.
+    """
+    heads = 1 if mapping.format == "csv" and mapping.columns is None else 0
+    found, best = 0, None
+
+    def counted() -> Iterator[Record]:
+        nonlocal found
+        for record in _records(source, mapping, of_rejects=False, final=True):
+            found += bool(record.content.strip())
+            yield record
+
+    for candidate, _, _ in _beginnings(counted(), known):
+        best = candidate if found > heads else best
+    return best
+
+
+def _beginnings(
+    records: Iterator[Record], known: Sequence[tuple[int, bytes]]
+) -> Iterator[tuple[tuple[int, bytes], Record, bytes]]:
+    """The known beginnings that these records have, the shorter first: with the record that each ends in, and its part
+    of that."""
+    hasher, offset = hashlib.blake2b(digest_size=16), 0
     waiting = sorted(known, reverse=True)
-    for record in _records(source, mapping, of_rejects, final=True) if waiting else ():
+    for record in records if waiting else ():
         end = offset + record.size
         while waiting and waiting[-1][0] <= end:
             candidate = waiting.pop()
             part = record.seen if candidate[0] == end else record.seen[: candidate[0] - offset]
             until = hasher.copy()
             until.update(part)
-            if until.digest() != candidate[1]:
-                continue
-            if not part.endswith(b"\n") and record.seen[len(part) :].strip(b"\r\n"):
-                raise went_on(record, source)
-            best = candidate
+            if until.digest() == candidate[1]:
+                yield candidate, record, part
         if not waiting:
             break
         hasher.update(record.seen)
         offset = end
-    return best
 
 
 def went_on(record: Record, source: Input) -> UserError:

@@ -432,3 +432,14 @@ def test_a_terminal_shows_a_bar(dsn: str, log: Path) -> None:
     assert "100%" in shown
     assert "3 lines" in shown
     assert b"api.requests" in done.stdout
+
+
+def test_a_slip_in_the_source_bills_nothing(run: Run, log: Path) -> None:
+    assert run("import", str(log), "--source", "web 1", *BY_HAND).exit_code == 0
+    result = run("import", str(log), "--source", "web1", *BY_HAND)
+    assert result.exit_code == 2
+    assert f"{log} begins with the 3 lines of {log} that the source 'web 1' has" in result.stderr
+    assert "Import it with --source 'web 1', or with --again" in result.stderr
+    assert billed(run, "default") == USED
+    meant = json.loads(run("import", str(log), "--source", "web1", *BY_HAND, "--again", "--json").stdout)
+    assert meant["accepted"] == 3
