@@ -62,6 +62,7 @@ RELATIONS = {
     "usage_import_source": "table",
     "usage_import_file": "table",
     "usage_import_line": "table",
+    "usage_import_mapping": "table",
     "usage_lines": "view",
     "account_reader": "table",
     "own_usage_hourly": "view",
@@ -157,7 +158,7 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
     # Whom the file of meters bills for a source may change.
     of_sources = {"usage_source"}
     # That a line comes again with another account or time has to be found: see the comments of its migration.
-    of_imports = {"usage_import_source", "usage_import_file", "usage_import_line"}
+    of_imports = {"usage_import_source", "usage_import_file", "usage_import_line", "usage_import_mapping"}
     without = {name for name, columns in keys.items() if "account" not in columns}
     assert without == others | of_producers | of_imports | of_sources
     assert {"producer", "tenant"} <= set.intersection(*(keys[name] for name in of_producers))

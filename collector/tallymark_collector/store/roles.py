@@ -53,6 +53,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_import_source": _ADD,
     "usage_import_file": (*_ADD, "UPDATE (path, bytes, lines, digest, updated_at)"),
     "usage_import_line": _ADD,
+    "usage_import_mapping": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
     "usage_edge": (),
