@@ -8,6 +8,7 @@
     store.migrate()       brings the schema to this version; several at once take turns
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
+    store.meters(tenant)  the names and units that a tenant's usage comes by
     store.ask(work)       short questions about anything but the views
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
     store.presence()      answers whether the database takes writes now
@@ -27,8 +28,9 @@ import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, Stream, WriteResult
+from tallymark_collector.processors.meters import Meter
 from tallymark_collector.settings import DATABASE_TIMEOUT
-from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
+from tallymark_collector.store import dictionaries, hours, keeping, meters, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
 from tallymark_collector.store.engines import moving, timescale
 from tallymark_collector.store.locks import held
@@ -202,6 +204,10 @@ class Store:
             asked = [wanted[identity] for identity in new]
             new -= await self.ask(lambda connection: dictionaries.there(connection, asked))
         return [stream for identity, stream in wanted.items() if identity in new]
+
+    async def meters(self, tenant: str, limit: int) -> list[Meter]:
+        """The meters that a tenant has, by its usage and by its plans, so many at most. Raises StoreUnavailable."""
+        return await self.ask(lambda connection: meters.of_tenant(connection, tenant, limit))
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""

@@ -38,6 +38,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_series": _ADD,
     # Locking a row (FOR NO KEY UPDATE) takes the right to update some column; these only say when it was added.
     "usage_source": (*_ADD, "UPDATE (recorded_at)"),
+    "usage_source_stream": (*_ADD, "UPDATE (recorded_at)"),
     "usage_stream": (*_ADD, "UPDATE (recorded_at)"),
     # The cache is forgotten and made again; periods that have not ended follow the time zone data.
     "usage_hour": _REPLACE,
