@@ -86,7 +86,9 @@ class ByFile:
 
 
 def _same_span(one: Point, other: Point) -> bool:
-    return one[1:] == other[1:] and one.stream.id == other.stream.id and one.stream.series == other.stream.series
+    # As text: an attribute that is no number (NaN) is not equal to itself.
+    series = repr(one.stream.series) == repr(other.stream.series)
+    return one[1:] == other[1:] and one.stream.id == other.stream.id and series
 
 
 def reckoned(signal: str, body: bytes, tenant: str) -> Reckoned | None:
