@@ -32,6 +32,7 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.set_aside import SetAside
+from tallymark_collector.resting import resting
 from tallymark_collector.store import control, dictionaries, evidence, levels, locks, points, rows, samples
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Guess, Latest
@@ -143,11 +144,12 @@ async def write(
     beside: Beside | None = None,
 ) -> list[WriteResult]:
     """Writes the batches in one transaction and returns after its commit. Idempotent where `beside` is."""
-    new = known.unknown(chain.from_iterable(encoded.streams for encoded in group))
+    new = await resting(known.unknown(chain.from_iterable(encoded.streams for encoded in group)))
+    registration = await resting(dictionaries.registration(new))
     # Where late points are taken for new ones, those are looked at first.
     for doubt in (_Doubt.LATE, *_ATTEMPTS) if known.latest.trusting else _ATTEMPTS:
         try:
-            tallies, guess = await _write(connection, group, new, known.latest, beside, doubt)
+            tallies, guess = await _write(connection, group, registration, known.latest, beside, doubt)
         except UniqueViolation:
             known.latest.looked_up(found=True)
             if doubt is _ATTEMPTS[-1]:
@@ -162,14 +164,14 @@ async def write(
 async def _write(
     connection: Connection,
     group: Sequence[Encoded],
-    new: list[Stream],
+    new: dictionaries.Registration,
     latest: Latest,
     beside: Beside | None,
     doubt: _Doubt,
 ) -> tuple[list[_Tally], Guess]:
     """Raises UniqueViolation where a point was there that was taken for a new one."""
     async with connection.transaction():
-        if new:
+        if new.streams:
             await dictionaries.register(connection, new)
         tallies, guess = await _write_points(connection, group, latest, doubt)
         await _write_levels(connection, group, tallies)
