@@ -20,7 +20,7 @@ from uuid import UUID
 
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.records import Tenant
-from tallymark_collector.errors import Overloaded, TooLarge
+from tallymark_collector.errors import Overloaded, TooLarge, TransientError, Withdrawn
 from tallymark_collector.model import Batch, Reason, Refusal, Stream
 from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.settings import Limits
@@ -59,7 +59,8 @@ class Limiting(Protocol):
         ...
 
     def admitting(self, tenant: str, batch: Batch) -> AbstractAsyncContextManager[Batch]:
-        """What of a batch is to be written, inside the context. Raises Overloaded where nothing is."""
+        """What of a batch is to be written, inside the context: what is raised in there says whether it was. Raises
+        Overloaded where nothing is."""
         ...
 
 
@@ -201,8 +202,15 @@ class Quotas:
         if allowance.points_per_second < math.inf:
             _refuse_for(allowance.points.take(cost, self._clock()), tenant, allowance)
         try:
-            yield await self._known_streams(allowance, batch)
+            admitted = await self._known_streams(allowance, batch)
         except BaseException:
+            allowance.points.give_back(cost)
+            raise
+        try:
+            yield admitted
+        except (TransientError, Withdrawn):
+            # Nothing of it was kept; or nobody knows, and whoever is told so sends it again and pays then. After other
+            # errors, and where a client hangs up while its request is written, it may be kept: it is paid for.
             allowance.points.give_back(cost)
             raise
 
