@@ -8,6 +8,7 @@ to what they would have come to one after the other, and each has its own result
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
@@ -41,6 +42,7 @@ _QUARANTINE_SQL: Final = """
 INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
+_QuarantineRow: TypeAlias = "tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]"
 
 
 class _Doubt(enum.Enum):
@@ -59,6 +61,8 @@ COPY, even twice."""
 
 PIECE: Final = 4096
 """Points whose rows are made between two rests."""
+ASIDE_PIECE: Final = 512
+"""The same of what goes to quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,16 +293,28 @@ def _conflict(point: Point, there: Decimal) -> Quarantined:
 
 
 async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> None:
-    arguments = sorted(map(_quarantine_row, items), key=lambda row: (row[0], row[1]))
+    arguments = await resting(_quarantine_rows(items))
     if arguments:
         # What is set aside may hold points back (`aggregates.unsettled`): whoever drops them waits for us, or we for
         # them. After the points, as the marks: whoever drops takes those first.
         await locks.shared(connection, locks.KEPT)
         async with connection.cursor() as cursor:
-            await cursor.executemany(_QUARANTINE_SQL, arguments)
+            for start in range(0, len(arguments), ASIDE_PIECE):
+                await cursor.executemany(_QUARANTINE_SQL, arguments[start : start + ASIDE_PIECE])
+                await asyncio.sleep(0)
 
 
-def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]:
+def _quarantine_rows(items: Iterable[Quarantined]) -> Generator[None, None, list[_QuarantineRow]]:
+    """In the order in which all writers insert them."""
+    found: list[_QuarantineRow] = []
+    for done, item in enumerate(items, 1):
+        found.append(_quarantine_row(item))
+        if done % ASIDE_PIECE == 0:
+            yield
+    return sorted(found, key=lambda row: (row[0], row[1]))
+
+
+def _quarantine_row(item: Quarantined) -> _QuarantineRow:
     reason, detail = item.refusal
     in_range = 0 < item.time_ns < 2**63
     return (

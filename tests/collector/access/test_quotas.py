@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
+from tallymark_collector.access import quotas as quota_rules
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.quotas import (
     BURST_SECONDS,
@@ -38,6 +39,7 @@ from tallymark_collector.receivers.server import serving
 from tallymark_collector.settings import Limits, Settings
 from tallymark_collector.store import Store
 from tallymark_collector.store.committing import committing
+from tallymark_collector.store.samples import conflict
 from tallymark_collector.store.writer import Encoded
 from tests.collector.access.conftest import Clock
 from tests.support.receiving import Counting
@@ -457,3 +459,37 @@ async def test_new_streams_that_are_too_many_to_be_set_aside_are_asked_for_again
     with pytest.raises(Overloaded, match=r"streams an hour .* send fewer in a request") as refused:
         await admitted(quotas, new)
     assert refused.value.retry_after == MAX_DELAY
+
+
+@pytest.mark.parametrize("allowed", [1.0, 19_999.0])
+async def test_others_have_their_turn_while_new_streams_are_set_aside(clock: Clock, allowed: float) -> None:
+    """100,000 of them held up everybody for more than a second."""
+    count = 20_000
+    what = Batch(points=[point(stream(n=i), 0, 1, 1) for i in range(count)])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    quotas = Quotas(Limited(), Limits(new_streams_per_hour=allowed), clock=clock)
+    await admitted(quotas, Batch())
+    beside = asyncio.create_task(others())
+    found = await admitted(quotas, what)
+    beside.cancel()
+    assert (len(found.points), len(found.quarantined)) == (allowed, count - allowed)
+    assert turns >= count // quota_rules.PIECE + count // quota_rules.LOOKED_THROUGH - 2
+    assert [kept.digest() for kept in found.quarantined] == [
+        conflict(point, found.quarantined[0].refusal).digest() for point in what.points[int(allowed) :]
+    ]
+
+
+async def test_requests_at_one_time_share_what_is_left_of_new_streams(clock: Clock) -> None:
+    """Each rests while it is looked through."""
+    quotas = Quotas(Limited(), Limits(new_streams_per_hour=9_000.0), clock=clock)
+    batches = [Batch(points=[point(stream(n=i, of=of), 0, 1, 1) for i in range(5_000)]) for of in range(3)]
+    found = await asyncio.gather(*(admitted(quotas, one) for one in (*batches, batches[0])))
+    let_in = {one.stream.id for some in found for one in some.points}
+    assert len(let_in) == 9_000
