@@ -19,8 +19,6 @@
 Which status code each of them becomes stands in one table, `receivers.status`.
 """
 
-import asyncio
-
 
 class CollectorError(Exception):
     """Root of the tree; its text is meant for a person."""
@@ -87,8 +85,3 @@ class SlowBody(TransientError):  # noqa: N818
 
 class Overloaded(TransientError):  # noqa: N818
     """Accepting the request would pass a limit on memory or concurrency."""
-
-
-class Withdrawn(asyncio.CancelledError):
-    """Whoever sent a request has hung up before it was its turn: nothing of it is kept. None of the tree above, for it
-    is told to nobody; it ends a task as any cancellation does."""

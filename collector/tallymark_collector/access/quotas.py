@@ -19,12 +19,13 @@ from typing import Final, NoReturn, Protocol
 
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.records import Tenant
-from tallymark_collector.errors import Overloaded, TooLarge, TransientError, Withdrawn
+from tallymark_collector.errors import Overloaded, TooLarge, TransientError
 from tallymark_collector.model import Batch, Point, Reason, Refusal, Stream
 from tallymark_collector.processors.pace import Pace
 from tallymark_collector.processors.set_aside import SetAside
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
+from tallymark_collector.store.committing import Withdrawn
 from tallymark_collector.store.samples import conflict
 
 BURST_SECONDS: Final = 10.0

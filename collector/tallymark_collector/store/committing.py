@@ -26,7 +26,7 @@ from typing import Final, Protocol
 
 import psycopg
 
-from tallymark_collector.errors import Overloaded, StoreUnavailable, Withdrawn
+from tallymark_collector.errors import Overloaded, StoreUnavailable
 from tallymark_collector.model import Batch, WriteResult
 from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
@@ -40,6 +40,11 @@ IN_VAIN: Final = 3
 """Requests that the database does not take one after the other, for now, before it is left alone with the group."""
 GROWTH: Final = 16
 """A group that had to shrink grows by this part of its bounds at each success, or doubles where that is less."""
+
+
+class Withdrawn(asyncio.CancelledError):
+    """Whoever sent a request has hung up before it was its turn: nothing of it is kept. It is told to nobody, and ends
+    a task as any cancellation does."""
 
 
 class WritingTogether(Protocol):
