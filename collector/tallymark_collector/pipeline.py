@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, Refusal, WriteResult
@@ -85,6 +86,8 @@ class Pipeline:
     totals: Totals = field(default_factory=Totals)
     metering: Metering | None = None
     """What a file says is usage of other people's telemetry."""
+    known: KnownMeters | None = None
+    """The meters that tenants have, by which usage that names nobody is known."""
     redaction: Redaction = STANDARD
     """What is stored of credentials in what clients send: nothing."""
     unmatched: Unmatched = field(default_factory=Unmatched)
@@ -99,9 +102,10 @@ class Pipeline:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest, TooLarge or
         TransientError, then nothing was kept."""
         await self.quotas.asking(tenant, len(body))
+        known = () if self.known is None else await self.known.of(tenant)
         decoded = Decoded()
-        times = self.limits.times
-        await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
+        request = (tenant, body, self._streams, self.limits.times, self.now_ns())
+        await resting(decoding_metrics(*request, decoded, self.metering, known))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
         said = len(decoded.controls) + len(decoded.closings) + len(decoded.counts)
@@ -114,10 +118,14 @@ class Pipeline:
             closings=decoded.closings,
             counts=[self._redacted(item) for item in decoded.counts],
         )
-        rejected = decoded.rejected
+        rejected, learned = decoded.rejected, decoded.learned
         del decoded  # what came, less what is redacted, is all that waits
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
+        if self.known is not None:
+            if admitted is not batch:  # all points of a meter may have been set aside
+                learned &= {(point.stream.series.meter, point.stream.series.unit) for point in admitted.points}
+            self.known.add(tenant, learned)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
         return await resting(_outcome(rejected + set_aside, admitted.quarantined, result))
 

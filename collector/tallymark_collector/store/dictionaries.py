@@ -13,6 +13,7 @@ from tallymark_collector.model import Series, Stream, attributes_json, without_n
 from tallymark_collector.processors.pace import Pace
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Latest
+from tallymark_collector.store.source_streams import Known
 
 MAX_REMEMBERED: Final = 500_000
 """Streams that a process remembers to have written; at the limit it forgets all and asks the database again."""
@@ -58,6 +59,7 @@ class Dictionaries:
 
     def __init__(self) -> None:
         self.latest: Final = Latest()
+        self.sources = Known()
         self._committed: set[tuple[int, int]] = set()  # of ids: an integer hashes in no time
         # A stream may have several series: a file of meters takes dimensions from resources and spans, which vary.
 
@@ -78,6 +80,7 @@ class Dictionaries:
     def forget(self) -> None:
         """The database may be another one than before (a standby, a restored copy): what it holds is unknown again."""
         self._committed.clear()
+        self.sources = Known()  # and not emptied: a transaction may be at work with the other
 
     def remember(self, streams: Iterable[Stream]) -> None:
         """Says that these streams are committed."""
@@ -113,8 +116,10 @@ def _in_order(found: Mapping[K, T]) -> Generator[None, None, list[T]]:
     return ordered
 
 
-def registration(streams: Iterable[Stream]) -> Generator[None, None, Registration]:
+def registration(streams: Sequence[Stream]) -> Generator[None, None, Registration]:
     """Of streams in their order, in pieces (see `resting`)."""
+    if not streams:
+        return Registration([], [])
     found = {(stream.series.id.int,): stream.series for stream in streams}
     yield
     series = yield from _in_order(found)
