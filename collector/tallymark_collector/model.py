@@ -159,6 +159,8 @@ class Stream:
     """Of metrics that a file of meters takes."""
     row: tuple[bytes, bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
     """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
+    written: bool = field(default=False, init=False, repr=False)
+    """Whether this process knows that it is committed: the next request need not bring it again."""
 
 
 class Point(NamedTuple):

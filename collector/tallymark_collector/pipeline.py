@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -21,7 +22,7 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
-from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, WriteResult
+from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, Refusal, WriteResult
 from tallymark_collector.processors.aside import redacted_origin, redacting
 from tallymark_collector.processors.decoding import Decoded, decoding_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
@@ -34,7 +35,7 @@ from tallymark_collector.telemetry.tenants import Tenants
 MAX_FOREIGN_NAME: Final = 4096
 """Characters of a name that nobody's usage has, of which some are logged."""
 PIECE: Final = 1024
-"""Of such names, between two rests."""
+"""Of such names, and of what is refused, between two rests."""
 MAX_REASONS: Final = 5
 """Different refusals that one answer explains; the quarantine has them all."""
 
@@ -126,7 +127,7 @@ class Pipeline:
                 learned &= {(point.stream.series.meter, point.stream.series.unit) for point in admitted.points}
             self.known.add(tenant, learned)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
-        return _outcome(rejected + set_aside, admitted.quarantined, result)
+        return await resting(_outcome(rejected + set_aside, admitted.quarantined, result))
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest, TooLarge or
@@ -147,7 +148,7 @@ class Pipeline:
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
-        return _outcome(rejected + set_aside, admitted.quarantined, result)
+        return await resting(_outcome(rejected + set_aside, admitted.quarantined, result))
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals
@@ -192,11 +193,15 @@ class Pipeline:
         return result
 
 
-def _outcome(rejected: int, quarantined: Sequence[Quarantined], result: WriteResult) -> Outcome:
-    refused = [*quarantined, *result.conflicts]
-    if not refused:
+def _outcome(rejected: int, quarantined: Sequence[Quarantined], result: WriteResult) -> Generator[None, None, Outcome]:
+    """In pieces (see `resting`)."""
+    counted: Counter[tuple[Refusal, str]] = Counter()
+    for done, item in enumerate(chain(quarantined, result.conflicts), 1):
+        counted[item.refusal, item.meter] += 1
+        if done % PIECE == 0:
+            yield
+    if not counted:
         return Outcome()
-    counted = Counter((item.refusal, item.meter) for item in refused)
     said = [
         f"{refusal.reason.value} ({count} of meter {meter!r}): {refusal.detail}"
         for (refusal, meter), count in counted.most_common(MAX_REASONS)

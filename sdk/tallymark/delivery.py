@@ -43,7 +43,8 @@ class Delivery:
         self._reporter = reporter
         self._connect = connect
         self._client: Client | None = None
-        self._running = threading.Lock()
+        self._running = threading.RLock()
+        self._is_running = False
         self._failures = 0
         self._closed = False
         self._held = False
@@ -56,31 +57,41 @@ class Delivery:
     def run(self) -> float | None:
         """Sends all that is due. The seconds after which to come again; None where nothing is left to be sent.
 
-        Within the time that the server has asked for, nothing is sent.
+        Within the time that the server has asked for, nothing is sent; nor by a signal's handler that has interrupted
+        this, in the same thread.
         """
         with self._running:
-            not_now = 0
-            while not self._closed and not self._held and (batch := self._outbox.head()) is not None:
-                left = self._peace_until - time.monotonic()
-                if left > 0:
-                    return left
-                answer = self._deliver(batch)
-                if answer.verdict is Verdict.AWAY:
-                    self._reporter.warning("away", "usage cannot be delivered now and is kept: %s", answer.reason)
+            if self._is_running:
+                return FIRST_BACKOFF_S
+            self._is_running = True
+            try:
+                return self._run()
+            finally:
+                self._is_running = False
+
+    def _run(self) -> float | None:
+        not_now = 0
+        while not self._closed and not self._held and (batch := self._outbox.head()) is not None:
+            left = self._peace_until - time.monotonic()
+            if left > 0:
+                return left
+            answer = self._deliver(batch)
+            if answer.verdict is Verdict.AWAY:
+                self._reporter.warning("away", "usage cannot be delivered now and is kept: %s", answer.reason)
+                return self._back_off(answer.wait_s)
+            if answer.verdict is Verdict.NOT_NOW:
+                batch.attempts += 1
+                self._outbox.postpone(batch, jittered(2.0 ** min(batch.attempts - 1, 16), MAX_POSTPONED_S))
+                self._reporter.error(
+                    "not_now", "the collector does not take a request of usage, which is kept: %s", answer.reason
+                )
+                not_now += 1
+                if not_now >= MAX_NOT_NOW:
                     return self._back_off(answer.wait_s)
-                if answer.verdict is Verdict.NOT_NOW:
-                    batch.attempts += 1
-                    self._outbox.postpone(batch, jittered(2.0 ** min(batch.attempts - 1, 16), MAX_POSTPONED_S))
-                    self._reporter.error(
-                        "not_now", "the collector does not take a request of usage, which is kept: %s", answer.reason
-                    )
-                    not_now += 1
-                    if not_now >= MAX_NOT_NOW:
-                        return self._back_off(answer.wait_s)
-                    continue
-                not_now = self._failures = 0
-                self._outbox.acknowledge(batch)
-            return FIRST_BACKOFF_S if len(self._outbox) else None
+                continue
+            not_now = self._failures = 0
+            self._outbox.acknowledge(batch)
+        return FIRST_BACKOFF_S if len(self._outbox) else None
 
     def hold(self) -> bool:
         """Before a fork: cancels what is under way, ends the connection, and sends nothing until `let_go`, which is to

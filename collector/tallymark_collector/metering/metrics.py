@@ -87,6 +87,8 @@ class MetricGroup:
         self._account = account
         self._memory = memory
         self._redaction = redaction
+        self._stored = redaction.attributes(group.attributes)
+        """What all streams share of the resource."""
 
     def sources(self, name: str) -> Sequence[Fitting]:
         """Those of the file that a metric of this name may fit."""
@@ -243,7 +245,6 @@ class MetricGroup:
             return target
         redaction = self._redaction
         series = Series(group.tenant, who.account, meter, unit, redaction.attributes(who.dimensions))
-        resource = redaction.attributes(group.attributes)
         reading = Reading(header.field, source.quantity, source.by)
         raw = tuple(item.SerializeToString() for item in point.attributes)
         adds_up = not header.is_level
@@ -266,7 +267,7 @@ class MetricGroup:
 
         kept = redacted_origin(redaction, origin, sent)
         target.sender = sender_id
-        target.stream = Stream(own, series, temporality, resource, group.scope_name, kept, came_from)
+        target.stream = Stream(own, series, temporality, self._stored, group.scope_name, kept, came_from)
         return target
 
     def _payload(self, metric: Any) -> bytes:

@@ -19,7 +19,7 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -29,6 +29,7 @@ import psycopg
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, Stream, WriteResult
 from tallymark_collector.processors.meters import Meter
+from tallymark_collector.resting import resting
 from tallymark_collector.settings import DATABASE_TIMEOUT
 from tallymark_collector.store import dictionaries, hours, keeping, meters, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
@@ -198,11 +199,18 @@ class Store:
 
     async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
         """The streams that have never been written, each once, in their order."""
-        wanted = {stream.id: stream for stream in streams}
-        new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
-        if new:
-            asked = [wanted[identity] for identity in new]
-            new -= await self.ask(lambda connection: dictionaries.there(connection, asked))
+        new = await resting(self._unknown(streams))
+        there = await self.ask(lambda connection: dictionaries.there(connection, new)) if new else ()
+        return [stream for stream in new if stream.id not in there]
+
+    def _unknown(self, streams: Iterable[Stream]) -> Generator[None, None, list[Stream]]:
+        wanted: dict[int, Stream] = {}
+        for done, stream in enumerate(streams, 1):
+            wanted[stream.id.int] = stream
+            if done % dictionaries.LOOKED_THROUGH == 0:
+                yield
+        unknown = yield from self._dictionaries.unknown(wanted.values())
+        new = {stream.id.int for stream in unknown}
         return [stream for identity, stream in wanted.items() if identity in new]
 
     async def meters(self, tenant: str, limit: int) -> list[Meter]:

@@ -8,6 +8,7 @@ to what they would have come to one after the other, and each has its own result
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from tallymark_collector.model import (
 )
 from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.set_aside import SetAside
+from tallymark_collector.resting import resting
 from tallymark_collector.store import (
     control,
     dictionaries,
@@ -50,6 +52,7 @@ _QUARANTINE_SQL: Final = """
 INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
+_QuarantineRow: TypeAlias = "tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]"
 
 
 class _Doubt(enum.Enum):
@@ -68,6 +71,8 @@ COPY, even twice."""
 
 PIECE: Final = 4096
 """Points whose rows are made between two rests."""
+ASIDE_PIECE: Final = 512
+"""The same of what goes to quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,8 @@ async def _write_group(
     alone: bool,
 ) -> list[WriteResult]:
     """Raises FurtherStreamError where it is not `alone` (`source_streams`)."""
-    new = known.unknown(chain.from_iterable(encoded.streams for encoded in group))
+    unknown = await resting(known.unknown(chain.from_iterable(encoded.streams for encoded in group)))
+    new = await resting(dictionaries.registration(unknown))
     # Where late points are taken for new ones, those are looked at first.
     for doubt in (_Doubt.LATE, *_ATTEMPTS) if known.latest.trusting else _ATTEMPTS:
         try:
@@ -175,7 +181,7 @@ async def _write_group(
                 raise
         else:
             break
-    known.remember(new)
+    known.remember(unknown)
     known.latest.committed(written.guess)
     if written.taken is not None:
         written.taken.remember()
@@ -193,7 +199,7 @@ class _Written(NamedTuple):
 async def _write(
     connection: Connection,
     group: Sequence[Encoded],
-    new: list[Stream],
+    new: dictionaries.Registration,
     known: dictionaries.Dictionaries,
     beside: Beside | None,
     doubt: _Doubt,
@@ -201,7 +207,7 @@ async def _write(
     alone: bool,
 ) -> _Written:
     """Raises UniqueViolation where a point was there that was taken for a new one."""
-    if doubt is _Doubt.LATE and not new and beside is None and all(encoded.is_plain for encoded in group):
+    if doubt is _Doubt.LATE and not new.streams and beside is None and all(encoded.is_plain for encoded in group):
         tallies = [_Tally() for _ in group]
         found, lines, _, marks = _gather(group, tallies, [()] * len(group))
         guess = known.latest.guess(found)
@@ -211,7 +217,7 @@ async def _write(
     async with connection.transaction():
         sourced = [stream for encoded in group for stream in encoded.sourced]
         taken = await source_streams.take(connection, sourced, known.sources, alone=alone) if sourced else None
-        if new:
+        if new.streams:
             await dictionaries.register(connection, new)
         several = taken.several if taken is not None else ()
         tallies, guess = await _write_points(connection, group, known.latest, doubt, several)
@@ -352,16 +358,28 @@ def _conflict(point: Point, there: Decimal, account: str) -> Quarantined:
 
 
 async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> None:
-    arguments = sorted(map(_quarantine_row, items), key=lambda row: (row[0], row[1]))
+    arguments = await resting(_quarantine_rows(items))
     if arguments:
         # What is set aside may hold points back (`aggregates.unsettled`): whoever drops them waits for us, or we for
         # them. After the points, as the marks: whoever drops takes those first.
         await locks.shared(connection, locks.KEPT)
         async with connection.cursor() as cursor:
-            await cursor.executemany(_QUARANTINE_SQL, arguments)
+            for start in range(0, len(arguments), ASIDE_PIECE):
+                await cursor.executemany(_QUARANTINE_SQL, arguments[start : start + ASIDE_PIECE])
+                await asyncio.sleep(0)
 
 
-def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]:
+def _quarantine_rows(items: Iterable[Quarantined]) -> Generator[None, None, list[_QuarantineRow]]:
+    """In the order in which all writers insert them."""
+    found: list[_QuarantineRow] = []
+    for done, item in enumerate(items, 1):
+        found.append(_quarantine_row(item))
+        if done % ASIDE_PIECE == 0:
+            yield
+    return sorted(found, key=lambda row: (row[0], row[1]))
+
+
+def _quarantine_row(item: Quarantined) -> _QuarantineRow:
     reason, detail = item.refusal
     in_range = 0 < item.time_ns < 2**63
     return (
