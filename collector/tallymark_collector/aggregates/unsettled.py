@@ -7,8 +7,8 @@ that has been dropped already, or in none.
 
 It is asked anew for each piece of points, and what may have come since, or was opened again, once more when the piece
 is about to go: comparing it may have taken long. Then nobody is about to add an item or to open one again either, since
-each shares `KEPT` before (`store.writer`, `quarantine.settling`), so what has been acknowledged has been seen. What
-comes after the piece has gone is of a time that has been dropped.
+each shares `KEPT` before (`store.quarantined`, `quarantine.settling`), so what has been acknowledged has been seen.
+What comes after the piece has gone is of a time that has been dropped.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ REFRESHING: Final = "tallymark.refreshing"
 hours or days in a table. So a mark is never deleted by one of them while another counts on it."""
 
 KEPT: Final = "tallymark.usage_kept"
-"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it, and `writer` for what it sets aside), alone by
-whoever drops points or levels."""
+"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it, and `quarantined` for what is set aside), alone
+by whoever drops points or levels."""
 
 QUARANTINE: Final = "tallymark.quarantine"
 """With an item's id behind it: whoever settles that item. With a stream's: whoever bills something of that stream, so

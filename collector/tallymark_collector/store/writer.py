@@ -28,18 +28,12 @@ from tallymark_collector.model import (
     Stream,
     Temporality,
     WriteResult,
-    without_nul,
 )
 from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.set_aside import SetAside
-from tallymark_collector.store import control, dictionaries, evidence, levels, locks, points, rows, samples
+from tallymark_collector.store import control, dictionaries, evidence, levels, points, quarantined, rows, samples
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Guess, Latest
-
-_QUARANTINE_SQL: Final = """
-INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT DO NOTHING"""
 
 
 class _Doubt(enum.Enum):
@@ -182,7 +176,7 @@ async def _write(
             (*encoded.batch.quarantined, *tally.aside.quarantined)
             for encoded, tally in zip(group, tallies, strict=True)
         )
-        await _quarantine(connection, chain.from_iterable(aside))
+        await quarantined.insert(connection, chain.from_iterable(aside))
         if beside is not None:
             await beside(connection)
         return tallies, guess
@@ -284,30 +278,3 @@ def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:
 def _conflict(point: Point, there: Decimal) -> Quarantined:
     detail = f"{there} was stored before for the same stream and interval, {point.value} came now"
     return samples.conflict(point, Refusal(Reason.VALUE_CONFLICT, detail))
-
-
-async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> None:
-    arguments = sorted(map(_quarantine_row, items), key=lambda row: (row[0], row[1]))
-    if arguments:
-        # What is set aside may hold points back (`aggregates.unsettled`): whoever drops them waits for us, or we for
-        # them. After the points, as the marks: whoever drops takes those first.
-        await locks.shared(connection, locks.KEPT)
-        async with connection.cursor() as cursor:
-            await cursor.executemany(_QUARANTINE_SQL, arguments)
-
-
-def _quarantine_row(item: Quarantined) -> tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]:
-    reason, detail = item.refusal
-    in_range = 0 < item.time_ns < 2**63
-    return (
-        without_nul(item.account),
-        item.digest(),
-        item.tenant,
-        without_nul(item.meter),
-        reason.value,
-        without_nul(detail),
-        item.signal,
-        rows.timestamp(item.time_ns) if in_range else None,
-        item.payload,
-        item.metered,
-    )
