@@ -31,6 +31,9 @@ SELECT pg_advisory_xact_lock(key) FROM (
     ORDER BY key
 ) keys"""
 
+TAKEN_SQL: Final = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+"""The transaction has the lock of that name alone until its end; waits for it."""
+
 
 async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequence[object]]) -> None:
     """The transaction has these buckets alone until its end, against others of the same `space`; waits for them.
@@ -40,7 +43,7 @@ async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequen
 
 async def taken(connection: Connection, name: str) -> None:
     """The transaction has the lock alone until its end; waits for it."""
-    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+    await connection.execute(TAKEN_SQL, [name])
 
 
 async def shared(connection: Connection, name: str) -> None:
