@@ -31,6 +31,11 @@ SELECT pg_advisory_xact_lock(key) FROM (
     ORDER BY key
 ) keys"""
 
+_ALL_SQL: Final = """
+SELECT pg_advisory_xact_lock(key) FROM (
+    SELECT DISTINCT hashtextextended(name, 0) AS key FROM unnest(%s::text[]) AS k (name) ORDER BY key
+) keys"""
+
 TAKEN_SQL: Final = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 """The transaction has the lock of that name alone until its end; waits for it."""
 
@@ -44,6 +49,12 @@ async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequen
 async def taken(connection: Connection, name: str) -> None:
     """The transaction has the lock alone until its end; waits for it."""
     await connection.execute(TAKEN_SQL, [name])
+
+
+async def all_taken(connection: Connection, names: Sequence[str]) -> None:
+    """The same of several, in one order, so that two who want some of the same never wait for each other."""
+    if names:
+        await connection.execute(_ALL_SQL, [list(names)])
 
 
 async def shared(connection: Connection, name: str) -> None:
