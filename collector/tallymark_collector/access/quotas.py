@@ -185,7 +185,8 @@ class Quotas:
         )
         kept_aside = SetAside()
         try:
-            kept_aside.keep(conflict(point, refusal) for point in batch.points if point.stream.id in over)
+            over_limit = (point for point in batch.points if point.stream.id in over and not point.is_end)
+            kept_aside.keep(conflict(point, refusal) for point in over_limit)
         except TooLarge:
             # Nothing is wrong with these points: later, or fewer at once, there is room for them.
             error = Overloaded(f"{refusal.detail}; too many at once to be set aside: send fewer in a request")

@@ -228,8 +228,8 @@ async def _write_points(
 async def _write_levels(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
     found = [level for encoded in group for level in encoded.levels]
     owners = [tally for encoded, tally in zip(group, tallies, strict=True) for _ in encoded.levels]
-    for tally in owners:
-        tally.inserted += 1
+    for tally, level in zip(owners, found, strict=True):
+        tally.inserted += not level.is_end
     for position, there in (await levels.insert(connection, [encoded.levels for encoded in group])).items():
         tally = owners[position]
         tally.inserted -= 1
