@@ -16,7 +16,7 @@ from tallymark_collector import api
 from tallymark_collector.access import Authenticator
 from tallymark_collector.access.listening import check_host
 from tallymark_collector.access.quotas import Quotas
-from tallymark_collector.access.records import InDatabase
+from tallymark_collector.access.records import InDatabase, tenants
 from tallymark_collector.access.requests import tenant_of
 from tallymark_collector.access.tls import ServerCertificate, keep_certificate
 from tallymark_collector.aggregates.backlog import Backlog, keep_looking
@@ -28,6 +28,7 @@ from tallymark_collector.billing.records import extend_periods, subscribed_tenan
 from tallymark_collector.errors import TransientError
 from tallymark_collector.forwarding import forwarding
 from tallymark_collector.forwarding.forwarder import Forwarder
+from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
@@ -53,6 +54,9 @@ LOAD_INTERVAL: Final = 0.5
 UNMATCHED_INTERVAL: Final = 600.0
 """Seconds between lines of the log that tell which telemetry was no usage."""
 
+
+MAX_TOLD: Final = 20
+"""Names of tenants in one warning, and warnings."""
 
 CANCEL_AGAIN: Final = 1.0
 """Seconds after which a task that was cancelled and goes on is cancelled again; its statement's end takes less."""
@@ -119,6 +123,7 @@ async def serve(
                 settings.limits,
                 quotas=Quotas(InDatabase(store), settings.limits),
                 metering=None if settings.meters is None else Metering(settings.meters, redaction=settings.redaction),
+                known=KnownMeters(store),
                 redaction=settings.redaction,
                 tenants=seen.requests.tenants,
             )
@@ -195,6 +200,7 @@ async def kept(
     async with _keeper(settings, store) as keeper:
         await store.prepare(logger.info)
         await check_keeper(keeper, store, settings.retention)
+        await _tell_of_tenants(settings, store)
         backlog = Backlog()
         observe_backlog(exporting.instruments, backlog)
         loops = {
@@ -208,6 +214,26 @@ async def kept(
             yield loops
         finally:
             await ended(loops)
+
+
+async def _tell_of_tenants(settings: Settings, store: Store) -> None:
+    """Warns of tenants in the file of meters that nobody has made: of a misspelt one nothing is billed, in silence. It
+    is no more than a warning, since a tenant may be made later."""
+    named = {} if settings.meters is None else settings.meters.tenants()
+    if settings.meters is None or not named:
+        return
+    made = [tenant.name for tenant in await store.ask(tenants)]
+    unknown = [name for name in named if name not in made]
+    for name in unknown[:MAX_TOLD]:
+        meter = named[name]
+        logger.warning(
+            "%s:%s: the meter %r names the tenant %r, which nobody has made (there are %s): nothing is taken for it"
+            " until somebody does, by `tallymark tenants set %s` or with its first token. Is it a slip?",
+            *(settings.meters.file, settings.meters.lines.get(meter, 1), meter, name),
+            *(", ".join(made[:MAX_TOLD]), name),
+        )
+    if (more := len(unknown) - MAX_TOLD) > 0:
+        logger.warning("%s names %d more tenants which nobody has made", settings.meters.file, more)
 
 
 def _accepted(settings: Settings, forwarder: Forwarder | None) -> Accepted:
@@ -259,8 +285,8 @@ async def keep_periods(store: Store, interval: float = PERIODS_INTERVAL, retry: 
     while True:
         try:
             async with store.transaction() as connection:
-                tenants = await subscribed_tenants(connection)
-            for tenant in tenants:
+                subscribed = await subscribed_tenants(connection)
+            for tenant in subscribed:
                 await _extend_periods(store, tenant, interval)
         except TransientError as error:
             logger.warning("billing periods are not extended, the next try is in %s s: %s", retry, error)

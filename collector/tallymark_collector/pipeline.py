@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, WriteResult
@@ -84,6 +85,8 @@ class Pipeline:
     totals: Totals = field(default_factory=Totals)
     metering: Metering | None = None
     """What a file says is usage of other people's telemetry."""
+    known: KnownMeters | None = None
+    """The meters that tenants have, by which usage that names nobody is known."""
     redaction: Redaction = STANDARD
     """What is stored of credentials in what clients send: nothing."""
     unmatched: Unmatched = field(default_factory=Unmatched)
@@ -97,12 +100,15 @@ class Pipeline:
     async def metrics(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest, TooLarge or
         TransientError, then nothing was kept."""
-        await self.quotas.asking(tenant)
+        await self.quotas.asking(tenant, len(body))
+        known = () if self.known is None else await self.known.of(tenant)
         decoded = Decoded()
-        times = self.limits.times
-        await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
+        request = (tenant, body, self._streams, self.limits.times, self.now_ns())
+        await resting(decoding_metrics(*request, decoded, self.metering, known))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
+        said = len(decoded.controls) + len(decoded.closings) + len(decoded.counts)
+        self.quotas.has_read(tenant, len(body), decoded.unmatched + decoded.rejected + len(decoded.points) + said)
         self.unmatched.add("metrics", await resting(self._named(decoded.foreign)))
         batch = Batch(
             points=decoded.points,
@@ -111,22 +117,28 @@ class Pipeline:
             closings=decoded.closings,
             counts=[self._redacted(item) for item in decoded.counts],
         )
-        rejected = decoded.rejected
+        rejected, learned = decoded.rejected, decoded.learned
         del decoded  # what came, less what is redacted, is all that waits
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
+        if self.known is not None:
+            if admitted is not batch:  # all points of a meter may have been set aside
+                learned &= {(point.stream.series.meter, point.stream.series.unit) for point in admitted.points}
+            self.known.add(tenant, learned)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
         return _outcome(rejected + set_aside, admitted.quarantined, result)
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest, TooLarge or
         TransientError, then nothing was kept."""
-        await self.quotas.asking(tenant)
+        await self.quotas.asking(tenant, len(body))
         decoded = DecodedSpans()
         times = self.limits.times
         await resting(decoding_spans(tenant, body, times, self.now_ns(), decoded, self.metering, self.redaction))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
+        usage = len(decoded.points) + len(decoded.evidence)
+        self.quotas.has_read(tenant, len(body), decoded.unmatched + decoded.rejected + usage)
         self.unmatched.add("traces", await resting(self._named(decoded.foreign)))
         quarantined = await resting(redacting(self.redaction, decoded.quarantined))
         batch = Batch(decoded.points, decoded.evidence, quarantined)
@@ -139,14 +151,18 @@ class Pipeline:
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals
-        send logs too, and an error would fill their own logs. Raises MalformedRequest."""
+        send logs too, and an error would fill their own logs. Raises MalformedRequest, and TransientError where the
+        tenant has had too much read."""
+        await self.quotas.asking(tenant, len(body))
         try:
             request = ExportLogsServiceRequest.FromString(body)
         except DecodeError as error:
             raise MalformedRequest(f"not an OTLP ExportLogsServiceRequest: {error}") from None
         self.totals.requests += 1
         scopes = (scope for resource in request.resource_logs for scope in resource.scope_logs)
-        self._count_unmatched(tenant, sum(len(scope.log_records) for scope in scopes))
+        records = sum(len(scope.log_records) for scope in scopes)
+        self._count_unmatched(tenant, records)
+        self.quotas.has_read(tenant, len(body), records)
         return Outcome()
 
     def _count_unmatched(self, tenant: str, number: int) -> None:

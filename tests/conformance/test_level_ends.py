@@ -116,6 +116,16 @@ async def test_an_end_of_what_is_no_level_says_nothing(store: Store, dsn: str) -
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table  # type: ignore[arg-type]
 
 
+async def test_an_end_of_a_time_whose_levels_were_dropped_is_nothing(store: Store, dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute("UPDATE usage_kept SET levels_from = %s", [ZERO + timedelta(seconds=100)])
+        collector = collecting(store)
+        await tell(collector, Said("one", 60, None), Said("two", 120, 5))
+        await tell(collector, Said("one", 60, None))
+        assert connection.execute("SELECT count(*) FROM usage_quarantine").fetchone() == (0,)
+    assert await billed(store, "latest", 100, 3600) == 5
+
+
 class Directory:
     """Of tenants without limits of their own."""
 

@@ -285,6 +285,8 @@ class World:
         named = None if rule is None else rule.to[CONSUMERS.index(level.consumer)]
         account = self.rng.choice((*ACCOUNTS, None))
         there = self.oracle.known[item.meter, level.pod, level.consumer].get(level.at)
+        if there is not None and there.ended:
+            there = None  # a level of that very time counts instead
         decision = Decision(account=account)
         whom = named or account
         try:

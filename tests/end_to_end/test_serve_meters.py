@@ -14,6 +14,7 @@ import psycopg
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
+from tests.support.collector import running
 from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
 from tests.support.usage import BASE, SECOND, key_values
 
@@ -52,6 +53,27 @@ def test_a_file_of_meters_in_the_environment(dsn: str, tmp_path: Path) -> None:
             _, log = collector.communicate(timeout=60)
     assert sorted(found) == [("c0", "calls", "{call}", 3), ("c1", "calls", "{call}", 2)]
     assert "not usage, passed over since the start: traces: 'SELECT' 2" in log
+
+
+def test_tenants_that_nobody_has_made_are_told_once_at_the_start(dsn: str, tmp_path: Path) -> None:
+    """A slip in a name bills nothing, which nobody sees; but a tenant may also be made later."""
+    file, log = tmp_path / "meters.yaml", tmp_path / "log"
+    source = "{{tenants: [{}], metric: a, quantity: sum, account: customer}}"
+    file.write_text(
+        'meters:\n  calls:\n    unit: "{call}"\n    sources:\n'
+        + "".join(f"      - {source.format(names)}\n" for names in ("default, acme-corp", "acme-crop", "acme-crop"))
+    )
+    with psycopg.connect(dsn) as connection:
+        connection.execute("INSERT INTO tallymark.tenant (tenant) VALUES ('acme-corp')")
+    # Several processes, of which one tells, while it starts.
+    more = () if not sys.platform.startswith("linux") else ("--processes", "2")
+    with running(dsn, "--meters", str(file), *more, log=log):
+        pass
+    told = [line for line in log.read_text().splitlines() if "nobody has made" in line]
+    assert len(told) == 1, log.read_text()
+    assert f"{file}:2: the meter 'calls' names the tenant 'acme-crop', which nobody has made" in told[0]
+    assert "there are acme-corp, default" in told[0]
+    assert "tallymark tenants set acme-crop" in told[0]
 
 
 def test_usage_of_nobody_is_attributed_while_the_collector_runs(dsn: str, tmp_path: Path) -> None:

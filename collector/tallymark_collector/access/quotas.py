@@ -1,9 +1,10 @@
 """How much a tenant may send: points in a second, and streams that nobody has seen before in an hour.
 
 Over the rate a request is refused as a whole, to be sent again when there is room: nothing of it was kept, nothing is
-lost. Over the number of new streams, the points of those that exceed it go to quarantine, whole and with a reason of
-their own; streams that are known go on. Both count in this process alone: several collectors let in as many times as
-much, and one that starts anew has everything to give.
+lost. What becomes no usage takes none of that rate, but time to be read; so all that is read, whatever becomes of it,
+has a second rate, some times as high. Over the number of new streams, the points of those that exceed it go to
+quarantine, whole and with a reason of their own; streams that are known go on. All count in this process alone: several
+collectors let in as many times as much, and one that starts anew has everything to give.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 from uuid import UUID
 
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
@@ -30,6 +31,17 @@ BURST_SECONDS: Final = 10.0
 MAX_DELAY: Final = 300.0
 """Seconds that a client is asked to wait at most; then it is told anew."""
 
+READ_FACTOR: Final = 10.0
+"""How much more may be read than stored. A tenant may send us all of its telemetry, most of which is no usage; to pass
+over a span takes some percent of what it takes to store a point. Were it charged to the rate of usage, the same usage
+would be refused because of what stands beside it."""
+READ_AT_LEAST: Final = 1_000.0
+"""Of points, spans and records a second, however low the limit: what it costs to read them is next to nothing, and one
+service with tracing sends as many."""
+BYTES_READ: Final = 1024
+"""Of a request, what is as much work as a small span: what is large is more to read, and of what cannot be read there
+is no other measure."""
+
 _HOUR: Final = 3600.0
 _ROUNDING: Final = 1e-6
 
@@ -37,8 +49,13 @@ _ROUNDING: Final = 1e-6
 class Limiting(Protocol):
     """What the pipeline asks before it reads a request, and before it writes."""
 
-    async def asking(self, tenant: str) -> None:
-        """Raises Overloaded where the tenant may send nothing now: then a request is not even read."""
+    async def asking(self, tenant: str, size: int) -> None:
+        """Raises Overloaded where the tenant may send nothing now: then a request is not even read. Else its bytes are
+        charged, whatever becomes of it."""
+        ...
+
+    def has_read(self, tenant: str, size: int, items: int) -> None:
+        """Charges a request for what was found in its bytes, where that is more."""
         ...
 
     def admitting(self, tenant: str, batch: Batch) -> AbstractAsyncContextManager[Batch]:
@@ -49,7 +66,10 @@ class Limiting(Protocol):
 class Unlimited:
     """Lets everything in."""
 
-    async def asking(self, tenant: str) -> None:
+    async def asking(self, tenant: str, size: int) -> None:
+        """Nothing."""
+
+    def has_read(self, tenant: str, size: int, items: int) -> None:
         """Nothing."""
 
     @asynccontextmanager
@@ -98,6 +118,11 @@ class Bucket:
         lacking = min(1.0, self._capacity) - self._level
         return lacking / self._rate if lacking > _ROUNDING else 0.0
 
+    def spend(self, amount: float, now: float, most_debt: float) -> None:
+        """Takes what is spent already, whether there is as much or not; no more is owed than so much."""
+        self._flow(now)
+        self._level = max(self._level - amount, min(self._level, -most_debt))
+
     def take_some(self, most: int, now: float) -> int:
         """Takes whole ones, as many as there are, at most so many; returns how many."""
         self._flow(now)
@@ -122,6 +147,8 @@ class _Allowance:
     new_streams_per_hour: float
     points: Bucket
     streams: Bucket
+    read_per_second: float
+    read: Bucket
     let_in: dict[UUID, float] = field(default_factory=dict)
     """Streams of the last hour that were counted, though they may not be committed yet, and when."""
 
@@ -145,11 +172,26 @@ class Quotas:
         self._read_at: dict[str, float] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
 
-    async def asking(self, tenant: str) -> None:
-        """Raises Overloaded while the tenant has to wait for its next point, whatever the request holds."""
+    async def asking(self, tenant: str, size: int) -> None:
+        """Raises Overloaded while the tenant has to wait for its next point, whatever the request holds, or has had
+        more read than it may."""
         allowance = await self._allowance(tenant)
         if allowance.points_per_second < math.inf:
-            _refuse_for(allowance.points.delay(self._clock()), tenant, allowance)
+            now = self._clock()
+            _refuse_for(allowance.points.delay(now), tenant, allowance)
+            _refuse_reading(allowance.read.delay(now), tenant, allowance)
+            self._spend(allowance, size / BYTES_READ)
+
+    def has_read(self, tenant: str, size: int, items: int) -> None:
+        """Charges what was read. Nothing of it is given back: a request that is refused then, or whose write fails, was
+        read all the same, and whoever sends it again at once, over and over, must not be read for nothing."""
+        allowance = self._allowances.get(tenant)
+        if allowance is not None and allowance.points_per_second < math.inf:
+            self._spend(allowance, max(items - size / BYTES_READ, 0.0))
+
+    def _spend(self, allowance: _Allowance, amount: float) -> None:
+        # However much a request was, its tenant is read again before its clients give up what they hold meanwhile.
+        allowance.read.spend(amount, self._clock(), allowance.read_per_second * MAX_DELAY - 1.0)
 
     @asynccontextmanager
     async def admitting(self, tenant: str, batch: Batch) -> AsyncIterator[Batch]:
@@ -221,24 +263,37 @@ class Quotas:
         streams = _limit(own.new_streams_per_hour, self._limits.new_streams_per_hour)
         before = self._allowances.get(tenant)
         if before is None or (before.points_per_second, before.new_streams_per_hour) != (rate, streams):
+            read = max(rate * READ_FACTOR, READ_AT_LEAST)
             self._allowances[tenant] = _Allowance(
                 rate,
                 streams,
                 Bucket(rate, max(rate * BURST_SECONDS, 1.0), now),
                 Bucket(streams / _HOUR, streams, now),
+                read,
+                Bucket(read, read * BURST_SECONDS, now),
                 {} if before is None else before.let_in,
             )
         self._read_at[tenant] = now
 
 
 def _refuse_for(delay: float, tenant: str, allowance: _Allowance) -> None:
-    if not delay:
-        return
-    error = Overloaded(
-        f"the tenant {tenant!r} sends more than {allowance.points_per_second:g} points a second: nothing"
-        f" of this request was kept, send it again in {min(delay, MAX_DELAY):.3g} s"
-    )
-    error.retry_after = min(delay, MAX_DELAY)
+    if delay:
+        _refuse(f"the tenant {tenant!r} sends more than {allowance.points_per_second:g} points a second", delay)
+
+
+def _refuse_reading(delay: float, tenant: str, allowance: _Allowance) -> None:
+    if delay:
+        _refuse(
+            f"the tenant {tenant!r} has had more read than it may, usage or not: the collector reads at most"
+            f" {allowance.read_per_second:g} points, spans and records a second of it, of {BYTES_READ} bytes each",
+            delay,
+        )
+
+
+def _refuse(why: str, delay: float) -> NoReturn:
+    asked = min(delay, MAX_DELAY)
+    error = Overloaded(f"{why}: nothing of this request was kept, send it again in {asked:.3g} s")
+    error.retry_after = asked
     raise error
 
 

@@ -5,8 +5,7 @@ As with OTLP (`receivers.otlp_grpc`) the message is read once it is known whose 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -16,11 +15,13 @@ from google.protobuf.message import DecodeError, Message
 
 from tallymark_collector.access import Authenticator, Principal, certificates
 from tallymark_collector.access.requests import authorization_of
-from tallymark_collector.errors import MalformedRequest, NotPossible, TooLarge, Unauthenticated, UserError
-from tallymark_collector.receivers import status
+from tallymark_collector.api.reading import Readers, kind_of
+from tallymark_collector.errors import MalformedRequest, NotPossible, Unauthenticated, UserError
+from tallymark_collector.receivers import grpc_calls
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.arriving import Arriving, Context
-from tallymark_collector.telemetry.requests import Call, Requests, arrived, of_tenant, traceparent_of
+from tallymark_collector.receivers.decompression import unfolded
+from tallymark_collector.telemetry.requests import Call, Requests, arrived
 
 MAX_REQUEST: Final = 256 * 1024
 """Bytes of a request: room for where a page goes on, which holds up to four attributes."""
@@ -36,6 +37,8 @@ class Method(Generic[Asked]):
     request: type[Asked]
     answer: Callable[[Principal, Asked], Awaitable[Message]]
     """Has to ask whether the principal may. Raises what `receivers.status` knows."""
+    administers: bool = False
+    """True if only administrators may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,10 @@ class Calls:
     """What every call passes."""
 
     authenticator: Authenticator
+    readers: Readers
     admission: Admission
     arriving: Arriving
+    """By tenant and kind of call."""
     requests: Requests
 
     def handler(self, service: str, signal: str, methods: Sequence[Method[Any]]) -> grpc.GenericRpcHandler:
@@ -54,32 +59,28 @@ class Calls:
         )
 
     def _handler(self, signal: str, method: Method[Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        async def call(_messages: AsyncIterator[bytes], context: Context) -> bytes:
-            traceparent = traceparent_of(context.invocation_metadata())
-            with self.requests.call("grpc", signal, traceparent) as known:
-                answer = await self._take(method, context, known)
-                if not isinstance(answer, bytes):
-                    # From here, where nothing of the request is left (`receivers.otlp_grpc`).
-                    await context.abort(*answer)
-                return answer
-
-        return grpc.stream_unary_rpc_method_handler(call)
-
-    async def _take(self, method: Method[Any], context: Context, call: Call) -> bytes | status.Answer:
-        try:
+        async def take(context: Context, call: Call) -> None:
             principal = await self._principal(context)
-            with Share(self.admission, principal.tenant) as share:
-                request = await self.arriving.message(principal.tenant, context)
-                share.take(len(request))
-                answer = await method.answer(principal, _read(method.request, request))
-        except asyncio.CancelledError:
-            raise
-        except psycopg.errors.InsufficientPrivilege as error:
-            return _refused(call, NotPossible(_NO_RIGHT.format(error.diag.message_primary)))
-        except Exception as error:
-            return _refused(call, error)
-        call.committed(partial=False)
-        return answer.SerializeToString()
+            call.tenant = principal.tenant
+            kind = kind_of(principal, administers=method.administers)
+            with (
+                self.readers.place(principal, administers=method.administers),
+                Share(self.admission, principal.tenant) as share,
+            ):
+                message = await self.arriving.message(f"{principal.tenant} {kind.value}", context)
+                request = await unfolded(message, MAX_REQUEST, share.take)
+                arrived(len(request))
+                try:
+                    answer = await method.answer(principal, _read(method.request, request))
+                except psycopg.errors.InsufficientPrivilege as error:
+                    raise NotPossible(_NO_RIGHT.format(error.diag.message_primary)) from None
+                written = answer.SerializeToString()
+                share.take(len(written))
+                # As long as the client takes to read it: until then its bytes are here, and have to be counted.
+                await context.write(written)
+            call.committed(partial=False)
+
+        return grpc_calls.delivering(self.requests, signal, take)
 
     async def _principal(self, context: Context) -> Principal:
         """Who asks. Raises Unauthenticated for nobody in particular: what is stored is not for strangers, wherever the
@@ -87,7 +88,6 @@ class Calls:
         shown = certificates.of_call(context.auth_context())
         authorization = authorization_of(context.invocation_metadata() or ())
         principal = await self.authenticator.authenticate(authorization, shown)
-        of_tenant(principal.tenant)
         if not principal.credential:
             raise Unauthenticated(
                 "this takes a credential: send the header `authorization: Bearer <token>`; `tallymark tokens create"
@@ -103,9 +103,6 @@ _NO_RIGHT: Final = (
 
 
 def _read(kind: type[Message], request: bytes) -> Message:
-    arrived(len(request))
-    if len(request) > MAX_REQUEST:
-        raise TooLarge(f"the request has {len(request)} bytes, at most {MAX_REQUEST} are taken")
     try:
         message = kind.FromString(request)
     except DecodeError as error:
@@ -114,9 +111,3 @@ def _read(kind: type[Message], request: bytes) -> Message:
         if field.type == field.TYPE_STRING and "\0" in "".join(value):  # one, or several
             raise UserError(f"{field.name} holds a NUL character, which is in no text that is stored")
     return message
-
-
-def _refused(call: Call, error: Exception) -> status.Answer:
-    refused = status.answer(error)
-    call.refused(refused.code.name, error)
-    return refused

@@ -12,6 +12,8 @@
   in the log as errors, and counted.
 - A request that is too large for the next hop is sent in parts (`splitting`). They are in memory alone: the spool has
   the whole until the last one is acknowledged, so a crash in between loses nothing and repeats some.
+- A request that takes longer than the next hop or we wait, while it answers others, gets more time, then is sent in
+  parts, too; without an end one slow request would hold up all behind it. Where the next hop is silent all wait.
 - A request that the next hop refuses for good is dropped, told and counted. Where a person has to mend something there
   (credentials, address) everything waits.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from tallymark_collector.forwarding.hops import Fate, Hop, Verdict, hop
+from tallymark_collector.forwarding.hops import SEND_TIMEOUT, Fate, Hop, Verdict, hop
 from tallymark_collector.forwarding.splitting import Parts
 from tallymark_collector.forwarding.spool import Entry, Spool
 from tallymark_collector.settings import Forwarding
@@ -28,7 +29,13 @@ MAX_PAUSE: Final = 60.0
 MAX_ASKED_PAUSE: Final = 600.0
 """The longest pause that the next hop can ask for."""
 MAX_UNCLEAR: Final = 5
-"""Tries of a request that the next hop answers with a fault of its own; without an end one request would stop all."""
+"""Tries of a request that the next hop answers with a fault of its own, or not within the longest time; without an end
+one request would stop all."""
+MAX_SEND_TIMEOUT: Final = 240.0
+"""Seconds that one request and its answer may take at most: doubled from `hops.SEND_TIMEOUT` to this while the next hop
+answers others. What takes longer is sent in parts."""
+SURELY_QUICK: Final = 64 * 1024
+"""Bytes that nothing is slow for: where so few are not answered, it is not for their number, and they wait."""
 END_SECONDS: Final = 10.0
 """What the disk gets at the end to take what is queued; the end of the collector waits for nothing else here."""
 TELL_INTERVAL: Final = 30.0
@@ -48,6 +55,8 @@ class Totals:
     """Refused by it for good, all of it or some of its parts, or unreadable on the disk: not there."""
     dropped: int = 0
     """For want of room or a working disk: not there."""
+    timeouts: int = 0
+    """Times that a request was not answered in time."""
     other_tenants: int = 0
     """Of tenants whose requests are not to be sent on."""
 
@@ -94,6 +103,8 @@ class Forwarder:
         self._disk = ThreadPoolExecutor(1, "tallymark-forward")
         self._told: dict[str, float] = {}
         self._splits = False
+        # From how many bytes on requests have needed more than the usual time, and how much they are given.
+        self._slow_from, self._patience = sys.maxsize, SEND_TIMEOUT
 
     @property
     def waiting(self) -> int:
@@ -186,7 +197,7 @@ class Forwarder:
             return
         # In memory alone: after a crash or an end in the middle the whole request is sent again, and the next hop drops
         # what it has.
-        parts, outcome = Parts(entry.signal, body), Outcome()
+        parts, outcome, slow = Parts(entry.signal, body), Outcome(), 0
         del body
         while (part := parts.next) is not None:
             if parts.is_too_large and await asyncio.to_thread(parts.split):
@@ -194,9 +205,13 @@ class Forwarder:
             verdict = await self._answer_to(entry, part)
             if verdict is None:
                 return
-            if verdict.fate is Fate.TOO_LARGE and await asyncio.to_thread(parts.split):
+            if verdict.fate in (Fate.TOO_LARGE, Fate.SLOW) and await asyncio.to_thread(parts.split):
                 self._tell_of_parts(len(part), verdict)
                 continue
+            slow += verdict.fate is Fate.SLOW
+            if verdict.fate is Fate.SLOW and slow < MAX_UNCLEAR:
+                continue
+            slow = 0
             parts.done()
             outcome.add(verdict)
         # Counted once it has left the folder: a request whose removal fails is sent again.
@@ -204,14 +219,21 @@ class Forwarder:
         self._count(entry, outcome)
 
     async def _answer_to(self, entry: Entry, part: bytes) -> Verdict | None:
-        """The next hop's last word on a request or a part of it; None where the collector ends before, or the request
-        was dropped meanwhile."""
+        """The next hop's last word on a request or a part of it, SLOW where it has none after the longest time but
+        answers others; None where the collector ends before, or the request was dropped meanwhile."""
         pause, unclear = self._first_pause, 0
         while not self._ending:
-            verdict = await self._hop.send(entry.signal, part)
+            timeout = self._patience if len(part) >= self._slow_from else SEND_TIMEOUT
+            verdict = await self._hop.send(entry.signal, part, timeout)
             unclear += verdict.fate is Fate.UNCLEAR
             if verdict.fate in _LAST_WORDS or unclear >= MAX_UNCLEAR:
                 return verdict
+            if verdict.fate is Fate.SLOW:
+                self.totals.timeouts += 1
+                if len(part) > SURELY_QUICK and await self._answers_others(entry.signal):
+                    if timeout >= MAX_SEND_TIMEOUT:
+                        return verdict
+                    self._wait_longer(len(part), timeout, verdict)
             waiting = max(pause * random.uniform(0.5, 1), min(verdict.delay or 0.0, MAX_ASKED_PAUSE))  # noqa: S311
             self._tell("later", "the next hop takes nothing (%s); %d requests wait", verdict.words, self.waiting)
             await asyncio.sleep(waiting)
@@ -219,6 +241,21 @@ class Forwarder:
             if self._spool.oldest() != entry:
                 return None  # for want of room
         return None
+
+    async def _answers_others(self, signal: str) -> bool:
+        """Whether the next hop answers a request that holds nothing: if not, it is not for the size of the others that
+        they have no answer, and nothing is to be done but wait."""
+        return (await self._hop.send(signal, b"", SEND_TIMEOUT)).fate in _LAST_WORDS
+
+    def _wait_longer(self, size: int, timeout: float, verdict: Verdict) -> None:
+        """Gives requests of that size, and larger ones, more time than they had."""
+        self._slow_from = min(self._slow_from, size)
+        self._patience = max(self._patience, min(timeout * 2, MAX_SEND_TIMEOUT))
+        self._tell(
+            "slow",
+            "the next hop answers, but not to a request of %d bytes within %g s (%s): such requests get %g s from now",
+            *(size, timeout, verdict.words, self._patience),
+        )
 
     def _count(self, entry: Entry, outcome: Outcome) -> None:
         if outcome.refused:

@@ -24,7 +24,7 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.settings import Compression
 
 SEND_TIMEOUT: Final = 30.0
-"""Seconds for one request and its answer."""
+"""Seconds for one request and its answer, where it has not been found that it needs more."""
 MAX_ANSWER: Final = 1 << 20
 SURELY_TAKEN: Final = 64 * 1024
 """Bytes that no next hop refuses for their number: where it does not say what it has too little of, it is not that."""
@@ -43,6 +43,8 @@ class Fate(enum.Enum):
     TAKEN = "taken"
     LATER = "later"
     """Not now: time, or a person at the next hop, may mend it."""
+    SLOW = "slow"
+    """Not within the time that it had, here or there: the next hop is silent, or the request takes longer."""
     UNCLEAR = "unclear"
     """A fault of the next hop's that may come again with this very request: a few more tries."""
     TOO_LARGE = "too large"
@@ -65,8 +67,8 @@ class Verdict(NamedTuple):
 class Hop(Protocol):
     """Where requests are sent."""
 
-    async def send(self, signal: str, body: bytes) -> Verdict:
-        """Sends one request. Raises nothing but CancelledError."""
+    async def send(self, signal: str, body: bytes, timeout: float = SEND_TIMEOUT) -> Verdict:
+        """Sends one request, which has so many seconds. Raises nothing but CancelledError."""
         ...
 
 
@@ -105,15 +107,13 @@ async def hop(
         async with channel:
             yield GrpcHop(channel, headers, compression)
     else:
-        timeout = aiohttp.ClientTimeout(total=SEND_TIMEOUT)
-        async with aiohttp.ClientSession(timeout=timeout, headers=list(headers), trust_env=True) as session:
+        async with aiohttp.ClientSession(headers=list(headers), trust_env=True) as session:
             yield HttpHop(session, endpoint.rstrip("/"), compression)
 
 
 _LATER_CODES: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.OUT_OF_RANGE,
         grpc.StatusCode.UNAVAILABLE,
@@ -129,6 +129,8 @@ _UNCLEAR_CODES: Final = frozenset(
 )
 _TOO_LARGE: Final = re.compile(r"larger than max|exceeds (the )?max|too large", re.IGNORECASE)
 """As gRPC in C++, Go, Java and .NET, Rust's tonic and Go's HTTP server say it."""
+_TOO_SLOW: Final = re.compile(r"did not arrive within")
+"""As we say it ourselves."""
 _COMPRESSIONS: Final = {Compression.GZIP: grpc.Compression.Gzip, Compression.NONE: grpc.Compression.NoCompression}
 
 
@@ -142,17 +144,19 @@ class GrpcHop:
         self._headers = grpc.aio.Metadata(*headers)
         self._compression = _COMPRESSIONS[compression]
 
-    async def send(self, signal: str, body: bytes) -> Verdict:
-        """Sends one request. Raises nothing but CancelledError."""
+    async def send(self, signal: str, body: bytes, timeout: float = SEND_TIMEOUT) -> Verdict:
+        """Sends one request, which has so many seconds. Raises nothing but CancelledError."""
         try:
             answer = await self._calls[signal](
-                body, timeout=SEND_TIMEOUT, metadata=self._headers, compression=self._compression
+                body, timeout=timeout, metadata=self._headers, compression=self._compression
             )
         except grpc.aio.AioRpcError as error:
             delay = _retry_delay(error)
             words = f"{error.code().name}: {str(error.details())[:200]}"
             if delay is None and _is_too_large(error, len(body)):
                 return Verdict(Fate.TOO_LARGE, words)
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or _TOO_SLOW.search(words):
+                return Verdict(Fate.SLOW, words, delay)
             if error.code() in _LATER_CODES or (
                 error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None
             ):
@@ -196,8 +200,8 @@ class HttpHop:
         self._base = base
         self._compresses = compression is Compression.GZIP
 
-    async def send(self, signal: str, body: bytes) -> Verdict:
-        """Sends one request. Raises nothing but CancelledError."""
+    async def send(self, signal: str, body: bytes, timeout: float = SEND_TIMEOUT) -> Verdict:
+        """Sends one request, which has so many seconds. Raises nothing but CancelledError."""
         headers = {"Content-Type": "application/x-protobuf"}
         if self._compresses:
             headers["Content-Encoding"] = "gzip"
@@ -207,10 +211,13 @@ class HttpHop:
                 f"{self._base}/v1/{signal}",
                 data=body,
                 headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout),
                 allow_redirects=False,
             ) as response:
                 answer = await response.content.read(MAX_ANSWER)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except asyncio.TimeoutError:
+            return Verdict(Fate.SLOW, f"no answer within {timeout:g} s")
+        except (aiohttp.ClientError, OSError) as error:
             return Verdict(Fate.LATER, f"{type(error).__name__}: {str(error)[:200]}")
         status = response.status
         if 200 <= status < 300:
@@ -218,10 +225,13 @@ class HttpHop:
         words = f"HTTP {status} {response.reason}"
         delay = _retry_after(response.headers.get("Retry-After"))
         # Go's HTTP servers, OpenTelemetry's Collector among them, answer 400 and say why.
-        if status == 413 or (status == 400 and _TOO_LARGE.search(answer.decode("utf-8", "replace"))):
+        said = answer.decode("utf-8", "replace")
+        if status == 413 or (status == 400 and _TOO_LARGE.search(said)):
             return Verdict(Fate.TOO_LARGE, words)
+        if status in (408, 504) or (status == 503 and _TOO_SLOW.search(said)):
+            return Verdict(Fate.SLOW, words, delay)
         # 3xx, 401, 403, 404, 407, 415: a person's to mend, and nothing is wrong with the request.
-        if status < 400 or status in (401, 403, 404, 407, 408, 415, 429, 502, 503, 504):
+        if status < 400 or status in (401, 403, 404, 407, 415, 429, 502, 503):
             return Verdict(Fate.LATER, words, delay)
         return Verdict(Fate.UNCLEAR if status >= 500 else Fate.NEVER, words, delay)
 

@@ -7,6 +7,7 @@ says about value and dimensions is not in it: a request that is sent again acros
 
 Running totals are kept by their `Source`, which is the same without the account: so a change of the file that sends
 them to somebody else counts on from where they were. So are levels: what a stream stands at is one account's at a time.
+Increases have a source too, so that one that comes again is found under whichever account it was billed.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class _Target:
     stream: Stream | None = None
     refused: Refused | None = None
     sender: UUID | None = None
-    """Of running totals and levels: whose they are, whatever is read of them."""
+    """Whose its points are, whatever is read of them and whoever is billed."""
 
 
 class MetricGroup:
@@ -240,7 +241,12 @@ class MetricGroup:
             meter,
         )
         sender_id = None
-        if (header.is_level or header.temporality == Temporality.CUMULATIVE) and not unreadable:
+        is_increase = not header.is_level and header.temporality == Temporality.DELTA
+        if is_increase and not unreadable:
+            # The whole resource: it may name the account, and two that do are two, whoever sent them. The same bytes
+            # have the same one.
+            sender_id = fingerprint("metered increases", *sender, group.attributes)
+        elif (header.is_level or header.temporality == Temporality.CUMULATIVE) and not unreadable:
             sender_id = fingerprint("metered source", *sender)
         if isinstance(who, Refusal):
             own = fingerprint("metered", *sender, account) if account and not unreadable else None
@@ -258,8 +264,10 @@ class MetricGroup:
         identity = ("metered", *sender, series.account)
         own = fingerprint(*identity)
         temporality = Temporality(header.temporality) if adds_up else Temporality.LEVEL
-        came_from = None if sender_id is None else Source(source_of(sender_id, source.quantity), source.by)
-        if came_from is not None and adds_up and source.since is not None:
+        came_from = None
+        if sender_id is not None:
+            came_from = Source(sender_id if is_increase else source_of(sender_id, source.quantity), source.by)
+        if came_from is not None and temporality is Temporality.CUMULATIVE and source.since is not None:
             came_from = came_from._replace(since_ns=source.since, earlier=fingerprint(*identity, source.since))
 
         def sent() -> Sent:

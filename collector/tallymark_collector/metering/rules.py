@@ -331,6 +331,15 @@ class Rules:
         meters = {name: one for name, one in self.meters.items() if any(each.is_of(tenant) for each in one.sources)}
         return replace(self, meters=meters)
 
+    def tenants(self) -> Mapping[str, str]:
+        """The tenants that sources name, each with the first meter that does."""
+        found: dict[str, str] = {}
+        for name, meter in self.meters.items():
+            for source in meter.sources:
+                for tenant in source.tenants:
+                    found.setdefault(tenant, name)
+        return found
+
     def sources(self, kind: type[_Kind]) -> Sequence[tuple[str, Meter, int, _Kind]]:
         """(meter's name, meter, source's place, source) of one signal, in the file's order."""
         return [

@@ -141,6 +141,7 @@ class SpanGroup:
             service=evidence_text(group.attributes.get(conventions.SERVICE_NAME) or ""),
             user=None if user is None else evidence_text(self._redaction.text(str(user))),
             attributes=validation.shortened(self._redaction.attributes(attributes.without(conventions.USER))),
+            billed=True,
         )
         return point, evidence
 

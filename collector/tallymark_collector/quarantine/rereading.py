@@ -165,7 +165,7 @@ def _own(point: Point, came_as: Came, *, additional: bool) -> Point:
         source = None if stream.source is None else stream.source._replace(id=whose, earlier=None)
         return point._replace(stream=replace(stream, id=own, source=source))
     # Two that start after they end may end at one time: their own start tells them apart.
-    return point._replace(stream=replace(stream, id=own), cause=_part(came_as.point))
+    return point._replace(stream=replace(stream, id=own, source=None), cause=_part(came_as.point))
 
 
 def _part(point: UUID) -> int:

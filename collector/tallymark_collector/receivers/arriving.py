@@ -6,21 +6,31 @@ with the call's metadata, before a byte of the message is read, and reads one me
 into the call's flow-control window (`settings.Connections.window`), and takes no more.
 
 gRPC says nothing of a message until it is whole, so it cannot be counted as it arrives. What is bounded is how many of
-one tenant arrive at once, and for how long: `arriving` times the largest request is what a tenant can make this
-process keep uncounted, and only its own other calls wait for it.
+one tenant arrive at once, and for how long: `arriving` times the largest message that gRPC takes is what a tenant can
+make this process keep uncounted, and only its own other calls wait for it.
+
+That largest message is `LEEWAY` more than a request may have. What gRPC refuses it ends itself, in words of its own,
+and here there is no message and no reason, as where the client hung up: nobody could tell what was refused. So what is
+only somewhat too large is let in whole, and refused where it is unfolded (`receivers.decompression`). For the same
+reason gRPC is told to leave messages compressed as they come.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from types import TracebackType
 from typing import Final
 from weakref import WeakValueDictionary
 
 import grpc
 
+from tallymark_collector.deadline import Deadline
 from tallymark_collector.errors import MalformedRequest, SlowBody
+from tallymark_collector.telemetry import requests
+
+LEEWAY: Final = 0.25
+"""Of the largest request: what a message may have beyond it and still be refused by us, with our reason."""
+END_SECONDS: Final = 1.0
+"""What gRPC has to tell that a call is over of which it gave no message; it does so at once."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -35,42 +45,33 @@ class Arriving:
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def message(self, tenant: str, context: Context) -> bytes:
-        """The call's message. Raises SlowBody, and MalformedRequest where there is none."""
+        """The call's message, compressed where it came so. Raises SlowBody, and MalformedRequest where the client ended
+        its side before; where the call itself broke off the task is cancelled and the request counted as `BrokenOff`.
+        """
+        try:
+            message = await self.read(tenant, context)
+            if message is not None:
+                return message
+            await asyncio.sleep(END_SECONDS)
+        except asyncio.CancelledError:
+            requests.broke_off()
+            raise
+        raise MalformedRequest("the call ended before its message did")
+
+    async def read(self, tenant: str, context: Context) -> bytes | None:
+        """The call's next message, compressed where it came so; None where there is none any more. Raises SlowBody."""
         turns = self._turns.get(tenant)
         if turns is None:
             turns = self._turns[tenant] = asyncio.Semaphore(self._at_once)
-        with _Within(self._seconds):
+        with Deadline(self._seconds, self._too_slow):
             async with turns:
                 message = await context.read()
-        if isinstance(message, bytes):
-            return message
-        raise MalformedRequest("the call ended before its message did")
+        return message if isinstance(message, bytes) else None
+
+    def _too_slow(self) -> SlowBody:
+        return SlowBody(f"the message did not arrive within {self._seconds:g} s")
 
 
-class _Within:
-    """Ends the task's waiting inside the context after so many seconds, as SlowBody; `asyncio.timeout` is of Python
-    3.11, and `wait_for` makes a task for each call."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds: Final = seconds
-        self._late = False
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        if not self._late:
-            return
-        others = sys.version_info >= (3, 11) and self._task.uncancel() > 0
-        if isinstance(error, asyncio.CancelledError) and not others:
-            raise SlowBody(f"the message did not arrive within {self._seconds:g} s") from None
-
-    def _end(self) -> None:
-        self._late = True
-        self._task.cancel()
+def most_bytes(request_bytes: int) -> int:
+    """Of a message, as gRPC is told."""
+    return request_bytes + int(request_bytes * LEEWAY)

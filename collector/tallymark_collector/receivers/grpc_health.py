@@ -17,6 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from tallymark_collector.errors import CollectorError
 from tallymark_collector.receivers.arriving import Arriving, Context
+from tallymark_collector.receivers.decompression import unfolded
 
 AT_ONCE: Final = 4
 """Questions that are read at the same time, each of which may have as many bytes as a request."""
@@ -69,9 +70,7 @@ class Health:
         self._reading += 1
         try:
             message = await self._arriving.message("", context)
-            if len(message) <= MAX_BYTES:
-                return HealthCheckRequest.FromString(message)
-            why = f"the question has {len(message)} bytes, at most {MAX_BYTES} are read"
+            return HealthCheckRequest.FromString(await unfolded(message, MAX_BYTES))
         except (CollectorError, DecodeError) as error:
             why = str(error)
         finally:

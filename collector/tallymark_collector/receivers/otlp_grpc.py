@@ -7,53 +7,33 @@ read once it is known whose it is (`receivers.arriving`): who may not send is to
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
-
 import grpc
 
 from tallymark_collector.access import certificates
 from tallymark_collector.access.requests import TenantOf
-from tallymark_collector.receivers import status
+from tallymark_collector.receivers import grpc_calls
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.arriving import Arriving, Context
+from tallymark_collector.receivers.decompression import unfolded
 from tallymark_collector.receivers.otlp import Service
-from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
+from tallymark_collector.telemetry.requests import Call, Requests
 
 
 def handler(
-    service: Service, tenant_of: TenantOf, admission: Admission, arriving: Arriving, requests: Requests
+    service: Service, tenant_of: TenantOf, admission: Admission, arriving: Arriving, requests: Requests, limit: int
 ) -> grpc.GenericRpcHandler:
-    """A gRPC handler for the service's Export method."""
+    """A gRPC handler for the service's Export method; `limit` is of a request's bytes, after decompression."""
 
-    async def export(_messages: AsyncIterator[bytes], context: Context) -> bytes:
-        with requests.call("grpc", service.signal, traceparent_of(context.invocation_metadata())) as call:
-            answer = await take(context, call)
-            if not isinstance(answer, bytes):
-                # From here, where nothing of the request is left: gRPC keeps the error that ends a call in a cycle with
-                # the frames that it passed through, and what it came from.
-                await context.abort(*answer)
-            return answer
-
-    async def take(context: Context, call: Call) -> bytes | status.Answer:
-        try:
-            shown = certificates.of_call(context.auth_context())
-            call.tenant = tenant = await tenant_of(context.invocation_metadata() or (), shown)
-            with Share(admission, tenant) as share:
-                request = await arriving.message(tenant, context)
-                share.take(len(request))
-                outcome = await service.stage(tenant, request)
-        except asyncio.CancelledError:
-            # The client hung up, or the server stops. Whatever was committed, the retry will be a duplicate.
-            raise
-        except Exception as error:
-            refused = status.answer(error)
-            call.refused(refused.code.name, error)
-            return refused
+    async def take(context: Context, call: Call) -> bytes:
+        shown = certificates.of_call(context.auth_context())
+        call.tenant = tenant = await tenant_of(context.invocation_metadata() or (), shown)
+        with Share(admission, tenant) as share:
+            request = await unfolded(await arriving.message(tenant, context), limit, share.take)
+            outcome = await service.stage(tenant, request)
         answer = service.respond(outcome).SerializeToString()
         call.committed(partial=bool(outcome.rejected))
         return answer
 
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Export": grpc.stream_unary_rpc_method_handler(export)}
-    return grpc.method_handlers_generic_handler(service.name, methods)
+    return grpc.method_handlers_generic_handler(
+        service.name, {"Export": grpc_calls.method(requests, service.signal, take)}
+    )

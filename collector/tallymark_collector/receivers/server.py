@@ -13,7 +13,6 @@ from typing import Final
 
 import grpc
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
 from tallymark_collector.access.requests import TenantOf, anybody
 from tallymark_collector.access.tls import ServerCertificate
@@ -21,8 +20,9 @@ from tallymark_collector.errors import UserError
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers import otlp_grpc
 from tallymark_collector.receivers.admission import Admission
-from tallymark_collector.receivers.arriving import Arriving
+from tallymark_collector.receivers.arriving import Arriving, most_bytes
 from tallymark_collector.receivers.grpc_health import Health
+from tallymark_collector.receivers.grpc_reflection import Reflection
 from tallymark_collector.receivers.http_server import HttpServer
 from tallymark_collector.receivers.listening import Ears, Port, check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
@@ -44,7 +44,7 @@ where it is taken."""
 class Server:
     """Running servers."""
 
-    def __init__(self, listen: Listen, port: int, names: list[str], *, reflects: bool = False) -> None:
+    def __init__(self, listen: Listen, port: int, names: list[str], reflection: Reflection | None = None) -> None:
         """Raises UserError where the port is taken."""
         self._listen = listen
         self._server, self.port = listen(port)
@@ -56,7 +56,7 @@ class Server:
         self.readiness = Readiness()
         """Whether usage is taken, as health checks are told."""
         self._names = names
-        self._reflects = reflects
+        self._reflection = reflection
         self._http: HttpServer | None = None
         self._health = Health()
         self._drained = asyncio.ensure_future(self.readiness.drained.wait())
@@ -68,9 +68,8 @@ class Server:
 
     async def _start_grpc(self) -> None:
         self._server.add_generic_rpc_handlers((self._health.handler(),))
-        if self._reflects:
-            known = [name for name in self._names if name] + [health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(known, self._server)
+        if self._reflection is not None:
+            self._server.add_generic_rpc_handlers((self._reflection.handler(),))
         await self._server.start()
 
     async def keep_listening(self, deaf: Callable[[], bool]) -> None:
@@ -147,7 +146,10 @@ async def serving(
         server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
         server.add_generic_rpc_handlers(
             (
-                *(otlp_grpc.handler(service, tenant_of, admission, arriving, requests) for service in offered),
+                *(
+                    otlp_grpc.handler(service, tenant_of, admission, arriving, requests, limits.request_bytes)
+                    for service in offered
+                ),
                 *others.values(),
             )
         )
@@ -162,8 +164,9 @@ async def serving(
             raise UserError(f"cannot listen on {address}: is another collector running there? ({error})") from None
 
     names = ["", *(service.name for service in offered), *others]
+    reflection = Reflection([*names[1:], health.SERVICE_NAME], tenant_of) if settings.reflection else None
     try:
-        running = Server(listen_grpc, settings.port, names, reflects=settings.reflection)
+        running = Server(listen_grpc, settings.port, names, reflection)
     except UserError:
         for one in sockets:
             one.close()
@@ -198,7 +201,9 @@ def grpc_options(connections: Connections, limits: Limits, *, shares_port: bool 
     return [
         # gRPC's default would let a second collector take half of the connections without a word.
         ("grpc.so_reuseport", int(shares_port)),
-        ("grpc.max_receive_message_length", limits.request_bytes),
+        # Both are ours to do: where gRPC does them nobody here learns why there is no message.
+        ("grpc.max_receive_message_length", most_bytes(limits.request_bytes)),
+        ("grpc.per_message_decompression", 0),
         ("grpc.max_concurrent_streams", connections.max_streams),
         *([] if connections.most is None else [("grpc.max_allowed_incoming_connections", connections.most)]),
         # With its estimate of bandwidth gRPC would widen the window of calls that nobody reads to 16 MiB each; the one

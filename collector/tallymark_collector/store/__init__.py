@@ -8,6 +8,7 @@
     store.migrate()       brings the schema to this version; several at once take turns
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
+    store.meters(tenant)  the names and units that a tenant's usage comes by
     store.ask(work)       short questions about anything but the views
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
     store.presence()      answers whether the database takes writes now
@@ -27,8 +28,9 @@ import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, Stream, WriteResult
+from tallymark_collector.processors.meters import Meter
 from tallymark_collector.settings import DATABASE_TIMEOUT
-from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
+from tallymark_collector.store import dictionaries, hours, keeping, meters, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
 from tallymark_collector.store.engines import moving, timescale
 from tallymark_collector.store.locks import held
@@ -203,6 +205,10 @@ class Store:
             new -= await self.ask(lambda connection: dictionaries.there(connection, asked))
         return [stream for identity, stream in wanted.items() if identity in new]
 
+    async def meters(self, tenant: str, limit: int) -> list[Meter]:
+        """The meters that a tenant has, by its usage and by its plans, so many at most. Raises StoreUnavailable."""
+        return await self.ask(lambda connection: meters.of_tenant(connection, tenant, limit))
+
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""
         async with self._database.connection() as connection:
@@ -233,11 +239,12 @@ class Store:
             yield connection
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """A connection whose statements all see one moment of the database and cannot write."""
+    async def reading(self, seconds: float | None = None) -> AsyncIterator[Connection]:
+        """A connection whose statements all see one moment of the database and cannot write. `seconds`: none of them
+        takes longer."""
         async with AsyncExitStack() as stack:
             # Here dead connections are found and dropped: a reader's own statements cannot be tried again for it.
-            yield await _tried_again(lambda: self._begin(stack, "READ ONLY"))
+            yield await _tried_again(lambda: self._begin(stack, "READ ONLY", seconds=seconds))
 
     @asynccontextmanager
     async def auditing(self, alone: str | None = None) -> AsyncIterator[Connection]:
@@ -246,7 +253,9 @@ class Store:
         async with AsyncExitStack() as stack:
             yield await _tried_again(lambda: self._begin(stack, "READ WRITE", alone))
 
-    async def _begin(self, stack: AsyncExitStack, access: str, alone: str | None = None) -> Connection:
+    async def _begin(
+        self, stack: AsyncExitStack, access: str, alone: str | None = None, seconds: float | None = None
+    ) -> Connection:
         async with AsyncExitStack() as beginning:
             connection = await beginning.enter_async_context(self._database.connection())
             if alone is not None:
@@ -254,6 +263,8 @@ class Store:
             row = await (await connection.execute(_MIGRATED_SQL)).fetchone()
             await beginning.enter_async_context(connection.transaction())
             await connection.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, {access}")
+            if seconds is not None:
+                await connection.execute(f"SET LOCAL statement_timeout = {seconds * 1000:.0f}")
             if row == (True,):
                 await connection.execute(_HOLD_SQL)
             stack.push_async_exit(beginning.pop_all())

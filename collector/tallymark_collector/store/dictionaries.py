@@ -10,6 +10,7 @@ from tallymark import conventions
 from tallymark_collector.model import Series, Stream, attributes_json, without_nul
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Latest
+from tallymark_collector.store.source_streams import Known
 
 MAX_REMEMBERED: Final = 500_000
 """Streams that a process remembers to have written; at the limit it forgets all and asks the database again."""
@@ -36,6 +37,7 @@ class Dictionaries:
 
     def __init__(self) -> None:
         self.latest: Final = Latest()
+        self.sources = Known()
         self._committed: set[tuple[int, int]] = set()  # of ids: an integer hashes in no time
         # A stream may have several series: a file of meters takes dimensions from resources and spans, which vary.
 
@@ -52,6 +54,7 @@ class Dictionaries:
     def forget(self) -> None:
         """The database may be another one than before (a standby, a restored copy): what it holds is unknown again."""
         self._committed.clear()
+        self.sources = Known()  # and not emptied: a transaction may be at work with the other
 
     def remember(self, streams: Iterable[Stream]) -> None:
         """Says that these streams are committed."""

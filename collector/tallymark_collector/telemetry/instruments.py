@@ -84,6 +84,7 @@ INSTRUMENTS: Final = (
     Instrument("backlog.age", Kind.GAUGE, "s", (), "Time since the last look for the three before this one."),
     Instrument("forward.requests", Kind.COUNTER, "{request}", (STATE,), "Requests for the next hop, by what became."),
     Instrument("forward.rejected", Kind.COUNTER, "{item}", (), "Parts of taken requests that the next hop refused."),
+    Instrument("forward.timeouts", Kind.COUNTER, "{request}", (), "Times that the next hop did not answer in time."),
     Instrument("forward.waiting", Kind.UP_DOWN_COUNTER, "{request}", (), "Requests that wait for the next hop."),
     Instrument("processes", Kind.UP_DOWN_COUNTER, "{process}", (STATE,), "Processes under this one."),
     Instrument("process.restarts", Kind.COUNTER, "{restart}", (), "Processes that died and were started again."),

@@ -44,6 +44,8 @@ class ForwardTotals(Protocol):
     def refused(self) -> int: ...
     @property
     def dropped(self) -> int: ...
+    @property
+    def timeouts(self) -> int: ...
 
 
 class Forwards(Protocol):
@@ -128,6 +130,7 @@ def observe_forwarder(instruments: Instruments, forwarder: Forwards) -> None:
 
     instruments.observe("forward.requests", by_fate)
     instruments.observe("forward.rejected", of.one(lambda: forwarder.totals.rejected))
+    instruments.observe("forward.timeouts", of.one(lambda: forwarder.totals.timeouts))
     instruments.observe("forward.waiting", of.one(lambda: forwarder.waiting))
 
 

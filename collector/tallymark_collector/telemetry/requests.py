@@ -20,6 +20,9 @@ PARTIAL: Final = "PARTIAL_SUCCESS"
 """Committed, and something of it refused for good."""
 CANCELLED: Final = "CANCELLED"
 """The client hung up, or the collector stopped."""
+BROKEN_OFF: Final = "BrokenOff"
+"""The error of a call over gRPC that was over before its message was whole: gRPC itself has refused that (it was far
+too large, or compressed by nothing that gRPC knows), or the client hung up in the middle."""
 
 TRACEPARENT: Final = "traceparent"
 # W3C Trace Context: later versions may add fields, and ff is none. Zeros mean that there is no trace.
@@ -81,6 +84,10 @@ class Call:
         """The answer is an error."""
         self._answer, self._error = code, type(error).__name__
 
+    def broke_off(self) -> None:
+        """Nobody can be answered: there was an end before the request was there."""
+        self._error = BROKEN_OFF
+
     def __enter__(self) -> Call:
         self._token = _current.set(self)
         return self
@@ -127,6 +134,13 @@ def arrived(size: int) -> None:
     call = _current.get()
     if call is not None:
         call.size = size
+
+
+def broke_off() -> None:
+    """The current request ended before it was all there, and its call with it."""
+    call = _current.get()
+    if call is not None:
+        call.broke_off()
 
 
 def traceparent_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:

@@ -14,19 +14,32 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
-from tallymark_collector.access.quotas import BURST_SECONDS, MAX_DELAY, Bucket, Quotas
+from tallymark_collector.access.quotas import (
+    BURST_SECONDS,
+    BYTES_READ,
+    MAX_DELAY,
+    READ_AT_LEAST,
+    READ_FACTOR,
+    Bucket,
+    Quotas,
+)
 from tallymark_collector.access.records import InDatabase, Tenant, add_tenant, set_limits
 from tallymark_collector.errors import MalformedRequest, Overloaded, StoreUnavailable
 from tallymark_collector.model import Batch, Quarantined, Reason, Refusal, Stream, WriteResult
-from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.pipeline import Pipeline, Writing
 from tallymark_collector.processors import set_aside
 from tallymark_collector.receivers.server import serving
 from tallymark_collector.settings import Limits, Settings
 from tallymark_collector.store import Store
 from tests.collector.access.conftest import Clock
+from tests.support.receiving import Counting
+from tests.support.telemetry import span, spans_of
 from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
 
 NOW = BASE + 60 * SECOND
@@ -252,6 +265,105 @@ async def test_who_has_to_wait_anyway_is_refused_before_the_request_is_read() ->
     for take in (pipeline.metrics, pipeline.traces):
         with pytest.raises(MalformedRequest):
             await take("default", b"\xff")
+
+
+def foreign_metrics(count: int) -> bytes:
+    """Metrics that are nobody's usage, as small as they can be."""
+    metrics = [metrics_pb2.Metric(name="x") for _ in range(count)]
+    return request(*metrics).SerializeToString()
+
+
+def foreign_spans(count: int) -> bytes:
+    return spans_of({}, [span(n, {}) for n in range(count)]).SerializeToString()
+
+
+def records(count: int) -> bytes:
+    message = ExportLogsServiceRequest()
+    message.resource_logs.add().scope_logs.add().log_records.extend([LogRecord()] * count)
+    return message.SerializeToString()
+
+
+READ = {"metrics": foreign_metrics, "traces": foreign_spans, "logs": records}
+
+
+def limited_pipeline(clock: Clock, rate: float, store: Writing | None = None) -> Pipeline:
+    quotas = Quotas(Limited(), Limits(points_per_second=rate), clock=clock)
+    return Pipeline(store or Nowhere(), now_ns=lambda: NOW, quotas=quotas)
+
+
+@pytest.mark.parametrize("signal", READ)
+async def test_what_is_no_usage_is_read_at_ten_times_the_rate_and_then_has_to_wait(clock: Clock, signal: str) -> None:
+    body, pipeline = READ[signal](20_000), limited_pipeline(clock, 1_000)
+    take = getattr(pipeline, signal)
+    units = max(20_000, len(body) / BYTES_READ)
+    burst = READ_FACTOR * 1_000 * BURST_SECONDS
+    for _ in range(math.ceil(burst / units)):
+        await take("default", body)
+    debt = units * math.ceil(burst / units) - burst
+    with pytest.raises(Overloaded, match="reads at most 10000 points, spans and records a second") as refused:
+        await take("default", body)
+    assert refused.value.retry_after == pytest.approx((debt + 1) / (READ_FACTOR * 1_000), rel=0.01)
+    for other in READ:
+        with pytest.raises(Overloaded):
+            await getattr(pipeline, other)("default", b"\xff")  # unread
+    clock.seconds += refused.value.retry_after
+    await take("default", body)
+    await take("another", body)
+
+
+async def test_what_is_no_usage_takes_nothing_from_the_rate_of_usage(clock: Clock) -> None:
+    pipeline = limited_pipeline(clock, 100, Counting())
+    usage = request(sum_metric([number(BASE, NOW, 5, {"tallymark.account.id": "acme"})] * 100)).SerializeToString()
+    await pipeline.metrics("default", usage)
+    for _ in range(20):
+        clock.seconds += 1.0
+        await pipeline.metrics("default", usage)
+        await pipeline.traces("default", foreign_spans(800))
+    assert pipeline.totals.points == 2_100
+
+
+async def test_a_small_limit_still_reads_what_an_ordinary_service_sends(clock: Clock) -> None:
+    pipeline = limited_pipeline(clock, 0.01)
+    for _ in range(60):
+        await pipeline.traces("default", foreign_spans(int(READ_AT_LEAST)))
+        clock.seconds += 1.1
+
+
+@pytest.mark.parametrize("body", [b"\xff" * 11_000_000, b"\x0a\x80\x80\x80\x01" + bytes(11_000_000)])
+async def test_what_cannot_be_read_is_charged_by_its_bytes(clock: Clock, body: bytes) -> None:
+    pipeline = limited_pipeline(clock, 1)
+    with pytest.raises(MalformedRequest):
+        await pipeline.metrics("default", body)
+    with pytest.raises(Overloaded):
+        await pipeline.traces("default", body)
+
+
+async def test_what_is_refused_for_its_points_was_read_all_the_same(clock: Clock) -> None:
+    """Or whoever sends it again at once, over and over, is read for nothing."""
+    pipeline = limited_pipeline(clock, 100, Counting())
+    acme = {"tallymark.account.id": "acme"}
+    small, large = (
+        request(sum_metric([number(BASE, NOW, 5, acme)] * count)).SerializeToString() for count in (1, 3_000)
+    )
+    await pipeline.metrics("default", small)
+    refused = 0
+    for _ in range(10):
+        with pytest.raises(Overloaded) as caught:
+            await pipeline.metrics("default", large)
+        refused += "sends more than 100 points a second" in str(caught.value)
+    assert refused == 4, "until what was read is more than ten seconds' worth"
+    clock.seconds += caught.value.retry_after
+    await pipeline.metrics("default", small)
+
+
+async def test_nobody_waits_longer_for_what_was_read_than_clients_are_asked_to(clock: Clock) -> None:
+    pipeline = limited_pipeline(clock, 1)
+    await pipeline.logs("default", records(400_000))
+    with pytest.raises(Overloaded) as refused:
+        await pipeline.metrics("default", b"")
+    assert refused.value.retry_after == MAX_DELAY
+    clock.seconds += MAX_DELAY
+    await pipeline.metrics("default", b"")
 
 
 async def test_new_streams_that_are_too_many_to_be_set_aside_are_asked_for_again(

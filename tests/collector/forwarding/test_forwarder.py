@@ -39,7 +39,7 @@ class Scripted:
         self.sent: list[tuple[str, bytes]] = []
         self.taken: list[bytes] = []
 
-    async def send(self, signal: str, body: bytes) -> Verdict:
+    async def send(self, signal: str, body: bytes, timeout: float = 0.0) -> Verdict:
         self.sent.append((signal, body))
         verdict = self.verdicts.pop(0) if self.verdicts else Verdict(Fate.TAKEN)
         if verdict.fate is Fate.TAKEN:

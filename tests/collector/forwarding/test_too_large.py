@@ -169,10 +169,10 @@ async def test_one_point_that_is_too_large_is_left_out_and_told_and_the_others_a
 class Small(Scripted):
     """A scripted one that refuses what is larger than LIMIT."""
 
-    async def send(self, signal: str, body: bytes) -> Verdict:
+    async def send(self, signal: str, body: bytes, timeout: float = 0.0) -> Verdict:
         if len(body) > LIMIT:
             return Verdict(Fate.TOO_LARGE, "too large")
-        return await super().send(signal, body)
+        return await super().send(signal, body, timeout)
 
 
 async def test_parts_that_were_taken_are_not_sent_again_while_later_ones_wait(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import socket
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 
 import grpc
@@ -16,9 +17,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
+from tallymark_collector.errors import Unauthenticated
 from tallymark_collector.processes.ports import held
+from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.server import grpc_options
 from tallymark_collector.settings import Connections, Limits
+from tests.support.http2 import announced, dialled
 from tests.support.receiving import ACME, GOOD, NOW, Counting, Failing, Stuck, receiving
 from tests.support.usage import BASE, number, request, sum_metric
 
@@ -86,20 +90,57 @@ def test_options_are_in_milliseconds() -> None:
     assert options["grpc.max_connection_age_ms"] == 600_000
     assert options["grpc.max_connection_age_grace_ms"] == 30_000
     assert options["grpc.keepalive_time_ms"] == 1500
-    assert options["grpc.max_receive_message_length"] == 7
+    assert options["grpc.max_receive_message_length"] == 8
 
 
-async def test_a_bomb_in_gzip_is_refused_after_decompression_however_small_it_is() -> None:
-    big = request(sum_metric([number(BASE, NOW, 5, {**ACME, "pad": "x" * 2_000_000})]))
-    assert len(gzip.compress(big.SerializeToString())) < 100_000
+@pytest.mark.parametrize("compression", grpc.Compression)
+async def test_a_request_over_the_limit_is_refused_by_us_however_small_its_message(
+    compression: grpc.Compression,
+) -> None:
+    big = request(sum_metric([number(BASE, NOW, 5, {**ACME, "pad": "x" * 110_000})]))
+    assert len(gzip.compress(big.SerializeToString())) < 1000
     async with (
         receiving(Failing(AssertionError("nothing to write")), request_bytes=100_000) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await MetricsServiceStub(channel).Export(big, compression=grpc.Compression.Gzip)
+            await MetricsServiceStub(channel).Export(big, compression=compression)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "google.rpc.retryinfo-bin" not in dict(caught.value.trailing_metadata()), "final: it is not retried"
+        after = "" if compression is grpc.Compression.NoCompression else " after decompression"
+        assert caught.value.details() == (
+            f"the message is larger than max: more than 100000 bytes{after}. Send less at once, in more requests"
+        )
+
+
+@pytest.mark.parametrize("compression", grpc.Compression)
+async def test_a_message_is_read_and_counted_however_it_is_compressed(compression: grpc.Compression) -> None:
+    big = request(*(sum_metric([number(BASE, NOW, 5, ACME)], name=f"m{i}") for i in range(2)))
+    big.resource_metrics[0].scope_metrics[0].metrics[0].description = "x" * 3_000_000
+    stuck, admission = Stuck(), Admission(1 << 30, 1.0)
+    async with (
+        receiving(stuck, serve={"admission": admission}) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        sending = asyncio.ensure_future(MetricsServiceStub(channel).Export(big, timeout=60, compression=compression))
+        await stuck.entered.wait()
+        assert admission.under_way == big.ByteSize()
+        stuck.go.set()
+        await sending
+        asked = HealthCheckRequest(service="opentelemetry.proto.collector.metrics.v1.MetricsService")
+        answer = await HealthStub(channel).Check(asked, timeout=60, compression=compression)
+        assert answer.status == HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("body", [gzip.compress(GOOD.SerializeToString())[:-5], b"\x1f\x8b" + bytes(100), b"\x78\x9c"])
+async def test_a_message_that_cannot_be_unfolded_is_malformed(body: bytes) -> None:
+    async with (
+        receiving(Failing(AssertionError("nothing to write"))) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"the message('s| is not) (gzip|deflate)") as caught:
+            await channel.unary_unary("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export")(body)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("offered", [True, False])
@@ -129,6 +170,38 @@ async def test_reflection_is_offered_where_asked_for_and_tells_our_services(offe
         assert {service.name for service in listed.list_services_response.service} == SERVICES
         for _ in range(2):
             assert (await call.read()).file_descriptor_response.file_descriptor_proto
+
+
+async def test_what_reflection_reads_is_small_and_nobodys_without_a_credential() -> None:
+    known = {"x-tenant": "a"}
+
+    async def by_header(headers: Iterable[tuple[str, str]], _certificate: object = ()) -> str:
+        if "x-tenant" not in dict(headers):
+            raise Unauthenticated("send a token")
+        return known["x-tenant"]
+
+    large = reflection_pb2.ServerReflectionRequest(file_containing_symbol="x" * 200_000)
+    async with (
+        receiving(Counting(), reflection=True, serve={"tenant_of": by_header}) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            call = ask(iter([large]), metadata=[*known.items()], compression=compression, timeout=60)
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max: more than 4096 bytes") as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError, match="send a token") as caught:
+            await ask(iter([large]), timeout=60).read()
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        async with dialled(server.port) as strangers:
+            stream = strangers.call("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+            await strangers.push(stream, announced(60 << 20) + bytes(1 << 20))
+            assert strangers.sent[stream] <= Connections().window
+            assert await strangers.status(stream) == "16", "UNAUTHENTICATED"
+        listing = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), metadata=[*known.items()])
+        answers = [answer async for answer in listing]
+        assert len(answers) == 1
 
 
 def test_of_many_binds_at_the_same_moment_one_succeeds() -> None:
