@@ -163,6 +163,10 @@ class Stream:
     """Whether this process knows that it is committed: the next request need not bring it again."""
 
 
+ENDED: Final = -1
+"""`Point.cause` of a level that is none: what it stood at ends there."""
+
+
 class Point(NamedTuple):
     """One quantity of one stream for (start_time, time]; of a cumulative stream, the total since start_time; of a
     stream of levels, the level at time.
@@ -176,7 +180,8 @@ class Point(NamedTuple):
     value: Decimal
     cause: int = 0
     """Of an increase that was taken from totals: 64 bits over the epoch and the total that brought it about, since
-    increases and corrections of one stream may share their two times. 0 for a point as it was sent."""
+    increases and corrections of one stream may share their two times. 0 for a point as it was sent; `ENDED` where a
+    stream of levels has ended."""
     span: tuple[bytes, ...] = ()
     """Of a span that is usage: an OTLP request with its resource and scope alone, which all such spans share, and the
     span; to keep it whole if it cannot be stored (`wire.encode_span`)."""
@@ -188,6 +193,11 @@ class Point(NamedTuple):
         if stream.temporality is Temporality.LEVEL:
             return stream.source is not None
         return bool(self.span) or stream.origin.reading is not None
+
+    @property
+    def is_end(self) -> bool:
+        """True where a stream of levels says that it has ended: from its time on it stands at nothing."""
+        return self.cause == ENDED and self.stream.temporality is Temporality.LEVEL
 
     @property
     def is_base(self) -> bool:

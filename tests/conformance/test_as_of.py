@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -12,12 +13,13 @@ import pytest
 
 from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
-from tallymark_collector.errors import UserError
+from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Temporality
 from tallymark_collector.query.by_aggregation import usage_as_billed
 from tallymark_collector.query.usage import Usage, usage
-from tallymark_collector.store import Store
-from tests.support.usage import BASE, SECOND, point, stream
+from tallymark_collector.store import Store, locks
+from tests.conformance.test_quarantine import bill, one, send, the_one
+from tests.support.usage import BASE, SECOND, number, point, stream
 
 ZERO = datetime.fromtimestamp(BASE // SECOND, timezone.utc)
 NOW = timedelta(0)
@@ -102,3 +104,21 @@ accounts:
         assert found.remarks == ("left out: seats: only sums can be asked for as of a moment of the past",)
         with pytest.raises(UserError, match=r"'seats' is billed by its .*: only sums"):
             await usage_as_billed(connection, tenant="default", as_of=now, settled=NOW, meter="seats")
+
+
+async def test_a_release_that_waits_for_somebody_is_given_up_as_any_write(store: Store, dsn: str) -> None:
+    """It would date its point by its beginning, however long ago that was by then."""
+    await send(store, one(number(BASE - SECOND, BASE, 5, {"route": "/"})))
+    item = await the_one(store)
+    impatient = Store(dsn, patience=1.0)
+    await impatient.open()
+    try:
+        async with await psycopg.AsyncConnection.connect(dsn, options="-c search_path=tallymark") as somebody:
+            await locks.taken(somebody, f"{locks.QUARANTINE}.{item.id}")
+            with pytest.raises(StoreUnavailable, match="did not answer within 1 s"):
+                await asyncio.wait_for(bill(impatient, item, account="acme"), 60)
+        assert (await asked(store)).rows == []
+        assert (await bill(impatient, item, account="acme")).done_now
+        assert (await asked(store)).total() == Decimal(5)
+    finally:
+        await impatient.close()

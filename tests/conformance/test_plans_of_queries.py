@@ -104,9 +104,10 @@ async def test_levels_are_found_by_their_source(store: Store, dsn: str) -> None:
             [document] = row[0] if isinstance(row[0], list) else json.loads(row[0])
             scans = [node for node in nodes(document["Plan"]) if node.get("Index Name")]
             assert {node["Index Name"] for node in scans} == {"usage_level_source"}
-            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) == 3 * 60
+            # The one at that time and both neighbours; and one more, by which the later one is known to be alone.
+            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 4 * 60
             read = [node for node in nodes(document["Plan"]) if node.get("Relation Name") == "usage_level"]
-            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) == 3 * 60
+            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) <= 4 * 60
 
 
 MIDNIGHT = 36_000

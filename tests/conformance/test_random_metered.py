@@ -22,7 +22,7 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.quarantine import items
 from tallymark_collector.quarantine.items import Filter, Item
 from tallymark_collector.quarantine.mending import Decision
-from tallymark_collector.quarantine.settling import NotSettled, Person, discard, release, reopen
+from tallymark_collector.quarantine.settling import NotSettled, Person, discard, release, releasing, reopen, together
 from tallymark_collector.store import Store
 from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
 from tests.support.usage import BASE, SECOND, number, sum_metric
@@ -163,12 +163,21 @@ async def test_what_nobody_is_named_for_is_billed_once_if_somebody_decides_so(
         for _ in range(STEPS):
             item = own.choice(work[own.choice(keys)])
             try:
-                match own.choice(("bill", "bill", "bill", "without", "discard", "reopen", "reopen")):
+                match own.choice(("bill", "bill", "several", "without", "discard", "reopen", "reopen")):
                     case "bill":
                         account = own.choice(OWNERS)
                         settled = await release(through, item, Decision(account=account), who, NOW, rules)
                         if settled.done_now:
                             done[item.id].append(account)
+                    case "several":
+                        account = own.choice(OWNERS)
+                        meant = [own.choice(work[key]) for key in own.sample(keys, min(4, len(keys)))]
+                        deciding = releasing(Decision(account=account), who, NOW, rules)
+                        async for settled_item, outcome in together(through, meant, deciding):
+                            if isinstance(outcome, NotSettled):
+                                refusals.append(str(outcome))
+                            elif outcome.done_now:
+                                done[settled_item.id].append(account)
                     case "without":
                         # Closed already, and by somebody else: that is told instead.
                         settled = await release(through, item, Decision(account="acme"), who, NOW)

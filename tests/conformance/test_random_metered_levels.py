@@ -80,11 +80,16 @@ class Level(NamedTuple):
     at: int
     """In seconds after BASE."""
     value: int
+    ended: bool = False
+    """It says that it has ended, instead."""
 
     def message(self) -> ExportMetricsServiceRequest:
         # The process is not told by the resource, as of some gateways: its points are told apart by an attribute.
         attributes = {"consumer": self.consumer, "pod": self.pod, "region": "eu"}
         point = number(0, BASE + self.at * SECOND, self.value, attributes)
+        if self.ended:
+            point.ClearField("as_int")
+            point.flags = 1
         if self.metric == "seats":
             metric = Metric(name="seats", unit="1")
             metric.gauge.data_points.append(point)
@@ -113,6 +118,7 @@ class Stands(NamedTuple):
     account: str
     factor: Fraction
     dimensions: tuple[str, ...]
+    ended: bool = False
 
 
 @dataclass
@@ -131,18 +137,21 @@ class Oracle:
 
     def take(self, meter: str, level: Level, rule: Rule, account: str, *, decided: bool) -> None:
         told = self.known[meter, level.pod, level.consumer]
-        if level.at in told:
+        if level.at in told and (level.ended or not told[level.at].ended):
             return
         earlier = [at for at in told if at < level.at]
         later = [at for at in told if at > level.at]
         factor, dimensions = Fraction(rule.factor), rule.dimensions
-        if later and not decided:
-            _, account, factor, dimensions = told[max(earlier) if earlier else min(later)]
-        told[level.at] = Stands(level.value * factor, account, factor, dimensions)
+        if (later or (earlier and level.ended)) and not decided:
+            _, account, factor, dimensions, _ = told[max(earlier) if earlier else min(later)]
+        told[level.at] = Stands(level.value * factor * (not level.ended), account, factor, dimensions, level.ended)
+        if level.ended:
+            self.ends[meter, account].add(level.at)
+            return
         around = sorted([*earlier, level.at, *later])
         place = around.index(level.at)
         for at, following in pairwise(around[max(place - 1, 0) : place + 2]):
-            if told[at][1::2] != told[following][1::2]:
+            if not told[at].ended and told[at][1:4:2] != told[following][1:4:2]:
                 self.ends[meter, told[at].account].add(following)
 
     def stands(self, meter: str, account: str, now: int) -> Fraction:
@@ -206,10 +215,12 @@ class World:
                     if self.rng.random() < 0.1:
                         continue
                     level = Level(metric, pod, consumer, self.at, self.rng.choice((0, 1, 2, 5, 40)))
-                    if self.rng.random() < 0.2:
-                        self.delayed.append(level)
-                    else:
-                        yield level
+                    ended = level._replace(value=0, ended=True)
+                    for one in self.rng.choices(([level], [ended], [level, ended]), (8, 1, 1))[0]:
+                        if self.rng.random() < 0.2:
+                            self.delayed.append(one)
+                        else:
+                            yield one
 
     async def report(self) -> None:
         await self.deliver([*self.reported()])
@@ -269,11 +280,13 @@ class World:
             item = await items.find(connection, "default", self.rng.choice(entries).id)
         place = self.rng.randrange(2)
         sent = read(item.payload)
-        [level] = {level for level in self.sent if level[:4] == sent}
+        [level] = {level for level in self.sent if level[:4] == sent and not level.ended}
         rule = self.files[place].get(item.meter)
         named = None if rule is None else rule.to[CONSUMERS.index(level.consumer)]
         account = self.rng.choice((*ACCOUNTS, None))
         there = self.oracle.known[item.meter, level.pod, level.consumer].get(level.at)
+        if there is not None and there.ended:
+            there = None  # a level of that very time counts instead
         decision = Decision(account=account)
         whom = named or account
         try:

@@ -21,7 +21,16 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.quarantine import items, reading
 from tallymark_collector.quarantine.items import Filter, Item
 from tallymark_collector.quarantine.mending import Decision
-from tallymark_collector.quarantine.settling import NotSettled, Person, discard, release, reopen
+from tallymark_collector.quarantine.settling import (
+    NotSettled,
+    Person,
+    discard,
+    discarding,
+    release,
+    releasing,
+    reopen,
+    together,
+)
 from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 from tests.support.usage import BASE, SECOND, number, request, sum_metric
@@ -117,7 +126,24 @@ async def test_each_item_is_billed_once_or_never(store: Store, dsn: str, seed: i
             chosen = own.choice(work)
             item = own.choice(by_quantity[chosen.quantity])
             try:
-                match own.choice(("bill", "bill", "discard", "reopen", "reopen")):
+                match own.choice(("bill", "bill", "several", "discard", "discard several", "reopen", "reopen")):
+                    case "several":
+                        account = own.choice(OWNERS)
+                        alike = [one for one in work if (one.owner, one.decision) == (chosen.owner, chosen.decision)]
+                        some = own.sample(alike, min(own.randint(1, 4), len(alike)))
+                        decision = chosen.decision if chosen.owner else Decision(account=account)
+                        meant = [
+                            one for each in some for one in own.sample(by_quantity[each.quantity], own.randint(1, 2))
+                        ]
+                        async for done, outcome in together(through, meant, releasing(decision, who, NOW)):
+                            if isinstance(outcome, NotSettled):
+                                refusals.append(str(outcome))
+                            elif outcome.done_now:
+                                billed_by_us[done.id].append(chosen.owner or account)
+                    case "discard several":
+                        meant = [one for both in own.sample(list(by_quantity.values()), 3) for one in both]
+                        async for _, outcome in together(through, meant, discarding(who)):
+                            assert not isinstance(outcome, NotSettled)
                     case "bill":
                         account = own.choice(OWNERS)
                         decision = chosen.decision if chosen.owner else Decision(account=account)

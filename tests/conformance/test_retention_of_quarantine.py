@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import tracemalloc
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 
 import psycopg
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from psycopg.errors import QueryCanceled
 
 from tallymark_collector.aggregates.changed import audit_changed
 from tallymark_collector.aggregates.retention import Dropped, drop_old
-from tallymark_collector.aggregates.unsettled import NEVER, held_by_quarantine, oldest_unsettled
+from tallymark_collector.aggregates.stopping import Stopping
+from tallymark_collector.aggregates.unsettled import (
+    NEVER,
+    PAGE_BYTES,
+    held_by_quarantine,
+    oldest_unsettled,
+    opened_since,
+    with_unsettled,
+)
+from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.metering import Metering, parse_rules
 from tallymark_collector.model import Batch, Reason
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.quarantine.settling import NotSettled, Person, discard, reopen
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
+from tests.conformance.test_plans_of_queries import nodes
 from tests.conformance.test_quarantine import ACME, ANNE, DAY, NOW, bill, one, queue, send, span, the_one
 from tests.conformance.test_quarantine_levels import sent
 from tests.conformance.test_retention_in_pieces import COMPARING, WAITING, locked, waiting
@@ -149,6 +162,74 @@ async def test_what_holds_nothing_may_come_while_a_piece_is_compared(store: Stor
         await send(store, *others, now_ns=BASE + 40 * DAY)
     assert (await dropping).points_before is not None
     assert len(await queue(store)) == 1
+
+
+@pytest.mark.engines("timescale")
+async def test_many_that_can_never_be_billed_may_come_while_a_piece_is_compared(
+    store: Store, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are looked into, and one that can be billed behind them is found."""
+    monkeypatch.setattr("tallymark_collector.aggregates.unsettled.PAGE", 2)
+    await used(store)
+    await settle_down(store)
+    never = [one(number(BASE + offset + SECOND, BASE + offset, 5, ACME), temporality=2) for offset in range(4)]
+    async with locked(dsn, COMPARING):
+        dropping = asyncio.ensure_future(drop_old(store, KEEP, LATER))
+        await waiting(dsn)
+        await send(store, *never)
+    kept = (await dropping).points_before
+    assert kept is not None
+    assert len(await queue(store)) == 4
+    end = int(kept.timestamp()) * SECOND + DAY
+    async with store.session() as connection:
+        bounds = await with_unsettled(connection, {"keep_unsettled": True}, LATER)
+        assert not await opened_since(connection.execute, bounds, LATER)
+        never = [one(number(end + offset + SECOND, end + offset, 5, ACME), temporality=2) for offset in range(4)]
+        await send(store, *never, one(number(end, end + SECOND, 5, NOBODY)), now_ns=end + SECOND)
+        assert await opened_since(connection.execute, bounds, LATER)
+        assert not await opened_since(connection.execute, bounds, kept + timedelta(days=1))
+
+
+SLOW = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(120);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER slow AFTER UPDATE ON usage_kept FOR EACH STATEMENT EXECUTE FUNCTION slow();
+"""
+
+
+@pytest.mark.engines("timescale")
+@pytest.mark.parametrize("what", ["points", "levels"])
+async def test_whatever_takes_long_while_writers_are_stopped_is_given_up(store: Store, dsn: str, what: str) -> None:
+    if what == "points":
+        await used(store)
+    else:
+        await send(store, sent("gauge", number(0, BASE, 2, ACME), number(0, BASE + SECOND, 3, ACME)))
+    await settle_down(store)
+    execute(dsn, SLOW)
+    with pytest.raises(StoreUnavailable, match="statement timeout"):
+        await drop_old(store, KEEP, LATER, [])
+    execute(dsn, "DROP TRIGGER slow ON usage_kept")
+    dropped = await drop_old(store, KEEP, LATER)
+    assert (dropped.points_before if what == "points" else dropped.levels_before) is not None
+
+
+async def test_statements_that_are_short_each_and_long_together_are_given_up(store: Store) -> None:
+    async with store.session() as connection:
+
+        async def many() -> None:
+            async with connection.transaction():
+                stopping = Stopping(connection, seconds=0.5)
+                for _ in range(1000):
+                    await stopping.execute("SELECT pg_sleep(0.01)")
+
+        with pytest.raises(QueryCanceled):
+            await many()
+        async with connection.transaction():
+            assert await (await Stopping(connection).execute("SELECT %s::int", [1])).fetchone() == (1,)
+        assert await (await connection.execute("SHOW statement_timeout")).fetchone() == ("0",)
 
 
 @pytest.mark.engines("timescale")
@@ -304,6 +385,61 @@ async def test_many_that_can_never_be_billed_do_not_hide_one_that_can(
     assert found is not None
     assert found.time == ZERO + timedelta(seconds=100)
     assert len(await queue(store)) > 4
+
+
+NEVER_SQL = """
+INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload)
+SELECT 'acme', decode(md5(n::text), 'hex'), 'default', 'api.requests', 'time_reversed', '', 'metrics',
+       '2026-09-21T14:00Z'::timestamptz + n * interval '1 second', %s
+FROM generate_series(1, %s) n"""
+
+
+async def test_large_payloads_are_not_in_memory_together(store: Store, dsn: str) -> None:
+    large = one(number(BASE + SECOND, BASE, 5, {**ACME, "label": "x" * (PAGE_BYTES // 3)}), temporality=2)
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute(NEVER_SQL, [large.SerializeToString(), 40])
+    async with store.session() as connection:
+        bounds = await with_unsettled(connection, {"keep_unsettled": True}, LATER)
+        tracemalloc.start()
+        assert await oldest_unsettled(connection, LATER) is None
+        assert not await opened_since(connection.execute, bounds, LATER)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 * PAGE_BYTES, "all of them take more than three times as much"
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_what_came_before_is_not_read_while_writers_are_stopped(store: Store, dsn: str, settled: bool) -> None:
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark") as connection:
+        connection.execute(NEVER_SQL, [one(number(BASE, BASE, 5, NOBODY)).SerializeToString(), 5000])
+        connection.execute("UPDATE usage_quarantine SET reason = 'account_missing', recorded_at = '2026-09-22'")
+        if settled:
+            connection.execute(
+                "INSERT INTO quarantine_action (account, digest, number, action, tenant, acted_by, because)"
+                " SELECT account, digest, 1, 'discarded', tenant, 'anne', 'a test' FROM usage_quarantine"
+            )
+        connection.execute("VACUUM ANALYZE usage_quarantine")
+        connection.execute("VACUUM ANALYZE quarantine_action")
+    async with store.session() as asking:
+        bounds = await with_unsettled(asking, {"keep_unsettled": True}, LATER)
+        assert (bounds["unsettled"] is None) == settled
+        explained: list[float] = []
+
+        async def explain(statement: str, given: Mapping[str, object]) -> object:
+            row = await (
+                await asking.execute(f"EXPLAIN (ANALYZE, TIMING off, FORMAT json) {statement}", given)
+            ).fetchone()
+            assert row is not None
+            [document] = row[0] if isinstance(row[0], list) else json.loads(row[0])
+            for node in nodes(document["Plan"]):
+                if node.get("Relation Name") in ("usage_quarantine", "quarantine_action"):
+                    removed = node.get("Rows Removed by Filter", 0)
+                    explained.append((node["Actual Rows"] + removed) * node["Actual Loops"])
+            return await asking.execute(statement, given)
+
+        assert not await opened_since(explain, bounds, LATER)
+    assert explained
+    assert sum(explained) < 100
 
 
 def test_a_reason_that_only_a_newer_version_knows_may_be_money() -> None:

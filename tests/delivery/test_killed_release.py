@@ -1,4 +1,5 @@
-"""SIGKILL of a release of many items: each is open, or done with its point; run again, all is done, once."""
+"""SIGKILL of a release of many items, in several transactions: each is open, or done with its point; run again, all is
+done, once."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ import time
 import psycopg
 import pytest
 
+from tallymark_collector.quarantine.settling import GROUP
 from tests.collector.cli.conftest import program
 from tests.support.collector import running
 from tests.support.usage import SECOND, number, request, sum_metric
 
-ITEMS = 120
+ITEMS = 10 * GROUP
 KILLS = 5
 _STATE_SQL = """
 SELECT (SELECT coalesce(sum(quantity), 0) FROM usage_point), (SELECT coalesce(sum(quantity), 0) FROM quarantine_action),

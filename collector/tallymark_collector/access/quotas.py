@@ -308,7 +308,8 @@ def _without(batch: Batch, over: Set[int], refusal: Refusal) -> Generator[None, 
             yield
         for point in batch.points[start : start + PIECE]:
             if point.stream.id.int in over:
-                aside.keep([conflict(point, refusal)])
+                if not point.is_end:  # of a stream that was never let in nothing ends
+                    aside.keep([conflict(point, refusal)])
             else:
                 left.append(point)
     return replace(batch, points=left, quarantined=[*batch.quarantined, *aside.quarantined])

@@ -6,7 +6,7 @@ the piece, or was on its way, has left a mark when writers are stopped at last. 
 that there is none, nor a new item of the quarantine that could be billed (`unsettled`), to say from when points are
 kept, and to drop.
 
-A reader may hold the piece for as long as it likes. Writers wait behind us for `LOCK_TIMEOUT`, not longer; then they go
+A reader may hold the piece for as long as it likes. Writers wait for us no longer than `stopping.STOPPED`; then they go
 on, and we try again with what was compared.
 """
 
@@ -17,18 +17,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from psycopg.errors import LockNotAvailable
-
+from tallymark_collector.aggregates.stopping import TOO_LONG, Stopping
 from tallymark_collector.aggregates.unfinalized import WAITING_SQL
 from tallymark_collector.aggregates.unsettled import opened_since, with_unsettled
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.engines.capabilities import called
-from tallymark_collector.store.locks import KEPT, REFRESHING, held, taken
+from tallymark_collector.store.locks import KEPT, REFRESHING, TAKEN_SQL, held
 
 DROP_SQL: Final = "SELECT {extension}.drop_chunks(%s::regclass, older_than => %s::timestamptz)"
 
-LOCK_TIMEOUT: Final = "2s"
-"""How long dropping may wait for readers and writers, others behind it; then it is tried again another time."""
 LOCK_PAUSES: Final = (5.0, 15.0)
 """Seconds between tries to stop writers for a piece that has been compared. No hour is made again meanwhile."""
 
@@ -144,7 +141,7 @@ async def drop_oldest(
 ) -> Step:
     """Drops the oldest piece where nobody needs it. The connection must be in autocommit mode and in no transaction.
 
-    Raises psycopg.errors.LockNotAvailable where readers or writers held it each time.
+    Raises one of `TOO_LONG` where readers or writers held it each time, or it took too long.
     """
     async with held(connection, REFRESHING):
         bounds = await with_unsettled(connection, asked, wanted)
@@ -160,7 +157,7 @@ async def drop_oldest(
         for pause in pauses:
             try:
                 return Step(until if await _drop(connection, bounds, until) else None)
-            except LockNotAvailable:
+            except TOO_LONG:
                 await asyncio.sleep(pause)
         return Step(until if await _drop(connection, bounds, until) else None)
 
@@ -169,16 +166,16 @@ async def _drop(connection: Connection, bounds: Mapping[str, object], until: dat
     """False where something was written into the piece since it was compared, or waits to be: it stays, for another
     time."""
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        stopping = Stopping(connection)
         # In the order of writers, who take the points before their marks. From the second one on nobody can add a mark,
         # so nobody who looked before can commit a point; each looks at usage_kept when we are done. Nor does anybody
         # look at a piece that is about to go, also not with a snapshot from before.
-        await connection.execute("LOCK TABLE ONLY usage_point")
-        await taken(connection, KEPT)
-        if await (await connection.execute(_TOUCHED_SQL, {"cut": until})).fetchone() != (False,):
+        await stopping.execute("LOCK TABLE ONLY usage_point")
+        await stopping.execute(TAKEN_SQL, [KEPT])
+        if await (await stopping.execute(_TOUCHED_SQL, {"cut": until})).fetchone() != (False,):
             return False
-        if await opened_since(connection, bounds, until):
+        if await opened_since(stopping.execute, bounds, until):
             return False
-        await connection.execute("UPDATE usage_kept SET points_from = %s", [until])
-        await connection.execute(await called(connection, DROP_SQL), ["usage_point", until])
+        await stopping.execute("UPDATE usage_kept SET points_from = %s", [until])
+        await stopping.execute(await called(connection, DROP_SQL), ["usage_point", until])
         return True

@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from tallymark_collector.aggregates import pieces
+from tallymark_collector.aggregates.stopping import LOCK_TIMEOUT, Stopping
 from tallymark_collector.aggregates.totals import drop_totals
 from tallymark_collector.aggregates.unfinalized import WAITING_SQL
 from tallymark_collector.aggregates.unsettled import opened_since, with_unsettled
@@ -29,7 +30,7 @@ from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.settings import Retention
 from tallymark_collector.store import Store
 from tallymark_collector.store.engines.capabilities import called, state
-from tallymark_collector.store.locks import KEPT, taken
+from tallymark_collector.store.locks import KEPT, TAKEN_SQL
 
 MAX_PAUSE: Final = 60.0
 """Seconds between two pieces, at most: as long as the one before took, so that hours are made again and readers and
@@ -164,11 +165,11 @@ async def _drop_levels(store: Store, wanted: datetime, asked: dict[str, object])
             if until is None:
                 return None
             # No writer adds a level while it is said from when they are kept; each looks there afterwards.
-            await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
-            await taken(connection, KEPT)
-            if await opened_since(connection, bounds, until, of_levels=True):
+            stopping = Stopping(connection)
+            await stopping.execute(TAKEN_SQL, [KEPT])
+            if await opened_since(stopping.execute, bounds, until, of_levels=True):
                 return None
-            await connection.execute("UPDATE usage_kept SET levels_from = greatest(levels_from, %s)", [until])
+            await stopping.execute("UPDATE usage_kept SET levels_from = greatest(levels_from, %s)", [until])
         await connection.execute(_DROP_LEVELS_SQL, [until])
     return until  # type: ignore[no-any-return]
 
@@ -178,7 +179,7 @@ async def _drop_evidence(store: Store, wanted: datetime) -> int:
         [until] = await (await connection.execute(_EVIDENCE_CUT_SQL, [wanted])).fetchone() or [None]
         if until is None:
             return 0
-        await connection.execute(f"SET LOCAL lock_timeout = '{pieces.LOCK_TIMEOUT}'")
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         drop = await called(connection, pieces.DROP_SQL)
         dropped = (await connection.execute(drop, ["usage_evidence", until])).rowcount
         # Last, and before the counts are deleted: whoever drops points waits for this row, and all writers for them.

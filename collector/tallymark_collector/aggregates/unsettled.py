@@ -7,17 +7,18 @@ that has been dropped already, or in none.
 
 It is asked anew for each piece of points, and what may have come since, or was opened again, once more when the piece
 is about to go: comparing it may have taken long. Then nobody is about to add an item or to open one again either, since
-each shares `KEPT` before (`store.writer`, `quarantine.settling`), so what has been acknowledged has been seen. What
-comes after the piece has gone is of a time that has been dropped.
+each shares `KEPT` before (`store.quarantined`, `quarantine.settling`), so what has been acknowledged has been seen.
+What comes after the piece has gone is of a time that has been dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from tallymark import conventions
+from tallymark_collector.aggregates.stopping import Asking
 from tallymark_collector.model import Reason
 from tallymark_collector.quarantine import reading
 from tallymark_collector.quarantine.items import ID_SHOWN
@@ -27,7 +28,9 @@ from tallymark_collector.store import Store
 from tallymark_collector.store.database import Connection
 
 PAGE: Final = 256
-"""Items that are looked into before others have their turn: some ten milliseconds."""
+"""Items that are asked for at once, and looked into before others have their turn: some ten milliseconds."""
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""The same of their payloads together; one that is larger, up to a whole request, is fetched by itself."""
 
 LONGEST: Final = timedelta(hours=1)
 """No transaction that adds an item takes as long (`settings.DATABASE_TIMEOUT`). An item says when its transaction
@@ -41,29 +44,65 @@ NEVER: Final = [
 """Reasons of what cannot be released, whatever it is. What a newer version alone knows is none of them."""
 
 # Levels and points may have been dropped until different times: which of the two it is, the payload says.
-_OPEN_SQL: Final = """
-SELECT q.time, q.digest, q.account, q.tenant, q.meter, q.reason, q.signal, q.metered, q.payload,
-       q.time >= k.points_from, q.time >= k.levels_from
-FROM usage_quarantine q
-CROSS JOIN usage_kept k
+_WHAT: Final = """
+q.time, q.digest, q.account, q.tenant, q.meter, q.reason, q.signal, q.metered, q.time >= k.points_from,
+       q.time >= k.levels_from, octet_length(q.payload)"""
+
+_LAST: Final = """
 LEFT JOIN LATERAL (
     SELECT a.action, a.acted_at FROM quarantine_action a WHERE a.account = q.account AND a.digest = q.digest
     ORDER BY a.number DESC LIMIT 1
-) last ON true
-WHERE q.time < %(before)s
+) last ON true"""
+
+_OPEN: Final = """
   AND (q.signal = 'metrics' OR q.metered) AND NOT starts_with(q.meter, %(control)s) AND q.reason <> ALL (%(never)s)
   AND coalesce(last.action, 'reopened') = 'reopened'"""
 
-_CANDIDATES_SQL: Final = f"""
-{_OPEN_SQL} AND q.time >= least(k.points_from, k.levels_from)
+_PAGE: Final = """
   AND q.time >= %(time)s AND (q.time, q.digest, q.account) > (%(time)s, %(digest)s, %(account)s)
 ORDER BY q.time, q.digest, q.account LIMIT %(limit)s"""
 
-# Of the time that is to go alone: of times before, however much may be there, nothing is looked at.
+_CANDIDATES_SQL: Final = f"""
+SELECT {_WHAT}
+FROM usage_quarantine q
+CROSS JOIN usage_kept k
+{_LAST}
+WHERE q.time < %(before)s AND q.time >= least(k.points_from, k.levels_from) {_OPEN} {_PAGE}"""  # noqa: S608 - ours
+
+# From what is recent on, by indexes of that: of what came and was settled before, however much it is, nothing is read.
+# Of the time that is to go alone.
 _SINCE_SQL: Final = f"""
-{_OPEN_SQL} AND q.time >= (SELECT CASE WHEN %(of_levels)s THEN levels_from ELSE points_from END FROM usage_kept)
-  AND greatest(q.recorded_at, last.acted_at) >= %(looked)s::timestamptz - %(longest)s::interval
-ORDER BY q.time LIMIT %(limit)s"""  # noqa: S608 - a constant of ours
+WITH since AS (
+    SELECT %(looked)s::timestamptz - %(longest)s::interval AS moment
+), recent AS MATERIALIZED (
+    SELECT account, digest FROM (
+        SELECT account, digest, time FROM usage_quarantine
+        WHERE recorded_at >= (SELECT moment FROM since) ORDER BY recorded_at OFFSET 0
+    ) came
+    WHERE time < %(before)s
+    UNION
+    SELECT account, digest FROM (
+        SELECT account, digest FROM quarantine_action
+        WHERE action = 'reopened' AND acted_at >= (SELECT moment FROM since) ORDER BY acted_at OFFSET 0
+    ) reopened
+)
+SELECT {_WHAT}
+FROM recent r
+CROSS JOIN LATERAL (
+    SELECT * FROM usage_quarantine WHERE account = r.account AND digest = r.digest LIMIT 1
+) q
+CROSS JOIN usage_kept k
+{_LAST}
+WHERE q.time < %(before)s AND q.time >= CASE WHEN %(of_levels)s THEN k.levels_from ELSE k.points_from END
+  AND greatest(q.recorded_at, last.acted_at) >= (SELECT moment FROM since) {_OPEN} {_PAGE}"""  # noqa: S608 - ours
+
+_PAYLOADS_SQL: Final = """
+SELECT k.place - 1, q.payload
+FROM unnest(%s::text[], %b::bytea[]) WITH ORDINALITY AS k (account, digest, place)
+CROSS JOIN LATERAL (
+    SELECT payload FROM usage_quarantine WHERE account = k.account AND digest = k.digest LIMIT 1
+) q
+ORDER BY 1"""
 
 
 class Unsettled(NamedTuple):
@@ -77,16 +116,16 @@ class Unsettled(NamedTuple):
     reason: str
     signal: str
     metered: bool
-    payload: bytes
     has_points: bool
     """Points of its time are kept."""
     has_levels: bool
     """The same of levels."""
+    size: int
+    """Bytes of its payload."""
 
-    @property
-    def may_be_billed(self) -> bool:
+    def may_be_billed(self, payload: bytes) -> bool:
         """True if a release could store it."""
-        kind = reading.read(self.signal, self.payload, metered=self.metered).kind
+        kind = reading.read(self.signal, payload, metered=self.metered).kind
         found = rule(self.reason, metered=self.metered)
         if found is not UNKNOWN and (kind in (Kind.OTHER, Kind.CONTROL) or found.refusal(kind) is not None):
             return False
@@ -95,26 +134,36 @@ class Unsettled(NamedTuple):
 
 async def oldest_unsettled(connection: Connection, before: datetime) -> Unsettled | None:
     """The oldest open item from before that time that could still be billed."""
-    async for item in _candidates(connection, before):
-        if item.may_be_billed:
-            return item
-    return None
+    return await _first(connection.execute, _CANDIDATES_SQL, {"before": before})
 
 
-async def _candidates(connection: Connection, before: datetime) -> AsyncIterator[Unsettled]:
+async def _first(ask: Asking, statement: str, asked: Mapping[str, object]) -> Unsettled | None:
+    """The first of what is asked for that could be billed."""
     place: dict[str, object] = {"time": "-infinity", "digest": b"", "account": ""}
+    given = {**asked, "control": f"{conventions.CONTROL_SCOPE}.", "never": NEVER, "limit": PAGE}
     while True:
-        found = await _page(connection, _CANDIDATES_SQL, {**place, "before": before})
-        for item in found:
-            yield item
+        found = [Unsettled(*row) for row in await (await ask(statement, {**given, **place})).fetchall()]
+        for some in _within(found, PAGE_BYTES):
+            keys = [[item.account for item in some], [item.digest for item in some]]
+            payloads = await (await ask(_PAYLOADS_SQL, keys)).fetchall()
+            for position, payload in payloads:
+                if some[position].may_be_billed(payload):
+                    return some[position]
         if len(found) < PAGE:
-            return
+            return None
         place = {"time": found[-1].time, "digest": found[-1].digest, "account": found[-1].account}
 
 
-async def _page(connection: Connection, statement: str, asked: Mapping[str, object]) -> list[Unsettled]:
-    arguments = {**asked, "control": f"{conventions.CONTROL_SCOPE}.", "never": NEVER, "limit": PAGE}
-    return [Unsettled(*row) for row in await (await connection.execute(statement, arguments)).fetchall()]
+def _within(found: Sequence[Unsettled], most: int) -> Iterator[Sequence[Unsettled]]:
+    """The items in groups, whose payloads come to so many bytes at most together; what is larger is one by itself."""
+    first = size = 0
+    for place, item in enumerate(found):
+        if place > first and size + item.size > most:
+            yield found[first:place]
+            first, size = place, 0
+        size += item.size
+    if found:
+        yield found[first:]
 
 
 async def with_unsettled(connection: Connection, bounds: Mapping[str, object], before: datetime) -> dict[str, object]:
@@ -124,16 +173,13 @@ async def with_unsettled(connection: Connection, bounds: Mapping[str, object], b
     return {**bounds, "looked": looked, "unsettled": None if item is None else item.time}
 
 
-async def opened_since(
-    connection: Connection, bounds: Mapping[str, object], until: datetime, *, of_levels: bool = False
-) -> bool:
-    """True if since `with_unsettled` an item from before `until` was set aside, or opened again, that could be billed;
-    also where there are more than can be looked into while everybody waits."""
+async def opened_since(ask: Asking, bounds: Mapping[str, object], until: datetime, *, of_levels: bool = False) -> bool:
+    """True if since `with_unsettled` an item from before `until` was set aside, or opened again, that could be
+    billed."""
     if not bounds["keep_unsettled"]:
         return False
     asked = {"before": until, "looked": bounds["looked"], "longest": LONGEST, "of_levels": of_levels}
-    found = await _page(connection, _SINCE_SQL, asked)
-    return len(found) == PAGE or any(item.may_be_billed for item in found)
+    return await _first(ask, _SINCE_SQL, asked) is not None
 
 
 async def held_by_quarantine(store: Store, retention: Retention, now: datetime) -> str | None:

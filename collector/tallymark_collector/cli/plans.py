@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +24,7 @@ from tallymark_collector.cli.arguments import (
     read_meters,
 )
 from tallymark_collector.cli.check import read_plans
-from tallymark_collector.declarations.mapped import mismatches
+from tallymark_collector.declarations.mapped import mismatches, unsaid
 from tallymark_collector.documents.problems import DocumentError, Problem
 from tallymark_collector.settings import DEFAULT_TENANT
 
@@ -42,16 +43,18 @@ def check(
     those meters alone that take something of this tenant's.
     """
     try:
-        catalog = _read(file, meters, tenant)
+        catalog, warnings = _read(file, meters, tenant)
     except DocumentError as error:
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
+    _warn(warnings)
     accounts = len({subscription.account for subscription in catalog.subscriptions})
     if as_json:
         output.write_json(
             {
                 "file": str(file),
                 "problems": [],
+                "warnings": [asdict(problem) for problem in warnings],
                 "currency": catalog.currency,
                 "meters": sorted(catalog.meters),
                 "plans": sorted(catalog.plans),
@@ -80,12 +83,13 @@ def apply(
     Exit status 1 if the file is wrong, or does not fit what that of --meters has for this tenant.
     """
     try:
-        catalog = _read(file, meters, tenant)
+        catalog, warnings = _read(file, meters, tenant)
     except DocumentError as error:
         if not as_json:
             raise
         _write_problems(file, error, as_json)
         raise typer.Exit(1) from None
+    _warn(warnings)
     with output.progress(f"applying {file}"):
         applied = asyncio.run(_apply(opening.named(database), tenant, catalog))
     if as_json:
@@ -103,7 +107,8 @@ async def _apply(database: str, tenant: str, catalog: Catalog) -> Applied:
         return await records.apply(connection, tenant, catalog, datetime.now(timezone.utc))
 
 
-def _read(file: Path, meters: Path | None, tenant: str | None) -> Catalog:
+def _read(file: Path, meters: Path | None, tenant: str | None) -> tuple[Catalog, list[Problem]]:
+    """The catalogue, and what somebody should know of it though it may be applied. Raises DocumentError."""
     plans = read_plans(file)
     rules = None if meters is None else read_meters(meters)
     if rules is not None and tenant is not None:
@@ -111,7 +116,12 @@ def _read(file: Path, meters: Path | None, tenant: str | None) -> Catalog:
     found = [] if rules is None else mismatches(rules, plans)
     if found:
         raise DocumentError([Problem(each.file, each.line, 1, "", each.message) for each in found])
-    return plans.catalog
+    return plans.catalog, unsaid(plans, rules)
+
+
+def _warn(warnings: Sequence[Problem]) -> None:
+    for problem in warnings:
+        output.warn(str(problem))
 
 
 def _write_problems(file: Path, error: DocumentError, as_json: bool) -> None:

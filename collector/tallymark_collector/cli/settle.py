@@ -1,4 +1,4 @@
-"""`tallymark quarantine release | attribute | discard | reopen`: each item in a transaction of its own."""
+"""`tallymark quarantine release | attribute | discard | reopen`: many items at a time, in transactions of some each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
@@ -31,10 +31,10 @@ from tallymark_collector.model import Reason
 from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.validation import MAX_METER_LENGTH, MAX_UNIT_LENGTH
 from tallymark_collector.quarantine import items, settling
-from tallymark_collector.quarantine.items import Action, Filter, Item
+from tallymark_collector.quarantine.items import Action, Filter
 from tallymark_collector.quarantine.mending import Decision
 from tallymark_collector.quarantine.rules import Kind, rule
-from tallymark_collector.quarantine.settling import NotSettled, Person, Settled
+from tallymark_collector.quarantine.settling import Deciding, NotSettled, Person
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store
 
@@ -42,7 +42,7 @@ MAX_SENTENCES: Final = 20
 """Items that were left as they were, as a summary tells of them one by one."""
 
 READ_AT_ONCE: Final = 100
-"""Items that are read before they are settled one by one; an item may be as large as a request."""
+"""Items that are read before they are settled; an item may be as large as a request."""
 
 MeterOption = Annotated[str | None, typer.Option("--meter", metavar="METER", help="Only this meter.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only this reason.")]
@@ -72,7 +72,8 @@ AdditionalOption = Annotated[
     bool, typer.Option("--additional", help="It is usage beside what is stored for the same stream and interval.")
 ]
 
-Work: TypeAlias = Callable[[Store, Item], Awaitable[Settled]]
+Work: TypeAlias = Callable[[], Deciding]
+"""What is done with items, as of now."""
 
 
 @dataclass(slots=True)
@@ -204,7 +205,7 @@ def discard(
         raise UserError("--because is empty: say why these are not to be billed")
     meant = _meant(ids, Filter(tenant, of_account, meter, reason_named(reason)), everything, yes)
     person = signed(by, because)
-    _run(database, meant, lambda store, item: settling.discard(store, item, person), "discard", as_json)
+    _run(database, meant, lambda: settling.discarding(person), "discard", as_json)
 
 
 def reopen(
@@ -218,7 +219,7 @@ def reopen(
     """Undo a discard. What was billed stays billed."""
     person = signed(by, because)
     meant = _Meant(ids, Filter(tenant), yes=True)
-    _run(database, meant, lambda store, item: settling.reopen(store, item, person), "reopen", as_json)
+    _run(database, meant, lambda: settling.reopening(person), "reopen", as_json)
 
 
 def reason_named(text: str | None) -> str | None:
@@ -281,8 +282,8 @@ def _bill(
     what: str,
     as_json: bool,
 ) -> None:
-    async def work(store: Store, item: Item) -> Settled:
-        return await settling.release(store, item, decision, person, time.time_ns(), given.rules, given.redaction)
+    def work() -> Deciding:
+        return settling.releasing(decision, person, time.time_ns(), given.rules, given.redaction)
 
     _run(database, meant, work, what, as_json)
 
@@ -335,14 +336,12 @@ async def _settle(store: Store, tenant: str, ids: Sequence[str], work: Work, say
         for first in range(0, len(ids), READ_AT_ONCE):
             async with store.reading() as connection:
                 found = [await items.find(connection, tenant, each) for each in ids[first : first + READ_AT_ONCE]]
-            for item in found:
-                saying(f"{outcome.seen:,} of {len(ids):,} items")
-                try:
-                    settled = await work(store, item)
-                except NotSettled as error:
-                    outcome.refused.append((item.id, str(error)))
+            async for item, settled in settling.together(store, found, work()):
+                if isinstance(settled, NotSettled):
+                    outcome.refused.append((item.id, str(settled)))
                 else:
                     (outcome.done if settled.done_now else outcome.before).append(settled.action)
+                saying(f"{outcome.seen:,} of {len(ids):,} items")
     except StoreUnavailable as error:
         outcome.error, outcome.left = error, len(ids) - outcome.seen
     return outcome

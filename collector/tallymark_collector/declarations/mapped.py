@@ -8,6 +8,7 @@ from tallymark_collector.billing.fields import OF_ANY_SUM, OF_LEVELS
 from tallymark_collector.declarations.api import Function
 from tallymark_collector.declarations.comparison import Finding, PlansFile, Severity, compare
 from tallymark_collector.declarations.scanner import Use
+from tallymark_collector.documents.problems import Problem
 from tallymark_collector.metering import Rules
 
 
@@ -45,6 +46,26 @@ def aggregations(rules: Rules, plans: PlansFile) -> Iterator[Finding]:
             )
         line = rules.lines.get(name, 1)
         yield Finding(rules.file, line, Severity.ERROR, "aggregation-mismatch", f"meter {name!r} {why}")
+
+
+def unsaid(plans: PlansFile, rules: Rules | None = None) -> list[Problem]:
+    """Meters of which the plans do not say what several processes come to that tell a level, where that matters most: a
+    peak, or a count at the end. Those that `rules` makes of increases tell none."""
+    found = []
+    for name, meter in plans.catalog.meters.items():
+        mapped = None if rules is None else rules.meters.get(name)
+        if meter.aggregation not in ("max", "latest") or meter.across is not None:
+            continue
+        if mapped is not None and not mapped.has_levels:
+            continue
+        why = (
+            f"is not said: of levels (gauges, UpDownCounters) the {meter.aggregation} is then of the sum over all"
+            " processes that tell one, so while a deploy replaces a process both are counted, until the old one ends"
+            " or is stale. Where they tell of the same thing, say `across: latest`; where each has a part of it,"
+            " `across: sum`"
+        )
+        found.append(Problem(plans.name, plans.lines.get(name, 1), 1, f"meters.{name}.across", why))
+    return found
 
 
 _OF_INCREASES = OF_ANY_SUM | {"count", "max", "latest"}

@@ -164,7 +164,8 @@ class _Decoding:
             ]
         for point in points:
             series = point.stream.series
-            item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value)
+            ends = "its stream ends: it stands at nothing from then on" if point.is_end else ""
+            item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value, ends)
             made.append((item, point))
         for refused in quarantined:
             reason, detail = redacted_item(STANDARD, refused).refusal
@@ -242,13 +243,14 @@ def _stand(points: list[tuple[Item, Point]], found: Explained) -> None:
         for position, _ in several:
             item, value = points[position]
             if position not in there:
-                found.items.append(item._replace(outcome="level", why="what its stream stands at from then on"))
+                why = item.why or "what its stream stands at from then on"
+                found.items.append(item._replace(outcome="level", why=why))
             elif there[position] == value.value:
                 found.duplicates += 1
             else:
                 why = f"value_conflict: its stream stood at {there[position]} at this time before"
                 found.items.append(item._replace(outcome="quarantined", why=why))
-        told.update(map(_key, timeline))
+        told.update(_key(level) for level in timeline if not level.ended)
         last[_key(timeline[-1])].append(timeline[-1].value)
     found.levels = [Standing(*key, sum(last[key], Decimal(0)), len(last[key]), told[key]) for key in sorted(told)]
 

@@ -12,7 +12,7 @@ Increases have a source too, so that one that comes again is found under whichev
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -48,7 +48,7 @@ from tallymark_collector.model import (
 from tallymark_collector.processors import validation
 from tallymark_collector.processors.aside import redacted_origin
 from tallymark_collector.processors.at_once import at_once
-from tallymark_collector.processors.decoding import NO_RECORDED_VALUE
+from tallymark_collector.processors.decoding import NO_RECORDED_VALUE, level_end
 from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.sent import Sent, identifying, origin_of_metered, source_of
 from tallymark_collector.wire import points
@@ -159,6 +159,8 @@ class MetricGroup:
             if done % PIECE == 0:
                 yield
             if point.flags & NO_RECORDED_VALUE:
+                if header.is_level:
+                    decoded.points += self._ends(header, sources, point, window)
                 continue
             refused = []
             counted = 0
@@ -175,6 +177,15 @@ class MetricGroup:
                 decoded.keep(kept(self._group.tenant, refused, point.time_unix_nano, "metrics", payload))
             elif not counted:
                 decoded.pass_over(header.name)
+
+    def _ends(self, header: Header, sources: Sequence[Fitting], point: Any, window: tuple[int, int]) -> Iterator[Point]:
+        """That a level ends, for each meter that takes it."""
+        for target in self._targets(header, sources, point):
+            since = target.source.since
+            if target.stream is None or (since is not None and point.time_unix_nano <= since):
+                continue
+            if (end := level_end(target.stream, point.time_unix_nano, window)) is not None:
+                yield end
 
     def _targets(self, header: Header, sources: Sequence[Fitting], point: Any) -> Sequence[_Target]:
         key = (self, header, KeyValueList(values=point.attributes).SerializeToString())

@@ -15,6 +15,7 @@ from opentelemetry.proto.metrics.v1 import metrics_pb2
 from tallymark import conventions
 from tallymark_collector import wire
 from tallymark_collector.model import (
+    ENDED,
     Closing,
     ControlTotal,
     EvidenceCount,
@@ -23,6 +24,7 @@ from tallymark_collector.model import (
     Reason,
     Refusal,
     Stream,
+    Temporality,
 )
 from tallymark_collector.processors import control, described, meters, validation
 from tallymark_collector.processors.at_once import at_once
@@ -43,7 +45,7 @@ from tallymark_collector.wire.tallymark_metrics_view_pb2 import (
 if TYPE_CHECKING:
     from tallymark_collector.metering import Metering
 
-NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point carries nothing
+NO_RECORDED_VALUE: Final = 1  # DataPointFlags: the stream has ended, the point has no value
 PIECE: Final = 4096
 """Points of known streams that are decoded at once, some ten milliseconds; then others have their turn."""
 SLOW_PIECE: Final = 256
@@ -307,6 +309,8 @@ def _decode_number(number: NumberDataPoint, streams: MetricStreams, window: tupl
     """Any point."""
     stream = streams.resolve(number)
     if number.flags & NO_RECORDED_VALUE:
+        if isinstance(stream, Stream) and (end := level_end(stream, number.time_unix_nano, window)) is not None:
+            decoded.points.append(end)
         return
     value = validation.read_value(number) if streams.adds_up else validation.read_level(number)
     if isinstance(stream, Refusal):
@@ -321,6 +325,14 @@ def _decode_number(number: NumberDataPoint, streams: MetricStreams, window: tupl
     assert refusal is not None, "the point was added above"
     decoded.rejected += 1
     decoded.keep([streams.refused(number, stream, refusal)])
+
+
+def level_end(stream: Stream, time_ns: int, window: tuple[int, int]) -> Point | None:
+    """What it means that a stream has ended; None where that says nothing: of amounts, or at a time that nobody can
+    believe, from which on a level is stale some time."""
+    if stream.temporality is not Temporality.LEVEL or validation.check_times(0, time_ns, *window) is not None:
+        return None
+    return Point(stream, 0, time_ns, Decimal(0), ENDED)
 
 
 def _keep_aside(tenant: str, metric: Metric, payload: bytes, decoded: Decoded) -> None:

@@ -5,6 +5,8 @@ Where that is billed as something else (the file names another account by now, o
 ends at that time: its stream is said to stand at 0 from there on. Nothing that is written changes, so a level that
 comes late is put between two others: the one before it ends at its time, and it ends at the time of the one after it.
 
+A source that says that it has ended stands at nothing from that time on; a level of that very time counts instead.
+
 A level that comes late, into time that is billed already, is billed as that time was, as a total is: by the one before
 it, or the one after it where it is the first. Unless a person has said whose it is.
 """
@@ -37,6 +39,8 @@ class Told(NamedTuple):
     """By which what was measured is the value."""
     stream: Stream
     """What it is billed as."""
+    ended: bool = False
+    """True where it said that it has ended: of what was billed until then."""
 
 
 class End(NamedTuple):
@@ -52,6 +56,8 @@ class Succession:
 
     told: dict[int, Told] = field(default_factory=dict)
     """New levels, by position."""
+    ended: list[Told] = field(default_factory=list)
+    """Where it said that it has ended, as is not known yet."""
     ends: list[End] = field(default_factory=list)
     there: dict[int, Decimal] = field(default_factory=dict)
     """What the source stood at at the time of each that is not new, by position and in its own factor."""
@@ -63,6 +69,11 @@ def succeed(timeline: list[Told], incoming: Iterable[tuple[int, Point]]) -> Succ
     found = Succession()
     for position, point in sorted(incoming, key=lambda one: one[1].time_ns):
         place = bisect_left(timeline, point.time_ns, key=lambda known: known.time_ns)
+        if point.is_end:
+            _end(timeline, place, point, found)
+            continue
+        if place < len(timeline) and timeline[place].time_ns == point.time_ns and timeline[place].ended:
+            del timeline[place]
         before = timeline[place - 1] if place else None
         after = timeline[place] if place < len(timeline) else None
         source = source_of(point)
@@ -76,6 +87,19 @@ def succeed(timeline: list[Told], incoming: Iterable[tuple[int, Point]]) -> Succ
         found.told[position] = told
         found.ends += _ends([one for one in (before, told, after) if one is not None])
     return found
+
+
+def _end(timeline: list[Told], place: int, point: Point, found: Succession) -> None:
+    """A source has ended: so does whatever the level before is billed as."""
+    before = timeline[place - 1] if place else None
+    after = timeline[place] if place < len(timeline) else None
+    if after is not None and after.time_ns == point.time_ns:
+        return
+    like = before or after
+    factor, stream = (source_of(point).factor, point.stream) if like is None else (like.factor, like.stream)
+    ended = Told(point.time_ns, Decimal(0), factor, stream, ended=True)
+    timeline.insert(place, ended)
+    found.ended.append(ended)
 
 
 def source_of(level: Point) -> Source:
@@ -99,7 +123,7 @@ def _ends(told: Sequence[Told]) -> Iterable[End]:
     for one, following in pairwise(told):
         held = following.time_ns - one.time_ns
         # One that no plan lets hold for so long ends by itself: no row in a time that its account has no part in.
-        if _billed_as(one) != _billed_as(following) and held < LONGEST_HELD:
+        if not one.ended and _billed_as(one) != _billed_as(following) and held < LONGEST_HELD:
             yield End(following.time_ns, one.stream)
 
 

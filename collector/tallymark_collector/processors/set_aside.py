@@ -12,6 +12,9 @@ from tallymark_collector.model import Quarantined
 MAX_BYTES: Final = 128 * 2**20
 """Payloads of one request's items: each item has a copy of its resource, scope and metric or span."""
 
+MAX_ITEMS: Final = 20_000
+"""Items of one request: they are rows with indexes, and while they are written, a few seconds, others wait."""
+
 
 @dataclass(slots=True)
 class SetAside:
@@ -24,9 +27,14 @@ class SetAside:
     """What the items' payloads take."""
 
     def keep(self, items: Iterable[Quarantined]) -> None:
-        """Adds items. Raises TooLarge where their payloads come to more than `MAX_BYTES`: nothing of the request is
-        kept then."""
+        """Adds items. Raises TooLarge where there are more than `MAX_ITEMS`, or their payloads come to more than
+        `MAX_BYTES`: nothing of the request is kept then."""
         for item in items:
+            if len(self.quarantined) == MAX_ITEMS:
+                raise TooLarge(
+                    f"more than {MAX_ITEMS:,} points or spans of this request cannot be billed, each of which would be"
+                    f" kept: send fewer at once. The last is of meter {item.meter[:64]!r}: {item.refusal.detail}"
+                )
             self.aside_bytes += len(item.payload)
             if self.aside_bytes > MAX_BYTES:
                 raise TooLarge(

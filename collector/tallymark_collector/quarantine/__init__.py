@@ -6,7 +6,8 @@ account, or discarded with a reason.
     mending         what a person decides about an item, as a change of its payload; who it was before
     metered         what a file of meters made usage, read again with such a file
     items           the queue and the trail of what was done: read
-    settling        one item in one transaction: its points and the note of who did it, or neither
+    rereading       what an item comes to as usage when it is read again
+    settling        some items in one transaction: their points and the notes of who did it, or nothing
     contradictions  what is stored that an item contradicts, and which billing period it would change
 
 A release goes the way of every request: decoded, validated, written by `store.writer`. What was sent keeps its identity

@@ -16,7 +16,7 @@ from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine.items import Item
 from tallymark_collector.quarantine.metered import decode
 from tallymark_collector.quarantine.reading import time_text
-from tallymark_collector.quarantine.settling import FAR
+from tallymark_collector.quarantine.rereading import FAR
 from tallymark_collector.store import levels, rows
 from tallymark_collector.store.database import Connection
 

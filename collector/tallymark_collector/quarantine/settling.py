@@ -1,7 +1,9 @@
-"""One item, one transaction: its points and the note of who did what, or neither.
+"""Some items, one transaction: their points and the notes of who did what, or nothing.
 
-A lock on the item has two people take turns; the second is told what the first did. So a command that was killed may be
-run again: what is done is done, with its points, and what is not is open.
+A lock on each item has two people take turns; the second is told what the first did. So a command that was killed may
+be run again: what is done is done, with its points, and what is not is open. Items that are settled together come to
+what they would have come to one after the other; where something stands in the way of that nothing of it is kept, and
+they are settled by halves, down to single ones.
 
 What stands between a release and counting twice:
 
@@ -13,50 +15,34 @@ What stands between a release and counting twice:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from decimal import Decimal
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
 
-from tallymark_collector.errors import MalformedRequest, UserError
 from tallymark_collector.metering import Rules
-from tallymark_collector.model import (
-    Batch,
-    Point,
-    Reason,
-    Refusal,
-    Temporality,
-    WriteResult,
-    cause,
-    fingerprint,
-    without_nul,
-)
-from tallymark_collector.processors.decoding import decode_metrics
+from tallymark_collector.model import Batch, Point, Refusal, Temporality, WriteResult, without_nul
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.sent import Came
-from tallymark_collector.processors.spans import decode_spans
-from tallymark_collector.processors.streams import StreamCache
-from tallymark_collector.processors.validation import TimeLimits, account_name
-from tallymark_collector.quarantine import items, reading
+from tallymark_collector.quarantine import items
 from tallymark_collector.quarantine.items import Action, Item
-from tallymark_collector.quarantine.mending import Decision, Mended, mend, named_account, origin
-from tallymark_collector.quarantine.metered import read_metered
-from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
+from tallymark_collector.quarantine.mending import Decision
+from tallymark_collector.quarantine.rereading import NotSettled as NotSettled
+from tallymark_collector.quarantine.rereading import Reread, check, kind_of, reread
+from tallymark_collector.quarantine.rules import Kind
 from tallymark_collector.store import Store, levels, locks, source_streams, sources, writer
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.dictionaries import Dictionaries
 
-FAR: Final = timedelta(days=365 * 1000)
-"""Past every time that OTLP can write."""
-
-
-class NotSettled(UserError):  # noqa: N818 - nothing went wrong: it was not done
-    """The item stays as it was; the text says why and what to do."""
+GROUP: Final = 100
+"""Items that are settled together."""
+GROUP_BYTES: Final = 4 * 1024 * 1024
+"""The same in bytes of their payloads; one that is larger is settled by itself."""
 
 
 class Settled(NamedTuple):
@@ -76,14 +62,9 @@ class Person:
     because: str = ""
 
 
-class _Read(NamedTuple):
-    """What an item's payload comes to."""
-
-    batch: Batch
-    origin: Came | None
-    point: Point | None
-    billed_to: str | None
-    changed: dict[str, tuple[str | None, str | None]]
+Outcome: TypeAlias = Settled | NotSettled
+Deciding: TypeAlias = Callable[[Connection, Sequence[Item]], Awaitable[list[Outcome]]]
+"""What is done with items in one transaction; an outcome for each. Raises NotSettled: nothing of it may be kept."""
 
 
 class _Note(NamedTuple):
@@ -91,8 +72,7 @@ class _Note(NamedTuple):
 
     action: str
     because: str
-    changed: dict[str, tuple[str | None, str | None]] | None = None
-    read: _Read | None = None
+    read: Reread | None = None
     result: WriteResult | None = None
 
 
@@ -129,128 +109,194 @@ async def release(
 ) -> Settled:
     """Bills an item, as a person decided; `attributed` where that names an account. `rules` is the file of meters that
     what such a file made usage is read with. Raises NotSettled, and then nothing was changed, or StoreUnavailable."""
-    found = rule(item.reason, metered=item.metered)
-    kind = reading.read(item.signal, item.payload, metered=item.metered).kind
-    _check(item, found, kind, decision)
-    # Of what lacks an account, too, the clock may have been set back.
-    decision = replace(decision, start_is_end=kind in (Kind.DELTA, Kind.LEVEL, Kind.SPAN, Kind.USAGE_SPAN))
-
-    async def work(connection: Connection) -> Settled:
-        last = await _taken(connection, item)
-        if last is not None and last.action != "reopened":
-            return Settled(item, last, done_now=False)
-        try:
-            if item.metered:
-                read = await _read_metered(connection, item, decision, rules, now_ns, redaction)
-            else:
-                read = await _read(connection, item, decision, now_ns, redaction)
-        except MalformedRequest as error:
-            raise NotSettled(f"{item.id}: its payload cannot be read: {error}") from None
-        try:
-            [result] = await writer.write(connection, [writer.encode(read.batch)], Dictionaries())
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
-            raise NotSettled(f"{item.id}: the database cannot hold it: {str(error).splitlines()[0]}") from None
-        if result.conflicts:
-            raise NotSettled(_contradiction(item, kind, result.conflicts[0].refusal))
-        action = "attributed" if decision.account is not None else "released"
-        return await _noted(connection, item, person, _Note(action, person.because, read.changed, read, result))
-
-    return await store.settle(work)
+    return await _alone(store, item, releasing(decision, person, now_ns, rules, redaction))
 
 
 async def discard(store: Store, item: Item, person: Person) -> Settled:
     """Closes an item without billing it; its payload is kept. Raises NotSettled, StoreUnavailable."""
-    if not person.because.strip():
-        raise NotSettled("say why it is not to be billed: --because TEXT")
-
-    async def work(connection: Connection) -> Settled:
-        last = await _taken(connection, item)
-        if last is not None and last.action != "reopened":
-            return Settled(item, last, done_now=False)
-        return await _noted(connection, item, person, _Note("discarded", person.because))
-
-    return await store.settle(work)
+    return await _alone(store, item, discarding(person))
 
 
 async def reopen(store: Store, item: Item, person: Person) -> Settled:
     """Undoes a discard; an item that is open already stays so. Raises NotSettled for what was billed: that would
     bill it again. Raises StoreUnavailable."""
+    return await _alone(store, item, reopening(person))
 
-    async def work(connection: Connection) -> Settled:
-        last = await _taken(connection, item)
+
+async def _alone(store: Store, item: Item, deciding: Deciding) -> Settled:
+    [outcome] = await store.settle(lambda connection: deciding(connection, [item]))
+    if isinstance(outcome, NotSettled):
+        raise outcome
+    return outcome
+
+
+async def together(store: Store, found: Sequence[Item], deciding: Deciding) -> AsyncIterator[tuple[Item, Outcome]]:
+    """What became of each item, in their order; in groups, each of which is one transaction. Raises StoreUnavailable:
+    what was not told of is as it was."""
+    left = [*_groups(found)][::-1]
+    while left:
+        some = left.pop()
+        try:
+            outcomes = await store.settle(partial(_swapped, deciding, some))
+        except NotSettled as error:
+            if len(some) > 1:
+                middle = len(some) // 2
+                left += [some[middle:], some[:middle]]
+                continue
+            outcomes = [error]
+        for item, outcome in zip(some, outcomes, strict=True):
+            yield item, outcome
+
+
+async def _swapped(deciding: Deciding, some: Sequence[Item], connection: Connection) -> list[Outcome]:
+    return await deciding(connection, some)
+
+
+def _groups(found: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    first = size = 0
+    for place, item in enumerate(found):
+        if place > first and (place - first == GROUP or size + len(item.payload) > GROUP_BYTES):
+            yield found[first:place]
+            first, size = place, 0
+        size += len(item.payload)
+    if found:
+        yield found[first:]
+
+
+def releasing(
+    decision: Decision,
+    person: Person,
+    now_ns: int,
+    rules: Rules | None = None,
+    redaction: Redaction = STANDARD,
+) -> Deciding:
+    """To bill items, as `release`."""
+    action = "attributed" if decision.account is not None else "released"
+
+    async def work(connection: Connection, some: Sequence[Item]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        fit: list[int] = []
+        for place, item in enumerate(some):
+            try:
+                check(item, decision)
+            except NotSettled as error:
+                outcomes[place] = error
+            else:
+                fit.append(place)
+        done = await _taken(connection, [some[place] for place in fit])
+        reads: dict[int, Reread] = {}
+        for place, last in zip(fit, done, strict=True):
+            if last is not None and last.action != "reopened":
+                outcomes[place] = Settled(some[place], last, done_now=False)
+                continue
+            try:
+                reads[place] = reread(some[place], decision, rules, now_ns, redaction)
+            except NotSettled as error:
+                outcomes[place] = error
+        origins = [read.origin.stream for read in reads.values() if read.origin is not None]
+        await locks.all_taken(connection, [f"{locks.QUARANTINE}.{stream}" for stream in origins])
+        _check_each_other(reads.values())
+        for place, read in list(reads.items()):
+            try:
+                reads[place] = await _checked(connection, some[place], read)
+            except NotSettled as error:
+                del reads[place]
+                outcomes[place] = error
+        results = await _written(connection, [(some[place], read) for place, read in reads.items()])
+        for (place, read), result in zip(reads.items(), results, strict=True):
+            note = _Note(action, person.because, read, result)
+            outcomes[place] = await _noted(connection, some[place], person, note)
+        return [outcomes[place] for place in range(len(some))]
+
+    return work
+
+
+def discarding(person: Person) -> Deciding:
+    """To close items, as `discard`."""
+
+    async def work(connection: Connection, some: Sequence[Item]) -> list[Outcome]:
+        if not person.because.strip():
+            raise NotSettled("say why it is not to be billed: --because TEXT")
+        outcomes: list[Outcome] = []
+        for item, last in zip(some, await _taken(connection, some), strict=True):
+            if last is not None and last.action != "reopened":
+                outcomes.append(Settled(item, last, done_now=False))
+            else:
+                outcomes.append(await _noted(connection, item, person, _Note("discarded", person.because)))
+        return outcomes
+
+    return work
+
+
+def reopening(person: Person) -> Deciding:
+    """To open items again, as `reopen`."""
+
+    async def work(connection: Connection, some: Sequence[Item]) -> list[Outcome]:
+        done = await _taken(connection, some)
         # Whoever drops points of its time sees it open, or has dropped them by now.
         await locks.shared(connection, locks.KEPT)
-        if last is None:
-            raise NotSettled(f"{item.id} is open: nothing was done with it yet")
-        if last.action == "reopened":
-            return Settled(item, last, done_now=False)
-        if last.action != "discarded":
-            raise NotSettled(f"{item.id} cannot be opened again, it is billed: {last.sentence()}")
-        return await _noted(connection, item, person, _Note("reopened", person.because))
+        outcomes: list[Outcome] = []
+        for item, last in zip(some, done, strict=True):
+            if last is None:
+                outcomes.append(NotSettled(f"{item.id} is open: nothing was done with it yet"))
+            elif last.action == "reopened":
+                outcomes.append(Settled(item, last, done_now=False))
+            elif last.action != "discarded":
+                outcomes.append(NotSettled(f"{item.id} cannot be opened again, it is billed: {last.sentence()}"))
+            else:
+                outcomes.append(await _noted(connection, item, person, _Note("reopened", person.because)))
+        return outcomes
 
-    return await store.settle(work)
-
-
-def _check(item: Item, found: Rule, kind: Kind, decision: Decision) -> None:
-    """Raises NotSettled where what was decided makes no sense for the item."""
-    if (why := found.refusal(kind)) is not None:
-        raise NotSettled(
-            f"{item.id} ({item.reason}) cannot be released: {why}; `tallymark quarantine discard` closes it"
-        )
-    given = decision.options()
-    content = {Option.ACCOUNT, Option.METER, Option.UNIT, Option.DROP, Option.ADDITIONAL}
-    if unfit := sorted(o.value for o in given if not found.allows(o) or (kind is Kind.CONTROL and o in content)):
-        raise NotSettled(f"{item.id} ({item.reason}): {', '.join(unfit)} changes nothing about why it is here")
-    if found.needs and not found.needs & given:
-        named = " or ".join(sorted(option.value for option in found.needs))
-        how = f"`tallymark quarantine attribute {item.id[: items.ID_SHOWN]} --account ACCOUNT`"
-        hint = f" ({how})" if Option.ACCOUNT in found.needs else ""
-        raise NotSettled(f"{item.id} ({item.reason}) needs a decision: {named}{hint}; release {found.release}")
-    if decision.account is not None and account_name(decision.account) is None:
-        raise NotSettled(f"{decision.account!r} is no account's name: 1 to 256 characters, none NUL")
-    if decision.additional and kind is not Kind.DELTA:
-        raise NotSettled(f"{item.id} is a {kind.value}: only an increase can be additional usage")
+    return work
 
 
-def _check_nameless(item: Item, decision: Decision) -> None:
-    """Raises NotSettled where usage of one account would become another's, MalformedRequest."""
-    if decision.account is None or item.signal != "metrics":
-        return  # of a span, only the parts that name no account are given one
-    named = item.account or named_account(item.payload)
-    if named is not None:
-        raise NotSettled(f"{item.id} names account {named!r} itself: its usage cannot become another's")
+async def _taken(connection: Connection, some: Sequence[Item]) -> list[Action | None]:
+    """Each item's last action, once nobody else is at work with any of them."""
+    await locks.all_taken(connection, [f"{locks.QUARANTINE}.{item.id}" for item in some])
+    return [await items.last_action(connection, item) for item in some]
 
 
-async def _taken(connection: Connection, item: Item) -> Action | None:
-    """The item's last action, once nobody else is at work with it."""
-    await locks.taken(connection, f"{locks.QUARANTINE}.{item.id}")
-    return await items.last_action(connection, item)
+def _check_each_other(reads: Iterable[Reread]) -> None:
+    """Raises NotSettled where what becomes of one item depends on another one of them: what the trail, or what is
+    stored, would say of it once the other is done."""
+    billed: dict[UUID, tuple[UUID, str]] = {}
+    for read in reads:
+        if read.origin is None or read.found is None:
+            continue
+        stream = read.found.stream
+        whose = stream.series.id, stream.series.account
+        for named in (read.origin.stream, *(() if stream.source is None else (stream.source.id,))):
+            if billed.setdefault(named, whose) != whose:
+                raise NotSettled("the same usage is billed as several things: each is a decision of its own")
 
 
-def _limits(decision: Decision) -> TimeLimits:
-    # However long ago: whether it can be told from a replay, the database knows (`usage_kept`).
-    return TimeLimits(ahead=FAR if decision.force else TimeLimits().ahead, retention=FAR)
+async def _checked(connection: Connection, item: Item, read: Reread) -> Reread:
+    """What of it may be stored. Raises NotSettled."""
+    if read.origin is not None and read.found is not None:
+        await _check_elsewhere(connection, item, read.origin, read.found)
+        if item.metered and read.found.stream.source is not None and not read.apart:
+            await _check_billed(connection, item, read.found)
+    if read.batch.evidence and await _dropped(connection, item):
+        if read.point is None:
+            raise NotSettled(f"{item.id}: spans of its time have been dropped, so it would be dropped too: discard it")
+        return replace(read, batch=Batch(points=[read.point]))
+    return read
 
 
-async def _read_metered(
-    connection: Connection,
-    item: Item,
-    decision: Decision,
-    rules: Rules | None,
-    now_ns: int,
-    redaction: Redaction,
-) -> _Read:
-    found = read_metered(item, decision, rules, _limits(decision), now_ns, redaction)
-    if isinstance(found, str):
-        raise NotSettled(f"{item.id}: {found}")
-    await locks.taken(connection, f"{locks.QUARANTINE}.{found.origin.stream}")
-    await _check_elsewhere(connection, item, found.origin, found.point)
-    if found.point.stream.source is not None and not found.apart:
-        await _check_billed(connection, item, found.point)
-    point = _own(found.point, found.origin, additional=decision.additional) if found.apart else found.point
-    evidence = [] if await _dropped(connection, item) else found.evidence
-    batch = Batch(points=[point], evidence=evidence)
-    return _Read(batch, found.origin, point, point.stream.series.account, found.changed)
+async def _written(connection: Connection, some: Sequence[tuple[Item, Reread]]) -> list[WriteResult]:
+    """Raises NotSettled where any of it is not stored."""
+    if not some:
+        return []
+    item, _ = some[0]
+    try:
+        encoded = [writer.encode(read.batch) for _, read in some]
+        results = await writer.write(connection, encoded, Dictionaries())
+    except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
+        raise NotSettled(f"{item.id}: the database cannot hold it: {str(error).splitlines()[0]}") from None
+    for (refused, _), result in zip(some, results, strict=True):
+        if result.conflicts:
+            raise NotSettled(_contradiction(refused, kind_of(refused), result.conflicts[0].refusal))
+    return results
 
 
 async def _check_billed(connection: Connection, item: Item, point: Point) -> None:
@@ -266,50 +312,6 @@ async def _check_billed(connection: Connection, item: Item, point: Point) -> Non
     if there is not None and there != point.stream.series.account:
         twice = "with this one it would be billed twice. Discard it"
         raise NotSettled(f"{item.id}: {how} and was billed to account {there!r}: {twice}")
-
-
-async def _read(connection: Connection, item: Item, decision: Decision, now_ns: int, redaction: Redaction) -> _Read:
-    _check_nameless(item, decision)
-    mended = mend(item.signal, item.payload, decision)
-    limits = _limits(decision)
-    if item.signal == "traces":
-        return await _read_spans(connection, item, mended, limits, now_ns, redaction)
-    cache = StreamCache(redaction=redaction, kept=True)
-    decoded = decode_metrics(item.tenant, mended.payload, cache, limits, now_ns)
-    if decoded.quarantined:
-        raise NotSettled(_still(item, decoded.quarantined[0].refusal))
-    batch = Batch(controls=decoded.controls, closings=decoded.closings, counts=decoded.counts)
-    if not decoded.points:
-        if not batch:
-            raise NotSettled(f"{item.id}: there is nothing in it that this version takes for usage")
-        return _Read(batch, None, None, None, mended.changed)
-    if len(decoded.points) > 1:
-        raise NotSettled(f"{item.id}: there are {len(decoded.points)} points in it, and each is a decision of its own")
-    [point] = decoded.points
-    came_as = origin(item.tenant, item.payload)
-    series = point.stream.series
-    await locks.taken(connection, f"{locks.QUARANTINE}.{came_as.stream}")
-    await _check_elsewhere(connection, item, came_as, point)
-    if mended.changed or decision.additional:
-        point = _own(point, came_as, additional=decision.additional)
-    return _Read(Batch(points=[point]), came_as, point, series.account, mended.changed)
-
-
-async def _read_spans(
-    connection: Connection, item: Item, mended: Mended, limits: TimeLimits, now_ns: int, redaction: Redaction
-) -> _Read:
-    decoded = decode_spans(item.tenant, mended.payload, limits, now_ns, redaction=redaction, kept=True)
-    # What else is wrong with the span is an item of its own.
-    for kept in decoded.quarantined:
-        if kept.refusal.reason.value == item.reason or not decoded.evidence:
-            raise NotSettled(_still(item, kept.refusal))
-    if not decoded.evidence:
-        raise NotSettled(f"{item.id}: there is nothing in it that this version takes for evidence")
-    if await _dropped(connection, item):
-        raise NotSettled(f"{item.id}: spans of its time have been dropped, so it would be dropped too: discard it")
-    accounts = {found.account for found in decoded.evidence}
-    account = accounts.pop() if len(accounts) == 1 else None
-    return _Read(Batch(evidence=decoded.evidence), None, None, account, mended.changed)
 
 
 async def _dropped(connection: Connection, item: Item) -> bool:
@@ -338,30 +340,6 @@ async def _check_elsewhere(connection: Connection, item: Item, came_as: Came, po
     )
 
 
-def _own(point: Point, came_as: Came, *, additional: bool) -> Point:
-    """The point in a stream of its own, by what was sent and what it is billed as. Beside the stream that it came in,
-    it is neither a duplicate nor an overlap."""
-    stream = point.stream
-    told_apart = (str(came_as.point), f"{point.value}") if additional else ()
-    own = fingerprint("settled", came_as.stream.hex, stream.series.id.hex, *told_apart)
-    if stream.temporality is not Temporality.DELTA:
-        # What one origin stands at is one account's at a time, here too.
-        whose = own if stream.temporality is Temporality.CUMULATIVE else fingerprint("settled", came_as.stream.hex)
-        source = None if stream.source is None else stream.source._replace(id=whose, earlier=None)
-        return point._replace(stream=replace(stream, id=own, source=source))
-    # Two that start after they end may end at one time: their own start tells them apart.
-    return point._replace(stream=replace(stream, id=own, source=None), cause=_part(came_as.point))
-
-
-def _part(point: UUID) -> int:
-    return cause(point.int >> 64, point.int & (2**64 - 1), "settled")
-
-
-def _still(item: Item, refusal: Refusal) -> str:
-    hint = " (or --force)" if refusal.reason is Reason.TIME_AHEAD else ""
-    return f"{item.id} stays in quarantine: {refusal.reason.value}: {refusal.detail}{hint}"
-
-
 def _contradiction(item: Item, kind: Kind, refusal: Refusal) -> str:
     what = f"{item.id} stays in quarantine: {refusal.detail}"
     if kind is Kind.DELTA:
@@ -370,9 +348,9 @@ def _contradiction(item: Item, kind: Kind, refusal: Refusal) -> str:
 
 
 async def _noted(connection: Connection, item: Item, person: Person, note: _Note) -> Settled:
-    read = note.read or _Read(Batch(), None, None, None, {})
+    read = note.read or Reread(Batch(), {})
     result = note.result or WriteResult()
-    changed = {without_nul(name): [_text(v) for v in pair] for name, pair in (note.changed or {}).items()}
+    changed = {without_nul(name): [_text(v) for v in pair] for name, pair in read.changed.items()}
     arguments = {
         "account": item.account,
         "digest": item.digest,
@@ -396,7 +374,7 @@ async def _noted(connection: Connection, item: Item, person: Person, note: _Note
     return Settled(item, action, done_now=True)
 
 
-def _quantity(read: _Read) -> Decimal | None:
+def _quantity(read: Reread) -> Decimal | None:
     if read.point is not None:
         return read.point.value
     quantities: Sequence[Decimal] = [found.quantity for found in read.batch.evidence]

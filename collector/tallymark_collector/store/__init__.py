@@ -287,11 +287,11 @@ class Store:
     async def settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """The result of `work` in one transaction; tried again where the server rolled it back, so it must read what it
         decides by. Returns after the commit. Raises StoreUnavailable: nothing was kept, unless the answer to the commit
-        was lost."""
+        was lost. It has the time of a write, waiting for others included: what it adds is dated by its beginning."""
         return await _tried_again(lambda: self._settle(work))
 
     async def _settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        async with self.transaction() as connection:
+        async with self._database.prompt() as connection, connection.transaction():
             return await work(connection)
 
 

@@ -47,30 +47,38 @@ SELECT n.position - 1, l.value
 FROM {_KEYS}
 JOIN usage_level l USING (account, time, stream, part)"""  # noqa: S608 - a constant of ours
 
+_ENDED: Final = -1001
+"""`part` of a row that says that its stream, or source, has ended, less the time's nanoseconds: see the migration
+`level_ends`."""
+
 _TOLD: Final = (
-    "(extract(epoch FROM time) * 1000000)::bigint * 1000 + part AS time_ns, value, factor, account, stream, series"
+    f"(extract(epoch FROM time) * 1000000)::bigint * 1000 + CASE WHEN part < 0 THEN {_ENDED} - part ELSE part END"
+    f" AS time_ns, value, factor, account, stream, series, part <= {_ENDED} AS ended"
 )
 
-# Of each source: the levels between the neighbours of the incoming ones, the neighbours included.
+# Of each source: the levels between the neighbours of the incoming ones, the neighbours included. A row that says that
+# it has ended has its part below all others of its time, and a level of that very time is the neighbour.
 _KNOWN_SQL: Final = f"""
 SELECT k.place - 1, l.*
 FROM unnest(%s::uuid[], %s::timestamptz[], %s::smallint[], %s::timestamptz[], %s::smallint[])
      WITH ORDINALITY AS k (source, first, first_part, last, last_part, place)
 CROSS JOIN LATERAL (
     (SELECT {_TOLD} FROM usage_level
-     WHERE source = k.source AND (time, part) < (k.first, k.first_part)
+     WHERE source = k.source AND (time, part) < (k.first, k.first_part) AND (part >= 0 OR time < k.first)
      ORDER BY time DESC, part DESC LIMIT 1)
     UNION ALL
     SELECT {_TOLD} FROM usage_level
-    WHERE source = k.source AND (time, part) >= (k.first, k.first_part) AND (time, part) <= (k.last, k.last_part)
+    WHERE source = k.source AND time >= k.first AND (time, part) <= (k.last, k.last_part)
+      AND (part < 0 OR (time, part) >= (k.first, k.first_part))
     UNION ALL
     (SELECT {_TOLD} FROM usage_level
      WHERE source = k.source AND (time, part) > (k.last, k.last_part)
-     ORDER BY time, part LIMIT 1)
+     ORDER BY time, part < 0, part LIMIT 1)
 ) l
-ORDER BY k.place, l.time_ns"""  # noqa: S608 - a constant of ours
+ORDER BY k.place, l.time_ns, l.ended DESC"""  # noqa: S608 - a constant of ours
 
-_BILLED_SQL: Final = "SELECT account FROM usage_level WHERE source = %s AND time = %s::timestamptz LIMIT 1"
+_BILLED_SQL: Final = """
+SELECT account FROM usage_level WHERE source = %s AND time = %s::timestamptz AND part >= 0 LIMIT 1"""
 
 _Row = tuple[str, str, UUID, int, UUID, str, Decimal, UUID | None, Decimal | None]
 
@@ -104,7 +112,9 @@ async def insert(connection: Connection, batches: Sequence[Sequence[Point]]) -> 
     there: dict[int, Decimal] = {}
     writing = _Writing()
     for position, level in enumerate(levels):
-        if level.stream.source is None:
+        if level.stream.source is None and level.is_end:
+            writing.add(_ended(Told(level.time_ns, level.value, Decimal(1), level.stream, ended=True)))
+        elif level.stream.source is None:
             writing.add(_row(level.stream, level.time_ns, level.value), position)
     await _succeed(connection, batches, writing, there)
     keys = [row[:4] for row in writing.rows]
@@ -146,6 +156,8 @@ async def _succeed(
             there |= found.there
             for position, told in found.told.items():
                 writing.add(_row(told.stream, told.time_ns, told.value, source, told.factor), position)
+            for ended in found.ended:
+                writing.add(_ended(ended, source))
             for end in found.ends:
                 writing.add(_end(end.stream, end.time_ns))
 
@@ -162,7 +174,7 @@ async def _known(connection: Connection, by_source: Mapping[UUID, Sequence[Point
     for times in (first, last):
         arguments += [[rows.timestamp(time_ns) for time_ns in times], [time_ns % 1000 for time_ns in times]]
     streams: dict[tuple[str, UUID, UUID], Stream] = {}
-    for place, time_ns, value, factor, account, stream, series in await (
+    for place, time_ns, value, factor, account, stream, series, ended in await (
         await connection.execute(_KNOWN_SQL, arguments)
     ).fetchall():
         billed_as = streams.get((account, stream, series))
@@ -170,7 +182,10 @@ async def _known(connection: Connection, by_source: Mapping[UUID, Sequence[Point
             like = by_source[keys[place]][0].stream
             billed_as = replace(like, id=stream, series=like.series.stored(account, series))
             streams[account, stream, series] = billed_as
-        found[keys[place]].append(Told(time_ns, value, factor, billed_as))
+        timeline = found[keys[place]]
+        if timeline and timeline[-1].ended and timeline[-1].time_ns == time_ns:
+            del timeline[-1]  # a level of that very time counts instead
+        timeline.append(Told(time_ns, value, factor, billed_as, ended))
     return found
 
 
@@ -195,6 +210,13 @@ def _end(stream: Stream, time_ns: int) -> _Row:
     """The row that ends a level: see the migration `level_sources`."""
     account, time, identity, nanoseconds, *rest = _row(stream, time_ns, Decimal(0))
     return (account, time, identity, -1 - nanoseconds, *rest)  # type: ignore[return-value]
+
+
+def _ended(told: Told, source: UUID | None = None) -> _Row:
+    """The row of a stream that has ended: see the migration `level_ends`."""
+    factor = None if source is None else told.factor
+    account, time, identity, nanoseconds, *rest = _row(told.stream, told.time_ns, told.value, source, factor)
+    return (account, time, identity, _ENDED - nanoseconds, *rest)  # type: ignore[return-value]
 
 
 async def billed_to(connection: Connection, level: Point) -> str | None:

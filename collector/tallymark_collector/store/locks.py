@@ -13,8 +13,8 @@ REFRESHING: Final = "tallymark.refreshing"
 hours or days in a table. So a mark is never deleted by one of them while another counts on it."""
 
 KEPT: Final = "tallymark.usage_kept"
-"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it, and `writer` for what it sets aside), alone by
-whoever drops points or levels."""
+"""Shared by every writer (the trigger of sql/0006_upkeep.sql takes it, and `quarantined` for what is set aside), alone
+by whoever drops points or levels."""
 
 SOURCES: Final = "tallymark.sources"
 """Shared by whoever writes increases that a file of meters takes, alone by whoever gives one of their sources a further
@@ -35,6 +35,14 @@ SELECT pg_advisory_xact_lock(key) FROM (
     ORDER BY key
 ) keys"""
 
+_ALL_SQL: Final = """
+SELECT pg_advisory_xact_lock(key) FROM (
+    SELECT DISTINCT hashtextextended(name, 0) AS key FROM unnest(%s::text[]) AS k (name) ORDER BY key
+) keys"""
+
+TAKEN_SQL: Final = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+"""The transaction has the lock of that name alone until its end; waits for it."""
+
 
 async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequence[object]]) -> None:
     """The transaction has these buckets alone until its end, against others of the same `space`; waits for them.
@@ -44,7 +52,13 @@ async def lock_keys(connection: Connection, space: str, columns: Sequence[Sequen
 
 async def taken(connection: Connection, name: str) -> None:
     """The transaction has the lock alone until its end; waits for it."""
-    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+    await connection.execute(TAKEN_SQL, [name])
+
+
+async def all_taken(connection: Connection, names: Sequence[str]) -> None:
+    """The same of several, in one order, so that two who want some of the same never wait for each other."""
+    if names:
+        await connection.execute(_ALL_SQL, [list(names)])
 
 
 async def shared(connection: Connection, name: str) -> None:

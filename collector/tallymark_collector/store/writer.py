@@ -8,7 +8,6 @@ to what they would have come to one after the other, and each has its own result
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,6 @@ from tallymark_collector.model import (
     Stream,
     Temporality,
     WriteResult,
-    without_nul,
 )
 from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.processors.set_aside import SetAside
@@ -39,20 +37,14 @@ from tallymark_collector.store import (
     dictionaries,
     evidence,
     levels,
-    locks,
     points,
+    quarantined,
     rows,
     samples,
     source_streams,
 )
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.latest import Guess, Latest
-
-_QUARANTINE_SQL: Final = """
-INSERT INTO usage_quarantine (account, digest, tenant, meter, reason, detail, signal, time, payload, metered)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT DO NOTHING"""
-_QuarantineRow: TypeAlias = "tuple[str, bytes, str, str, str, str, str, str | None, bytes, bool]"
 
 
 class _Doubt(enum.Enum):
@@ -71,8 +63,6 @@ COPY, even twice."""
 
 PIECE: Final = 4096
 """Points whose rows are made between two rests."""
-ASIDE_PIECE: Final = 512
-"""The same of what goes to quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +221,7 @@ async def _write(
             (*encoded.batch.quarantined, *tally.aside.quarantined)
             for encoded, tally in zip(group, tallies, strict=True)
         )
-        await _quarantine(connection, chain.from_iterable(aside))
+        await quarantined.insert(connection, chain.from_iterable(aside))
         if beside is not None:
             await beside(connection)
         return _Written(tallies, guess, taken)
@@ -304,8 +294,8 @@ def _count(tally: _Tally, point: Point, there: Decimal, account: str) -> None:
 async def _write_levels(connection: Connection, group: Sequence[Encoded], tallies: Sequence[_Tally]) -> None:
     found = [level for encoded in group for level in encoded.levels]
     owners = [tally for encoded, tally in zip(group, tallies, strict=True) for _ in encoded.levels]
-    for tally in owners:
-        tally.inserted += 1
+    for tally, level in zip(owners, found, strict=True):
+        tally.inserted += not level.is_end
     for position, there in (await levels.insert(connection, [encoded.levels for encoded in group])).items():
         tally = owners[position]
         tally.inserted -= 1
@@ -344,10 +334,11 @@ def halved(batch: Batch, error: psycopg.Error) -> list[Batch]:
             Batch(found[middle:], spans[middle:]),
         ]
     refusal = Refusal(Reason.NOT_STORABLE, f"the database cannot hold it: {str(error).splitlines()[0]}")
-    refused = [samples.conflict(point, refusal) for point in found]
-    refused += [evidence.refused(item, refusal) for item in spans]
-    if not refused:
+    if not found and not spans:
         raise error
+    # That a level ends in a time that is gone says nothing.
+    refused = [samples.conflict(point, refusal) for point in found if not point.is_end]
+    refused += [evidence.refused(item, refusal) for item in spans]
     return [Batch(quarantined=[*batch.quarantined, *refused])]
 
 
@@ -355,42 +346,3 @@ def _conflict(point: Point, there: Decimal, account: str) -> Quarantined:
     to = f" and billed to account {account!r}" if account != point.stream.series.account else ""
     detail = f"{there} was stored before for the same stream and interval{to}, {point.value} came now"
     return samples.conflict(point, Refusal(Reason.VALUE_CONFLICT, detail))
-
-
-async def _quarantine(connection: Connection, items: Iterable[Quarantined]) -> None:
-    arguments = await resting(_quarantine_rows(items))
-    if arguments:
-        # What is set aside may hold points back (`aggregates.unsettled`): whoever drops them waits for us, or we for
-        # them. After the points, as the marks: whoever drops takes those first.
-        await locks.shared(connection, locks.KEPT)
-        async with connection.cursor() as cursor:
-            for start in range(0, len(arguments), ASIDE_PIECE):
-                await cursor.executemany(_QUARANTINE_SQL, arguments[start : start + ASIDE_PIECE])
-                await asyncio.sleep(0)
-
-
-def _quarantine_rows(items: Iterable[Quarantined]) -> Generator[None, None, list[_QuarantineRow]]:
-    """In the order in which all writers insert them."""
-    found: list[_QuarantineRow] = []
-    for done, item in enumerate(items, 1):
-        found.append(_quarantine_row(item))
-        if done % ASIDE_PIECE == 0:
-            yield
-    return sorted(found, key=lambda row: (row[0], row[1]))
-
-
-def _quarantine_row(item: Quarantined) -> _QuarantineRow:
-    reason, detail = item.refusal
-    in_range = 0 < item.time_ns < 2**63
-    return (
-        without_nul(item.account),
-        item.digest(),
-        item.tenant,
-        without_nul(item.meter),
-        reason.value,
-        without_nul(detail),
-        item.signal,
-        rows.timestamp(item.time_ns) if in_range else None,
-        item.payload,
-        item.metered,
-    )

@@ -17,6 +17,7 @@ def test_check_a_good_file_needs_no_database(offline: Run, plans: Path) -> None:
     assert json.loads(offline("plans", "check", str(plans), "--json").stdout) == {
         "file": str(plans),
         "problems": [],
+        "warnings": [],
         "currency": "EUR",
         "meters": ["api.requests", "egress"],
         "plans": ["free", "pro"],
@@ -65,6 +66,39 @@ def test_apply_reports_what_changed(run: Run, plans: Path) -> None:
         "unchanged_accounts": 1,
         "only_in_database": ["acme"],
     }
+
+
+LEVELS = """currency: EUR
+meters:
+  seats: {unit: "{seat}", aggregation: latest}
+  peak: {unit: "{seat}", aggregation: max}
+  said: {unit: "{seat}", aggregation: max, across: sum}
+  once: {unit: "{seat}", aggregation: latest, across: latest}
+  held: {unit: "{seat}", aggregation: integral}
+plans:
+  pro:
+    charges: [{meter: peak, unit_price: '1'}]
+accounts: {}
+"""
+
+
+def test_what_several_processes_come_to_should_be_said(run: Run, plans: Path, tmp_path: Path) -> None:
+    """Of meters that may be levels: during a deploy two tell of the same seats."""
+    plans.write_text(LEVELS)
+    for command in ("check", "apply"):
+        result = run("plans", command, str(plans))
+        assert result.exit_code == 0
+        first, second = result.stderr.splitlines()
+        assert f"{plans}:3: meters.seats.across: is not said: of levels (gauges, UpDownCounters) the latest is" in first
+        assert f"{plans}:4: meters.peak.across: is not said: of levels (gauges, UpDownCounters) the max is" in second
+        assert "say `across: latest`" in first
+    warnings = json.loads(run("plans", "check", str(plans), "--json").stdout)["warnings"]
+    assert [(one["line"], one["field"]) for one in warnings] == [(3, "meters.seats.across"), (4, "meters.peak.across")]
+    # What a file of meters makes of increases tells no level.
+    meters = tmp_path / "meters.yaml"
+    meters.write_text("meters: {peak: {unit: '{seat}', sources: [{span: s, account: a, spans_are_complete: true}]}}")
+    warned = run("plans", "check", str(plans), "--meters", str(meters), "--json")
+    assert [one["field"] for one in json.loads(warned.stdout)["warnings"]] == ["meters.seats.across"], warned.stdout
 
 
 def test_a_change_of_a_closed_period_is_refused(run: Run, plans: Path) -> None:

@@ -172,7 +172,7 @@ def test_one_that_has_no_value_harms_no_other(kind: str) -> None:
     empty = at(0, seconds=11)
     empty.ClearField("as_int")
     found = decode(rules(), level(kind, ended, empty, at(4, seconds=12)))
-    assert [point.value for point in found.points] == [4]
+    assert [(point.value, point.is_end) for point in found.points] == [(0, True), (4, False)]
     assert [kept.refusal.reason for kept in found.quarantined] == [Reason.VALUE_MISSING]
 
 
