@@ -8,7 +8,7 @@ each of its services. To watch takes a question that could be read.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,6 +18,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tallymark_collector.errors import CollectorError
 from tallymark_collector.receivers.arriving import Arriving, Context
 from tallymark_collector.receivers.decompression import unfolded
+from tallymark_collector.receivers.grpc_server import Methods
 
 AT_ONCE: Final = 4
 """Questions that are read at the same time, each of which may have as many bytes as a request."""
@@ -44,14 +45,13 @@ class Health:
         """NOT_SERVING for good."""
         await self._known.enter_graceful_shutdown()
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def methods(self) -> Methods:
         """For a gRPC server."""
         answer = HealthCheckResponse.SerializeToString
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        return {
             "Check": grpc.stream_unary_rpc_method_handler(self._check, response_serializer=answer),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch, response_serializer=answer),
         }
-        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
     async def _check(self, _messages: AsyncIterator[bytes], context: Context) -> HealthCheckResponse:
         asked = await self._question(context)
