@@ -17,13 +17,19 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
+from google.rpc.status_pb2 import Status
 
 from tallymark_collector.receivers.accepting import Door
 from tallymark_collector.receivers.listening import BACKLOG
+from tallymark_collector.wire import otlp_json
+
+logger = logging.getLogger(__name__)
 
 # What clients get wrong in HTTP itself is answered and no news to an operator; it would fill the log at will.
 _protocol_log = logging.getLogger(f"{__name__}.protocol")
@@ -34,7 +40,50 @@ MOST_ENDING: Final = 32
 """Connections that were cut off and still have their descriptors: asyncio closes them in its next turns, and could
 accept far more in each of these."""
 
+_INVALID_ARGUMENT: Final = 3  # google.rpc.Code
+_INTERNAL: Final = 13
+
 Handle = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+_BROKEN: Final = (
+    "this is no HTTP/1.1 request that can be read, nothing of it was taken: look at its first line, its headers (name,"
+    " colon, printable characters; 128 at most) and its length"
+)
+_TOO_LONG: Final = (
+    "the head of the request is too long, nothing of it was taken: its first line and each header may have 8,190 bytes"
+)
+
+
+class _Handler(RequestHandler):
+    """One connection."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is answered to what is no HTTP, and where nobody else has an answer. Nothing of what came: aiohttp's
+        own message has the line that it could not read, where a token may stand."""
+        del message
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("unforeseen error while a request over HTTP is answered", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun: there is no other one")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            said = Status(code=_INTERNAL, message="unforeseen error in the collector: its log has the particulars")
+        else:
+            why = _TOO_LONG if isinstance(exc, LineTooLong) else _BROKEN
+            said = Status(code=_INVALID_ARGUMENT, message=why)
+        answer = web.Response(
+            status=status,
+            body=otlp_json.from_protobuf(said),
+            content_type="application/json",
+            headers={"Server": "tallymark"},
+        )
+        answer.force_close()
+        return answer
 
 
 class _Place:
@@ -86,6 +135,10 @@ class Connections(web.Server):
         self._at_work: dict[_Place, web.BaseRequest] = {}
         self._ending: list[_Place] = []
         super().__init__(self._handle, keepalive_timeout=idle_seconds, access_log=None, logger=_protocol_log, **more)
+
+    def __call__(self) -> RequestHandler:
+        """What talks to a client that connects."""
+        return _Handler(self, loop=self._loop, **self._kwargs)
 
     async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Takes connections to these sockets, which are its own from now on."""
