@@ -56,6 +56,10 @@ class Connection:
         self._writer.write(frame(_HEADERS, _END_HEADERS | end, stream, block))
         return stream
 
+    def says(self, frame: bytes) -> None:
+        """Sends a frame of one's own."""
+        self._writer.write(frame)
+
     async def send(self, stream: int, body: bytes, *, end: bool = False) -> None:
         """Sends all of it, as fast as the server lets it."""
         while body:

@@ -69,8 +69,8 @@ class Server:
 
     async def start(self) -> None:
         """Takes requests from now on."""
-        await self._server.start()
         await self.tell()
+        await self._server.start()
 
     async def keep_listening(self, deaf: Callable[[], bool]) -> None:
         """Until the collector drains: where gRPC has given its server up, listens again on the same port. `deaf` tells
@@ -108,12 +108,12 @@ class Server:
     async def tell(self) -> None:
         """Lets health checks know the state."""
         for name in self._names:
-            await self._health.set(name, serving=self.readiness.serving)
+            self._health.set(name, serving=self.readiness.serving)
 
     async def drain(self, seconds: float) -> None:
         """Says NOT_SERVING, takes no new requests, finishes those under way, at most that long."""
         self.readiness.drain()
-        await self._health.end()
+        self._health.end()
         await asyncio.gather(self._server.stop(seconds), *([self._http.drain()] if self._http else []))
 
 
