@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -39,6 +41,9 @@ _protocol_log.propagate = False
 MOST_ENDING: Final = 32
 """Connections that were cut off and still have their descriptors: asyncio closes them in its next turns, and could
 accept far more in each of these."""
+
+VARIED: Final = 0.1
+"""Of a connection's age: by how much, as gRPC does it."""
 
 _INVALID_ARGUMENT: Final = 3  # google.rpc.Code
 _INTERNAL: Final = 13
@@ -89,9 +94,11 @@ class _Handler(RequestHandler):
 class _Place:
     """What one connection takes."""
 
-    __slots__ = ("connection", "descriptor", "timer", "transport")
+    __slots__ = ("connection", "descriptor", "old_at", "timer", "transport")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, old_at: float) -> None:
+        self.old_at = old_at
+        """The loop's time from which on an answer is its last."""
         self.connection = connection
         self.descriptor = connection.fileno()
         self.transport: asyncio.Transport | None = None
@@ -121,12 +128,23 @@ class _Place:
 class Connections(web.Server):
     """Those of one server."""
 
-    def __init__(self, handle: Handle, *, most: int, head_seconds: float, idle_seconds: float, **more: Any) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        most: int,
+        head_seconds: float,
+        idle_seconds: float,
+        max_age: float = math.inf,
+        **more: Any,
+    ) -> None:
         """At most `most` at a time. `head_seconds` from connecting to the end of the first head; `idle_seconds` from an
-        answer to the end of the next head, which aiohttp sees to. `more` goes to aiohttp."""
+        answer to the end of the next head, which aiohttp sees to. After `max_age` seconds an answer is a connection's
+        last. `more` goes to aiohttp."""
         self._answer = handle
         self._most = most
         self._head_seconds = head_seconds
+        self._max_age = max_age
         self._servers: list[asyncio.Server] = []
         self._arriving: dict[int, _Place] = {}
         """By descriptor: accepted, and not connected yet. They are among the idle ones, too."""
@@ -168,7 +186,10 @@ class Connections(web.Server):
             del self._idle[place]
             self._at_work[place] = request
         try:
-            return await self._answer(request)
+            answer = await self._answer(request)
+            if place is not None and self._loop.time() >= place.old_at:
+                answer.force_close()  # and says so: its client makes another
+            return answer
         finally:
             # From here on it may go: nobody waits for a client that does not read its answer.
             if place is not None and self._at_work.pop(place, None) is not None:
@@ -189,7 +210,9 @@ class Connections(web.Server):
             if least is None:
                 return False
             self._cut_off(least)
-        place = _Place(connection)
+        # Varied, or clients that came together would come again together.
+        age = self._max_age * random.uniform(1 - VARIED, 1 + VARIED)  # noqa: S311 - no secret
+        place = _Place(connection, asyncio.get_running_loop().time() + age)
         former = self._arriving.get(place.descriptor)
         if former is not None:  # it is gone, or its descriptor would not be free
             self._forget(former)

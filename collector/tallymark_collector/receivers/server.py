@@ -180,7 +180,7 @@ async def serving(
         listening = asyncio.create_task(running.keep_listening(ears.deaf))
         if sockets:
             receiver = Receiver(offered, limits, admission, tenant_of, requests)
-            http = HttpServer(receiver, limits, settings.drain_seconds)
+            http = HttpServer(receiver, limits, settings.drain_seconds, settings.connections.max_age)
             tls = None if certificate is None else certificate.ssl_context("http/1.1")
             await running.start_http(http, sockets, tls)
         if ask is not None:
