@@ -38,8 +38,8 @@ def table() -> Table:
         "   of which protobuf's parsing": lambda: wire.parse_metrics(body),
         "encode: rows, streams, marks": lambda: writer.encode(batch),
         "   of which the rows": lambda: rows.point_rows(batch.points),
+        "   of which the marks": lambda: rows.mark_rows(batch.points),
         "sort the rows by their key": lambda: sorted(encoded.lines),
-        "marks as rows": lambda: [rows.mark_row(*mark) for mark in sorted(encoded.marks)],
     }
     taken: dict[str, list[float]] = {name: [] for name in stages}
     for _ in range(ROUNDS):

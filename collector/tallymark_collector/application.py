@@ -26,6 +26,7 @@ from tallymark_collector.billing.records import extend_periods, subscribed_tenan
 from tallymark_collector.errors import TransientError
 from tallymark_collector.forwarding import forwarding
 from tallymark_collector.forwarding.forwarder import Forwarder
+from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
@@ -121,6 +122,7 @@ async def serve(
                 settings.limits,
                 quotas=Quotas(InDatabase(store), settings.limits),
                 metering=None if settings.meters is None else Metering(settings.meters, redaction=settings.redaction),
+                known=KnownMeters(store),
                 redaction=settings.redaction,
                 tenants=seen.requests.tenants,
             )

@@ -105,12 +105,13 @@ class Origin(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a stream's running totals or levels come from, if a file of meters takes them: they belong to the source.
-    So counting goes on where it was when the file says that somebody else is billed, and what the source stands at is
-    one account's at a time."""
+    """Where a stream's points come from, if a file of meters takes them: they belong to the source. So counting goes on
+    where it was when the file says that somebody else is billed, what the source stands at is one account's at a time,
+    and an increase that comes again is one account's too."""
 
     id: UUID
-    """128 bits over the sender's stream, the meter and what is read of a point. Not over who is billed."""
+    """128 bits over the sender's stream and the meter; of totals and levels what is read of a point, of increases the
+    sender's whole resource. Not over who is billed."""
     factor: Decimal
     """What a measured total or level was multiplied by."""
     since_ns: int = 0
@@ -155,9 +156,11 @@ class Stream:
     scope_name: str
     origin: Origin
     source: Source | None = None
-    """Of running totals and levels that a file of meters takes."""
-    row: tuple[bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
+    """Of metrics that a file of meters takes."""
+    row: tuple[bytes, bytes, bytes, bytes] | None = field(default=None, init=False, repr=False)
     """Room for what all rows of the stream repeat, which the store makes once (`store.rows`)."""
+    written: bool = field(default=False, init=False, repr=False)
+    """Whether this process knows that it is committed: the next request need not bring it again."""
 
 
 class Point(NamedTuple):
@@ -208,6 +211,8 @@ class Evidence(NamedTuple):
     service: str
     user: str | None
     attributes: Attributes
+    billed: bool = False
+    """True if the span is itself what is billed, by a file of meters: its point says then what it contradicts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +280,7 @@ class Quarantined(NamedTuple):
     stream: UUID | None = None
     """Of such a point: the stream that it would have been stored under, where that is known."""
     source: UUID | None = None
-    """And the source of which it is a running total or a level."""
+    """And the source of which it is."""
     digest_of_sent: bytes = b""
     """Of what came, where `payload` is no longer that: `digest()` of the item as it was."""
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -18,9 +19,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from tallymark_collector.access.quotas import Limiting, Unlimited
 from tallymark_collector.errors import MalformedRequest
+from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
-from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, WriteResult
+from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, Refusal, WriteResult
 from tallymark_collector.processors.aside import redacted_origin, redacting
 from tallymark_collector.processors.decoding import Decoded, decoding_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
@@ -33,7 +35,7 @@ from tallymark_collector.telemetry.tenants import Tenants
 MAX_FOREIGN_NAME: Final = 4096
 """Characters of a name that nobody's usage has, of which some are logged."""
 PIECE: Final = 1024
-"""Of such names, between two rests."""
+"""Of such names, and of what is refused, between two rests."""
 MAX_REASONS: Final = 5
 """Different refusals that one answer explains; the quarantine has them all."""
 
@@ -84,6 +86,8 @@ class Pipeline:
     totals: Totals = field(default_factory=Totals)
     metering: Metering | None = None
     """What a file says is usage of other people's telemetry."""
+    known: KnownMeters | None = None
+    """The meters that tenants have, by which usage that names nobody is known."""
     redaction: Redaction = STANDARD
     """What is stored of credentials in what clients send: nothing."""
     unmatched: Unmatched = field(default_factory=Unmatched)
@@ -98,9 +102,10 @@ class Pipeline:
         """Takes an ExportMetricsServiceRequest. Raises MalformedRequest, TooLarge or
         TransientError, then nothing was kept."""
         await self.quotas.asking(tenant, len(body))
+        known = () if self.known is None else await self.known.of(tenant)
         decoded = Decoded()
-        times = self.limits.times
-        await resting(decoding_metrics(tenant, body, self._streams, times, self.now_ns(), decoded, self.metering))
+        request = (tenant, body, self._streams, self.limits.times, self.now_ns())
+        await resting(decoding_metrics(*request, decoded, self.metering, known))
         self.totals.requests += 1
         self._count_unmatched(tenant, decoded.unmatched)
         said = len(decoded.controls) + len(decoded.closings) + len(decoded.counts)
@@ -113,12 +118,16 @@ class Pipeline:
             closings=decoded.closings,
             counts=[self._redacted(item) for item in decoded.counts],
         )
-        rejected = decoded.rejected
+        rejected, learned = decoded.rejected, decoded.learned
         del decoded  # what came, less what is redacted, is all that waits
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
+        if self.known is not None:
+            if admitted is not batch:  # all points of a meter may have been set aside
+                learned &= {(point.stream.series.meter, point.stream.series.unit) for point in admitted.points}
+            self.known.add(tenant, learned)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
-        return _outcome(rejected + set_aside, admitted.quarantined, result)
+        return await resting(_outcome(rejected + set_aside, admitted.quarantined, result))
 
     async def traces(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportTraceServiceRequest. Raises MalformedRequest, TooLarge or
@@ -139,7 +148,7 @@ class Pipeline:
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
-        return _outcome(rejected + set_aside, admitted.quarantined, result)
+        return await resting(_outcome(rejected + set_aside, admitted.quarantined, result))
 
     async def logs(self, tenant: str, body: bytes) -> Outcome:
         """Takes an ExportLogsServiceRequest, of which nothing is usage: clients that set one endpoint for all signals
@@ -184,11 +193,15 @@ class Pipeline:
         return result
 
 
-def _outcome(rejected: int, quarantined: Sequence[Quarantined], result: WriteResult) -> Outcome:
-    refused = [*quarantined, *result.conflicts]
-    if not refused:
+def _outcome(rejected: int, quarantined: Sequence[Quarantined], result: WriteResult) -> Generator[None, None, Outcome]:
+    """In pieces (see `resting`)."""
+    counted: Counter[tuple[Refusal, str]] = Counter()
+    for done, item in enumerate(chain(quarantined, result.conflicts), 1):
+        counted[item.refusal, item.meter] += 1
+        if done % PIECE == 0:
+            yield
+    if not counted:
         return Outcome()
-    counted = Counter((item.refusal, item.meter) for item in refused)
     said = [
         f"{refusal.reason.value} ({count} of meter {meter!r}): {refusal.detail}"
         for (refusal, meter), count in counted.most_common(MAX_REASONS)

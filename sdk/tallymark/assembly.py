@@ -87,7 +87,13 @@ class Runtime:
         self.exporter: UsageExporter | None = None
         self._unfinished: tuple[float, tuple[object, ...]] | None = None
         """Of a `finish()` that has not delivered everything: seconds that it left of its time, and what it left."""
-        self._lock = threading.Lock()
+        self._ended: UsageExporter | None = None
+        """The one that was shut down last: what it had connected may be ending yet."""
+        self._lock = threading.RLock()
+        # What a signal's handler asks for in the midst of `configure()`, in the same thread, waits for its end.
+        self._configuring = 0
+        """The thread that configures."""
+        self._shutdown_asked: tuple[float | None] | None = None
 
     def configure(self, settings: Settings) -> None:
         """Start sending. Raises SettingsError when other settings are in force."""
@@ -96,46 +102,69 @@ class Runtime:
         if gives_way and self.settings not in (None, settings):
             self.shutdown(None)
         with self._lock:
-            if self.settings is not None:
-                if self.settings != settings:
-                    raise SettingsError(
-                        f"already configured with {self.settings}; call tallymark.shutdown() before {settings}"
-                    )
-                return
-            if not settings.disabled:
-                _refuse_subinterpreter()
-                _import_grpc()
-                self.resource = make_resource(dict(settings.resource))
-                self._show(settings)
-                self._open(settings, self.resource)
-            self.settings = settings
-            self.enabled = not settings.disabled
-            if self.exporter is None:
-                return
-            if self.recorder or len(self.outbox):
-                self.exporter.start()
-            elif self.recovery.is_needed(self.letters.place, self.journal.where()):
-                self.exporter.start(recover=False)
-            if self.letters.place is not None:
-                self.recovery.tell_of_other_credentials(self.letters.place)
+            if self._is_configuring():
+                raise SettingsError("a signal's handler has called configure() in the midst of another configure()")
+            self._configuring = threading.get_ident()
+            try:
+                self._configure(settings)
+            finally:
+                self._configuring = 0
+                asked, self._shutdown_asked = self._shutdown_asked, None
+                if asked is not None:
+                    self.shutdown(*asked)
+
+    def _configure(self, settings: Settings) -> None:
+        if self.settings is not None:
+            if self.settings != settings:
+                raise SettingsError(
+                    f"already configured with {self.settings}; call tallymark.shutdown() before {settings}"
+                )
+            return
+        if not settings.disabled:
+            _refuse_subinterpreter()
+            _import_grpc()
+            self.resource = make_resource(dict(settings.resource))
+            self._show(settings)
+            self._open(settings, self.resource)
+        self.settings = settings
+        self.enabled = not settings.disabled
+        if self.exporter is None:
+            return
+        if self.recorder or len(self.outbox):
+            self.exporter.start()
+        elif self.recovery.is_needed(self.letters.place, self.journal.where()):
+            self.exporter.start(recover=False)
+        if self.letters.place is not None:
+            self.recovery.tell_of_other_credentials(self.letters.place)
+
+    def _is_configuring(self) -> bool:
+        """True for a signal's handler that has interrupted `configure()`."""
+        return self._configuring == threading.get_ident()
 
     def flush(self, timeout_s: float) -> bool:
         """True when everything recorded before the call is acknowledged."""
         if not self.enabled:
             return True
-        if self.exporter is None:
+        if self.exporter is None or self._is_configuring():
             return not self.recorder and not len(self.outbox)
         return self.exporter.flush(timeout_s)
 
     def shutdown(self, timeout_s: float | None) -> bool:
-        """Flush and stop sending; what could not be delivered stays for a later `configure()`."""
+        """Flush and stop sending; what could not be delivered stays for a later `configure()`. For a signal's handler
+        that has interrupted `configure()`, that does it at its end."""
         with self._lock:
+            if self._is_configuring():
+                self._shutdown_asked = (timeout_s,)
+                return self.flush(0)
             exporter, settings = self.exporter, self.settings
             self.exporter = self.settings = self._unfinished = None
-        if exporter is None or settings is None:
+            self._ended = exporter or self._ended
+        if exporter is None:
             return self.flush(0)
         self.late.settle(0)
-        delivered = exporter.shutdown(settings.shutdown_timeout_s if timeout_s is None else timeout_s)
+        if timeout_s is None:
+            timeout_s = 0.0 if settings is None else settings.shutdown_timeout_s
+        delivered = exporter.shutdown(timeout_s)
         self.recovery.release()
         self.journal.close(self.recorder)
         return delivered
@@ -208,13 +237,18 @@ class Runtime:
             acknowledged_ago_s=None if exporter is None else exporter.acknowledged_ago_s(),
         )
 
+    def exporters(self) -> list[UsageExporter]:
+        """The one that sends, and the last one that did: a fork in the meantime, or soon after, has to wait for what is
+        left of its connection."""
+        return [one for one in (self.exporter, self._ended) if one is not None]
+
     def start_over_in_child(self) -> None:
         """After a fork: drop what the parent counted and will send, with every lock that it may have held."""
         self.recorder.close_inherited()
         self.journal.close_inherited()
         self.recovery.close_inherited()
         # The parent's gRPC channel must not be closed, or collected, by a process that has none of its threads.
-        self._inherited.append((self.exporter, self.outbox, self.recorder, self.journal))
+        self._inherited.append((self.exporters(), self.outbox, self.recorder, self.journal))
         self.meters.new_lock()
         self._new_parts()
         if self.resource is not None:
@@ -236,7 +270,7 @@ class Runtime:
         place = Path(settings.state_dir or default_state_dir()) / service_key(resource, endpoint)
         producer = producer_record(resource, conventions.SCOPE_NAME, VERSION)
         self.letters.place = place if HAS_LOCKS else None
-        self.exporter = UsageExporter(
+        exporter = UsageExporter(
             self.recorder,
             self.outbox,
             self.journal,
@@ -249,6 +283,7 @@ class Runtime:
             before_cut=lambda: self.late.settle(settings.interval_s),
         )
         self.journal.open(place, producer, int(settings.interval_s * 1e9), self.recorder)
+        self.exporter = exporter  # now that what it sends says who sends it
 
     def usage_waits(self) -> None:
         """Something waits for the end of a call: somebody must look whether that comes."""
@@ -259,7 +294,7 @@ class Runtime:
         exporter = self.exporter
         if exporter is not None:
             exporter.start()
-        elif self.settings is None:
+        elif self.settings is None and not self._configuring:
             self.reporter.warning(
                 "unconfigured", "usage is recorded but tallymark.configure() has not been called: it is kept until then"
             )

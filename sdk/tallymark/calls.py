@@ -81,6 +81,7 @@ class Call:
         "_is_listed",
         "_waiting",
         "identified",
+        "look_through_at",
         "published",
         "request_bytes",
         "response_bytes",
@@ -91,6 +92,8 @@ class Call:
         # Identities set in the call's worker threads, newest last: see tallymark.identity. A dictionary, for threads
         # may add to it and take from it at once.
         self.published: dict[Held, None] = {}
+        self.look_through_at = 0
+        """So many of them are looked through for what is over."""
         self.identified: Held | None = None
         """Who was identified last, wherever in the call that was."""
         self.request_bytes: int | None = None

@@ -13,7 +13,7 @@ from tallymark.dead_letters import DeadLetters
 from tallymark.outbox import Outbox
 from tallymark.parcels import Batch
 from tallymark.reporting import Reporter
-from tallymark.sending import Answer, Client, Verdict
+from tallymark.sending import Answer, Client, Verdict, wait_for_threads
 
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 30.0
@@ -29,6 +29,10 @@ MAX_NOT_NOW: Final = 3
 FORK_PATIENCE_S: Final = 2.0
 """The longest that a fork waits for a request under way to end, once it has been cancelled."""
 
+GRPC_PATIENCE_S: Final = 0.25
+"""The longest that a fork waits for gRPC's threads to end, once the connection is closed. That takes about ten
+milliseconds, but they never end where the service has connections of its own."""
+
 
 class Delivery:
     """Holds the connection. `run` may be called from any thread; one at a time is in it."""
@@ -39,7 +43,8 @@ class Delivery:
         self._reporter = reporter
         self._connect = connect
         self._client: Client | None = None
-        self._running = threading.Lock()
+        self._running = threading.RLock()
+        self._is_running = False
         self._failures = 0
         self._closed = False
         self._held = False
@@ -52,44 +57,69 @@ class Delivery:
     def run(self) -> float | None:
         """Sends all that is due. The seconds after which to come again; None where nothing is left to be sent.
 
-        Within the time that the server has asked for, nothing is sent.
+        Within the time that the server has asked for, nothing is sent; nor by a signal's handler that has interrupted
+        this, in the same thread.
         """
         with self._running:
-            not_now = 0
-            while not self._closed and not self._held and (batch := self._outbox.head()) is not None:
-                left = self._peace_until - time.monotonic()
-                if left > 0:
-                    return left
-                answer = self._deliver(batch)
-                if answer.verdict is Verdict.AWAY:
-                    self._reporter.warning("away", "usage cannot be delivered now and is kept: %s", answer.reason)
+            if self._is_running:
+                return FIRST_BACKOFF_S
+            self._is_running = True
+            try:
+                return self._run()
+            finally:
+                self._is_running = False
+
+    def _run(self) -> float | None:
+        not_now = 0
+        while not self._closed and not self._held and (batch := self._outbox.head()) is not None:
+            left = self._peace_until - time.monotonic()
+            if left > 0:
+                return left
+            answer = self._deliver(batch)
+            if answer.verdict is Verdict.AWAY:
+                self._reporter.warning("away", "usage cannot be delivered now and is kept: %s", answer.reason)
+                return self._back_off(answer.wait_s)
+            if answer.verdict is Verdict.NOT_NOW:
+                batch.attempts += 1
+                self._outbox.postpone(batch, jittered(2.0 ** min(batch.attempts - 1, 16), MAX_POSTPONED_S))
+                self._reporter.error(
+                    "not_now", "the collector does not take a request of usage, which is kept: %s", answer.reason
+                )
+                not_now += 1
+                if not_now >= MAX_NOT_NOW:
                     return self._back_off(answer.wait_s)
-                if answer.verdict is Verdict.NOT_NOW:
-                    batch.attempts += 1
-                    self._outbox.postpone(batch, jittered(2.0 ** min(batch.attempts - 1, 16), MAX_POSTPONED_S))
-                    self._reporter.error(
-                        "not_now", "the collector does not take a request of usage, which is kept: %s", answer.reason
-                    )
-                    not_now += 1
-                    if not_now >= MAX_NOT_NOW:
-                        return self._back_off(answer.wait_s)
-                    continue
-                not_now = self._failures = 0
-                self._outbox.acknowledge(batch)
-            return FIRST_BACKOFF_S if len(self._outbox) else None
+                continue
+            not_now = self._failures = 0
+            self._outbox.acknowledge(batch)
+        return FIRST_BACKOFF_S if len(self._outbox) else None
 
     def hold(self) -> bool:
-        """Before a fork: cancels what is under way, and sends nothing until `let_go`, which is to be called if this is
-        True. gRPC cannot be forked from within a call: the child could never send anything."""
-        if self._running.acquire(blocking=False):
-            return True
-        self._held = True
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
-        held = self._running.acquire(timeout=FORK_PATIENCE_S)
-        self._held = False
+        """Before a fork: cancels what is under way, ends the connection, and sends nothing until `let_go`, which is to
+        be called if this is True.
+
+        gRPC cannot be forked from within a call: the child could never send anything. Nor can it with a connection that
+        is idle: whatever lock of its own one of its threads holds at that moment, nobody ever releases in the child,
+        whose first connection then waits for it for ever and lets no other thread of Python run. And its own handler,
+        which stops these threads for a fork, at times waits for them in vain. Without a connection it has no threads.
+        """
+        held = self._running.acquire(blocking=False)
+        closed = False
+        if not held:
+            self._held = True
+            closed = self._disconnect()
+            held = self._running.acquire(timeout=FORK_PATIENCE_S)
+            self._held = False
+        if self._disconnect() or closed:
+            wait_for_threads(GRPC_PATIENCE_S)
         return held
+
+    def _disconnect(self) -> bool:
+        """True where there was a connection."""
+        client, self._client = self._client, None
+        if client is None:
+            return False
+        client.close()
+        return True
 
     def let_go(self) -> None:
         """After it, in the parent: sends again."""

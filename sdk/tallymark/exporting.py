@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -59,8 +60,12 @@ class UsageExporter:
         self._reporter = reporter
         self._recover_from = time.monotonic() + RECOVERY_DELAY_S
         self._threads: list[threading.Thread] = []
-        self._starting = threading.Lock()
-        self._cutting = threading.Lock()
+        # A signal's handler may flush, or shut down, in the midst of these, in the same thread: it finds a flag set and
+        # gets along without what is under way.
+        self._starting = threading.RLock()
+        self._is_starting = False
+        self._cutting = threading.RLock()
+        self._is_cutting = False
         # Flushes are numbered. All that follows is guarded by the condition.
         self._changed = threading.Condition()
         self._requested = 0
@@ -71,24 +76,38 @@ class UsageExporter:
         self._stopping = False
 
     def start(self, recover: bool = True) -> bool:
-        """Start the threads if they do not run. False when they cannot: the interpreter is about to end. With `recover`
-        usage of dead processes is looked for without delay."""
+        """Start the threads if they do not run. False when they cannot: the interpreter is about to end, or this is a
+        signal's handler that has interrupted their start. With `recover` usage of dead processes is looked for without
+        delay."""
         with self._starting:
             if recover:
                 self._recover_from = -math.inf
-            if self._threads and all(thread.is_alive() for thread in self._threads):
-                return True
-            self._threads = [
-                threading.Thread(target=target, name=f"tallymark-{name}", daemon=True)
-                for name, target in (("exporter", self._run_cuts), ("sender", self._run_sending))
-            ]
+            if self._is_starting:
+                return self._is_running()
+            self._is_starting = True
             try:
-                for thread in self._threads:
+                return self._is_running() or self._start_threads()
+            finally:
+                self._is_starting = False
+
+    def _is_running(self) -> bool:
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+
+    def _start_threads(self) -> bool:
+        alive = {thread.name: thread for thread in self._threads if thread.is_alive()}
+        targets = {"tallymark-exporter": self._run_cuts, "tallymark-sender": self._run_sending}
+        self._threads = [
+            alive.get(name) or threading.Thread(target=target, name=name, daemon=True)
+            for name, target in targets.items()
+        ]
+        try:
+            for thread in self._threads:
+                if thread.name not in alive:
                     thread.start()
-            except RuntimeError:
-                self._threads = []
-                return False
-            return True
+        except RuntimeError:
+            self._threads = []
+            return False
+        return True
 
     def acknowledged_ago_s(self) -> float | None:
         """Seconds since the collector last took something; None where it has not yet."""
@@ -162,21 +181,19 @@ class UsageExporter:
             self._changed.notify_all()
         self._delivery.close()
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.1, deadline - time.monotonic()))
         return delivered
 
     def _note_end(self, deadline: float) -> bool:
         """True when a note was put into the outbox. Where usage is left, whoever delivers that notes the end."""
-        if not self._cutting.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-            return False  # recovering what others have left can take long
-        try:
-            return self._is_delivered() and self._journal.note_end(self._recorder)
-        except Exception as error:
-            self._reporter.error("end", "the end of the process could not be noted: %r", error, exc_info=error)
-            return False
-        finally:
-            self._cutting.release()
+        with self._alone(max(deadline - time.monotonic(), 0.0)) as alone:
+            try:
+                # Recovering what others have left can take long.
+                return alone and self._is_delivered() and self._journal.note_end(self._recorder)
+            except Exception as error:
+                self._reporter.error("end", "the end of the process could not be noted: %r", error, exc_info=error)
+                return False
 
     def _is_delivered(self) -> bool:
         return not self._recorder and not self._journal.unconverted() and not self._outbox.batches()
@@ -206,8 +223,10 @@ class UsageExporter:
     def _cut_now(self) -> bool:
         """True when all that was recorded before is in the outbox."""
         done = False
-        with self._cutting:
+        with self._alone() as alone:
             try:
+                if not alone:
+                    return False
                 self._before_cut()
                 if self._outbox.full:
                     self._merger.make_room()
@@ -229,6 +248,25 @@ class UsageExporter:
             except Exception as error:
                 self._reporter.error("cut", "usage is kept, it could not be cut now: %r", error, exc_info=error)
         return done
+
+    @contextmanager
+    def _alone(self, timeout_s: float = -1.0) -> Iterator[bool]:
+        """True inside where nothing else is being cut: by another thread after so many seconds, or by this one, which
+        has a signal's handler in the midst of it."""
+        if not self._cutting.acquire(timeout=timeout_s):
+            yield False
+            return
+        try:
+            if self._is_cutting:
+                yield False
+                return
+            self._is_cutting = True
+            try:
+                yield True
+            finally:
+                self._is_cutting = False
+        finally:
+            self._cutting.release()
 
     def _run_sending(self) -> None:
         # Instrumentation of gRPC must neither trace these calls nor count them as the service's own.

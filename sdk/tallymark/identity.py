@@ -23,6 +23,8 @@ from tallymark.calls import Call, current_call
 from tallymark.dimensions import is_text
 
 MAX_IDENTITY_LENGTH: Final = 255
+FEW: Final = 8
+"""Identities set in worker threads that one call may keep without a look at which of them are still needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +146,33 @@ def _published_over(held: Held, call: Call) -> Identity:
 
 
 def _publish(held: Held, call: Call) -> None:
-    """Forgets those that nothing will ever find again, too: a websocket may identify in thousands of worker threads."""
-    kept: list[Held] = []
-    for one in reversed(list(call.published)):
-        base = one.base
-        is_found = base is not None and base() is not None and is_in_force(one)
-        if is_found and not any(newer.base is base and _outlasts(newer, one) for newer in kept):
-            kept.append(one)
-        else:
-            call.published.pop(one, None)
+    """Forgets those that nothing will ever find again, too: a websocket may identify in thousands of worker threads.
+    Whenever their number has doubled, so that however many are in force, one more costs no more for it."""
     call.published[held] = None
+    if len(call.published) >= call.look_through_at:
+        _forget(call)
+        call.look_through_at = max(2 * len(call.published), FEW)
 
 
-def _outlasts(newer: Held, older: Held) -> bool:
-    """Whether `newer` is in force for as long as `older` is: it can be no block, and none is around it alone."""
-    if newer.entrance is None or newer.entrance() is not None:
-        return False
-    around: Held | None = older
-    while around is not None and around is not newer.block:
+def _forget(call: Call) -> None:
+    lasting: dict[Held, set[Held | None]] = {}
+    """By base, the blocks within which a newer one is in force until their end: those that can be no block."""
+    for one in reversed(list(call.published)):
+        base = None if one.base is None else one.base()
+        if base is None or not _can_be_found(one, lasting.setdefault(base, set())):
+            call.published.pop(one, None)
+        elif one.entrance is not None and one.entrance() is None:
+            lasting[base].add(one.block)
+
+
+def _can_be_found(held: Held, lasting: set[Held | None]) -> bool:
+    """Whether it is in force, and some time will be the newest that is: none in `lasting` is for as long as it is."""
+    around: Held | None = held
+    while around is not None:
+        if around.ended or around in lasting:
+            return False
         around = around.block
-    return around is newer.block
+    return None not in lasting
 
 
 def is_in_force(held: Held) -> bool:

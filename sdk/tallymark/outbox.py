@@ -26,7 +26,7 @@ class Outbox:
     """Requests in the order in which they were made; a postponed one stands back without holding up the others."""
 
     def __init__(self, max_bytes: int | None = None) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._batches: dict[Batch, None] = {}
         self._attempted = 0
         self.max_bytes = MAX_BYTES if max_bytes is None else max_bytes
@@ -81,8 +81,8 @@ class Outbox:
 
     def batches(self, own: bool = True) -> tuple[Batch, ...]:
         """What is not acknowledged yet: this process's own, or what it found of others."""
-        with self._lock:
-            return tuple(batch for batch in self._batches if batch.parcel.own is own)
+        # Without the lock: where a signal's handler waits for another thread, what it interrupts keeps that.
+        return tuple(batch for batch in list(self._batches) if batch.parcel.own is own)
 
     def never_attempted(self) -> list[Parcel]:
         """Parcels of which nothing can have reached the collector, in order."""

@@ -125,12 +125,15 @@ def shutdown(timeout: float | None = None) -> bool:
 
     Waits at most `timeout` seconds (the `shutdown_timeout` of `configure()` when left out). It is called at the end of
     the process by itself. Usage recorded afterwards, or not delivered, waits for another `configure()`.
+
+    A signal's handler may call it, and `flush()`, too. Where it has interrupted `configure()` both only tell whether
+    anything is left, and that shuts down at its end.
     """
     return active.shutdown(timeout)
 
 
 def _before_fork() -> None:
-    exporters = [runtime.exporter for runtime in _runtimes if runtime.exporter is not None]
+    exporters = [exporter for runtime in _runtimes for exporter in runtime.exporters()]
     _held[threading.get_ident()] = [exporter for exporter in exporters if exporter.hold_sending()]
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 import sys
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from google.rpc.error_details_pb2 import RetryInfo
@@ -31,6 +33,14 @@ MAX_RETRY_INFO_S: Final = 300.0
 _AWAY: Final = frozenset(
     {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED"}
 )
+
+
+_THREADS: Final = ("event_engine", "grpc_", "lifeguard", "default-execut", "resolver-execut")
+"""How the names of gRPC's threads begin."""
+_TASKS: Final = Path("/proc/self/task")
+_LOOK_S: Final = 0.002
+_UNSEEN_S: Final = 0.05
+"""What is waited for threads that cannot be looked for, on systems without /proc."""
 
 
 class Verdict(enum.Enum):
@@ -110,6 +120,27 @@ class GrpcClient:
     def close(self, /) -> None:
         """Ends what is under way, with CANCELLED."""
         self._channel.close()
+
+
+def wait_for_threads(patience_s: float) -> None:
+    """Returns when gRPC has no threads in this process, which it ends by itself soon after its last connection was
+    closed; after so many seconds in any case."""
+    deadline = time.monotonic() + patience_s
+    if not _TASKS.is_dir():
+        time.sleep(min(_UNSEEN_S, patience_s))
+        return
+    while _has_threads() and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+
+
+def _has_threads() -> bool:
+    for task in _TASKS.iterdir():
+        try:
+            if (task / "comm").read_text(errors="replace").startswith(_THREADS):
+                return True
+        except OSError:  # it has just ended
+            continue
+    return False
 
 
 def _real_thread() -> Callable[[Callable[..., Answer], tuple[object, ...]], Answer] | None:

@@ -22,6 +22,7 @@ RELATIONS = {
     "usage_point": "table",
     "usage_sample": "table",
     "usage_source": "table",
+    "usage_source_stream": "table",
     "usage_level": "table",
     "usage_levels": "view",
     "usage_evidence": "table",
@@ -62,6 +63,7 @@ RELATIONS = {
     "usage_import_source": "table",
     "usage_import_file": "table",
     "usage_import_line": "table",
+    "usage_import_mapping": "table",
     "usage_lines": "view",
     "account_reader": "table",
     "own_usage_hourly": "view",
@@ -155,9 +157,9 @@ async def test_every_key_has_the_account_and_growing_ones_the_time(store: Store)
     # A role reads one account's usage, so its name is the key.
     others = {"migration", "plan_version", "tenant", "credential", "account_reader"}
     # Whom the file of meters bills for a source may change.
-    of_sources = {"usage_source"}
+    of_sources = {"usage_source", "usage_source_stream"}
     # That a line comes again with another account or time has to be found: see the comments of its migration.
-    of_imports = {"usage_import_source", "usage_import_file", "usage_import_line"}
+    of_imports = {"usage_import_source", "usage_import_file", "usage_import_line", "usage_import_mapping"}
     without = {name for name, columns in keys.items() if "account" not in columns}
     assert without == others | of_producers | of_imports | of_sources
     assert {"producer", "tenant"} <= set.intersection(*(keys[name] for name in of_producers))

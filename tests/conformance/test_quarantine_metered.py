@@ -416,6 +416,19 @@ async def test_what_it_contradicts_is_found_with_the_file(store: Store) -> None:
     assert await billed(store) == {("acme", "requests"): 11, ("acme", "milliseconds"): 1000}
 
 
+async def test_a_span_that_contradicts_one_is_one_item_of_a_meter(store: Store) -> None:
+    """Not another one for what it shows: it is the span itself that is billed."""
+    acme = {"consumer": "acme"}
+    again = spans(1, attributes=acme, start_time_unix_nano=BASE + SECOND // 2)
+    first, second = await send(store, spans(1, attributes=acme), again)
+    assert (first.rejected, second.rejected) == (0, 1)
+    [item] = await queue(store)
+    assert (item.reason, item.meter, item.metered) == ("value_conflict", "milliseconds", True)
+    assert (await send(store, again))[0].rejected == 1
+    assert [one.id for one in await queue(store)] == [item.id]
+    assert await billed(store) == {("acme", "requests"): 1, ("acme", "milliseconds"): 1000}
+
+
 def limited(store: Store, streams: float) -> Quotas:
     return Quotas(InDatabase(store), Limits(new_streams_per_hour=streams))
 

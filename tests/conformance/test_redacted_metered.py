@@ -50,6 +50,29 @@ async def test_an_attributed_total_counts_with_those_that_are_named_later(
 
 
 @SAID
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("account", ["b", "c"])
+async def test_an_attributed_increase_that_comes_again_once_the_file_names_somebody(
+    store: Store, attributes: dict[str, object], first: bool, account: str
+) -> None:
+    increase = one(0, 1, 4, 1.0, attributes)
+    await send(store, increase, rules=NAMES_NOBODY)
+    [item] = await queue(store)
+    if first:
+        await bill(store, item, NAMES_NOBODY, account=account)
+        await send(store, increase, rules=NAMES)
+        assert await billed(store) == {(account, "requests"): 4}
+    else:
+        await send(store, increase, rules=NAMES)
+        if account == "b":
+            await bill(store, item, NAMES_NOBODY, account=account)
+        else:
+            with pytest.raises(NotSettled, match="the same increase came again and was billed to account 'b'"):
+                await bill(store, item, NAMES_NOBODY, account=account)
+        assert await billed(store) == {("b", "requests"): 4}
+
+
+@SAID
 async def test_a_total_whose_account_the_file_has_learnt(store: Store, attributes: dict[str, object]) -> None:
     early, late = (one(0, at, count, 1.0, attributes, temporality=2) for at, count in ((1, 4), (2, 9)))
     await send(store, early, rules=NAMES_NOBODY)

@@ -160,6 +160,8 @@ FORBIDDEN = [
     "UPDATE usage_import_line SET account = 'other'",
     "UPDATE usage_import_source SET mapping = '{}'",
     "DELETE FROM usage_import_file",
+    "DELETE FROM usage_import_mapping",
+    "UPDATE usage_import_mapping SET mapping = '{}'",
     "UPDATE usage_kept SET points_from = now()",
     "UPDATE usage_unaudited SET account = 'other'",
     "UPDATE usage_stream SET tenant = 'other'",

@@ -65,6 +65,25 @@ async def test_another_value_for_the_same_point_is_kept_aside(store: Store, toge
     assert await quarantined(store) == [("acme", "value_conflict")], "the same refusal twice is one row"
 
 
+async def test_new_streams_share_what_is_sent_of_their_resource_and_scope(store: Store) -> None:
+    """Each row has its own all the same."""
+    resources = [Attributes.of({"service.name": "shop", "said": f'"{i}" \\ ü\0'}) for i in range(3)]
+    streams = [
+        replace(stream(f"a{i % 3}", n=i), resource=resources[i % 3], scope_name=f"scope {i % 2}") for i in range(2500)
+    ]
+    result = await store.write(Batch(points=[point(of, 0, 10, 1) for of in streams]))
+    assert result.inserted == 2500
+    async with store.reading() as connection:
+        rows = await (await connection.execute("SELECT stream, series, scope, resource FROM usage_stream")).fetchall()
+        series = await (await connection.execute("SELECT series, attributes FROM usage_series")).fetchall()
+    dimensions = dict(series)
+    found = {identity: (dimensions[series], scope, resource) for identity, series, scope, resource in rows}
+    assert found == {
+        of.id: ({"n": i}, f"scope {i % 2}", {"service.name": "shop", "said": f'"{i % 3}" \\ ü\ufffd'})
+        for i, of in enumerate(streams)
+    }
+
+
 async def test_points_a_nanosecond_apart_are_two(store: Store) -> None:
     of = stream()
     first = point(of, 0, 10, 4)

@@ -61,7 +61,7 @@ async def _import(
     await store.open()
     try:
         found: Any = store if death is None else Dying(store, *death)
-        wanted = request(source, piece_lines=piece, rejects_file=rejects)
+        wanted = request(source, piece_lines=piece, rejects_file=rejects, again=True)
         return await run(found, wanted, [str(log)], Watching())
     finally:
         await store.close()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -52,6 +54,22 @@ def faults_database(embedded_server: str) -> str:
     with psycopg.connect(embedded_server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return make_conninfo(embedded_server, dbname=name)
+
+
+def test_a_signal_in_the_midst_of_waiting_ends_a_process() -> None:
+    """Its handler runs in the thread that waits, which may hold the event's lock."""
+    program = """if True:
+        import os, signal, threading
+        from tests.delivery.faults.recording import ending
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, ending(stop))
+        signal.alarm(60)
+        with stop._cond:
+            signal.raise_signal(signal.SIGTERM)
+        os._exit(0 if stop.wait(60) else 1)
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=150, check=False)
+    assert done.returncode == 0
 
 
 def test_every_kind_is_in_turn() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,10 +17,14 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
-from tallymark_collector.processors import decoding
-from tests.delivery.fuzz.corpus import corpus
-from tests.delivery.fuzz.decoder import Broken, Decoder
-from tests.delivery.fuzz.mutation import Input, input_of
+from tallymark_collector.processors import decoding, set_aside
+from tests.delivery.fuzz.checks import Broken
+from tests.delivery.fuzz.corpus import NOW, corpus
+from tests.delivery.fuzz.decoder import Decoder
+from tests.delivery.fuzz.large import EDGES, FLOODS, flood, large_input
+from tests.delivery.fuzz.metered import METERS, TENANTS, metered_corpus
+from tests.delivery.fuzz.mutation import Input, Sent, input_of
+from tests.delivery.fuzz.reckoning import reckon
 from tests.delivery.fuzz.runs import LEVELS, SHARES, Result, failures, play, table
 from tests.delivery.fuzz.wire_format import census
 
@@ -62,6 +67,37 @@ def test_the_corpus_is_valid_and_every_kind_of_point_is_in_it() -> None:
             counted.update(vars(census(sample.protobuf)))
     kinds = ("usage", "ended", "kept_aside", "control", "foreign")
     assert all(counted[kind] for kind in kinds)
+
+
+def test_every_meter_of_the_file_counts_and_refuses_something() -> None:
+    counted: Counter[str] = Counter()
+    worth: Counter[str] = Counter()
+    for number, sample in enumerate(metered_corpus()):
+        for media, body in (("protobuf", sample.protobuf), ("json", sample.json)):
+            decoder = Decoder()
+            decoder.take(Input(2 * number, sample.signal, media, body, "none", by_file=True))
+            assert decoder.all_counts["accepted"] == decoder.all_counts["by the file, counted"] == 1
+        for tenant in TENANTS:
+            found = reckon(sample.signal, sample.protobuf, tenant)
+            counted += found.taken
+            worth.update(meter for meter, _, _ in found.worth.elements())
+    assert set(worth) == set(METERS)
+    assert {"gateway.requests", "storage", "llm.tokens"} <= set(counted - worth), "of nobody, or no quantity"
+
+
+def test_large_inputs_lie_on_both_sides_of_each_limit() -> None:
+    inputs = [large_input(1, number, NOW) for number in range(150)]
+    met = {tuple(one.damage.partition(": ")[2].rsplit(" ", 1)) for one in inputs if one.damage.startswith("large")}
+    assert met == {(edge, step) for edge in EDGES for step in ("-1", "+0", "+1")}
+    assert all(any(one.sent and one.sent[field] for one in inputs) for field in range(5))
+
+
+def test_of_what_is_too_much_to_be_kept_aside_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(set_aside, "MAX_BYTES", 8 * 2**20)
+    decoder = Decoder()
+    for share in FLOODS:
+        decoder.take(flood(0, NOW, share))
+    assert (decoder.counts["accepted"], decoder.counts["refused"]) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["tallymark.control.part", "tallymark.control.parts"])
@@ -139,6 +175,42 @@ def test_what_is_broken_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -
     sample = corpus()[0]
     with pytest.raises((Broken, ValueError)):
         Decoder().take(Input(0, sample.signal, "protobuf", sample.protobuf, "none"))
+
+
+@pytest.mark.parametrize("promise", ["lost", "twice", "another value", "another account", "passed over"])
+def test_what_the_file_of_meters_breaks_is_seen(promise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.delivery.fuzz import by_file
+
+    def broken(*arguments: object) -> decoding.Decoded:
+        found = decoding.decode_metrics(*arguments)  # type: ignore[arg-type]
+        first = found.points[0]
+        if promise == "lost":
+            found.points.pop()
+        elif promise == "twice":
+            found.points.append(first)
+        elif promise == "another value":
+            found.points[0] = first._replace(value=first.value + 1)
+        elif promise == "another account":
+            series = replace(first.stream.series, account="globex")
+            found.points[0] = first._replace(stream=replace(first.stream, series=series))
+        else:
+            found.unmatched += 1
+        return found
+
+    monkeypatch.setattr(by_file, "decode_metrics", broken)
+    sample = metered_corpus()[0]
+    with pytest.raises(Broken, match=r"items of meters|worth what nobody sent|passed over"):
+        Decoder().take(Input(0, sample.signal, "protobuf", sample.protobuf, "none", by_file=True))
+
+
+@pytest.mark.parametrize("number", range(1, 4))
+def test_another_number_than_was_sent_is_seen(number: int) -> None:
+    given = next(one for one in (large_input(SEED, at, NOW) for at in range(100)) if one.sent and one.sent.rejected)
+    assert given.sent is not None
+    wrong = Sent(*(value + (place == number) for place, value in enumerate(given.sent[:5])), False)
+    Decoder().take(given)
+    with pytest.raises(Broken, match="not what was sent"):
+        Decoder().take(given._replace(sent=wrong))
 
 
 def test_what_broke_is_told_with_the_command_that_sends_it_again() -> None:

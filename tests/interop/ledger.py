@@ -56,6 +56,14 @@ class Ledger:
                     found[entry] += value
         return {entry: value for entry, value in found.items() if value}
 
+    def intervals(self) -> dict[tuple[Any, ...], list[tuple[int, int]]]:
+        """Of each delta stream (its producer, meter, account and route) what its points cover, in nanoseconds."""
+        found: dict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
+        with self._lock:
+            for producer, entry, start, time in self._deltas:
+                found[producer, entry].append((start, time))
+        return found
+
     def _metrics(self, request: ExportMetricsServiceRequest) -> None:
         for resource in request.resource_metrics:
             producer = tuple(sorted(_texts(resource.resource.attributes).items()))

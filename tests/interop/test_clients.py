@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
 
+from tests.interop.audited import NOTHING, audited, overlapping
 from tests.interop.clients import PROTOCOLS, Order
 from tests.interop.conftest import PAIRS, Start, own_collector, port_of, relay
 from tests.interop.fates import Scripted
@@ -17,6 +20,7 @@ from tests.support.collector import Collector
 
 PROCESSES = 2
 MANY = 2500
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize("temporality", ["delta", "cumulative"])
@@ -48,6 +52,7 @@ def test_recorded_is_stored(
     assert difference(recorded, found) == {}
     billed = {entry: quantity for entry, quantity in found.items() if not entry[0].startswith("span:")}
     assert difference(billed, views(collector.dsn, prefix)) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
 
 
 @pytest.mark.parametrize("client", PROTOCOLS)
@@ -64,6 +69,7 @@ def test_more_accounts_than_clients_keep_by_default(
     order = Order("grpc", "delta", collector.port, plan, instance=prefix, cardinality=MANY + 100)
     recorded = start(client, order).recorded()
     assert difference(recorded, stored(collector.dsn, prefix)) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
 
 
 @pytest.mark.parametrize("client", PROTOCOLS)
@@ -74,6 +80,7 @@ def test_connections_that_the_collector_ends(client: str, embedded_server: str, 
         order = Order("grpc", "delta", short.port, rounds(6, prefix, 12), instance=prefix, pause_ms=400)
         recorded = start(client, order).recorded()
         assert difference(recorded, stored(short.dsn, prefix)) == {}
+        assert audited(short.dsn, prefix) == NOTHING
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS["javascript"])
@@ -84,6 +91,7 @@ def test_what_is_peculiar_to_javascript(protocol: str, collector: Collector, sta
     seen = way.ledger.seen
     assert (bool(seen["double"]), seen["integer"], bool(seen["chunked"])) == (True, 0, protocol != "grpc")
     assert difference(recorded, stored(collector.dsn, prefix)) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
 
 
 @pytest.mark.parametrize("temporality", ["delta", "cumulative"])
@@ -96,6 +104,7 @@ def test_javascript_records_and_exports_in_one_millisecond(
     order = Order(protocol, temporality, port, rounds(3, prefix, 2), instance=prefix, frozen_ms=now)
     recorded = start("javascript", order).recorded()
     assert difference(recorded, stored(collector.dsn, prefix)) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
 
 
 def test_two_processes_that_cannot_be_told_apart(collector: Collector, start: Start, prefix: str) -> None:
@@ -112,3 +121,29 @@ def test_two_processes_that_cannot_be_told_apart(collector: Collector, start: St
     assert aside
     both = {entry: billed.get(entry, Decimal(0)) + aside.get(entry, Decimal(0)) for entry in {*billed, *aside}}
     assert difference(both, recorded) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
+
+
+def test_two_processes_at_other_times_that_cannot_be_told_apart(
+    collector: Collector, start: Start, prefix: str
+) -> None:
+    """What they recorded is billed, all of it. The audit finds that one stream covers the same time twice: each of the
+    two was slow to export, the first since before the second began."""
+    now = time.time_ns() // 1_000_000
+    recorded: Quantities = {}
+    with relay(collector.port, "grpc", Scripted()) as way:
+        for seed, began in ((6, now - 60_000), (7, now - 50_000)):
+            plan = rounds(seed, prefix, 3)
+            order = Order("grpc", "delta", way.port, plan, instance=None, frozen_ms=began)
+            for entry, quantity in start("javascript", order).recorded().items():
+                recorded[entry] = recorded.get(entry, Decimal(0)) + quantity
+        expected = overlapping(way.ledger.intervals().values())
+    assert difference(recorded, stored(collector.dsn, prefix)) == {}
+    found = audited(collector.dsn, prefix)
+    assert (found.differences, found.drifts) == ((), ())
+    assert expected
+    assert Counter((microseconds(one.start), microseconds(one.end)) for one in found.overlaps) == expected
+
+
+def microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)

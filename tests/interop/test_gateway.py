@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop import clients, gateway
+from tests.interop.audited import NOTHING, audited
 from tests.interop.clients import PROTOCOLS, NotBuiltError, Order
 from tests.interop.conftest import Start, note_missing, note_tested, port_of, relay
 from tests.interop.fates import FAULTS, Fate, Seeded
@@ -52,6 +53,7 @@ def test_recorded_is_stored(protocol: str, collector: Collector, start: Start, p
     final = stored(collector.dsn, prefix)
     assert difference(final, recorded) == {}
     assert difference(final, way.ledger.quantities()) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
     assert sum(way.fates.seen[fault] for fault in FAULTS) > 5
     assert way.ledger.seen["again"]
 

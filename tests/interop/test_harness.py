@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop import build, clients
+from tests.interop.audited import overlapping
 from tests.interop.fates import Fate, Scripted, Seeded
 from tests.interop.ledger import Ledger
 from tests.interop.plans import rounds
@@ -44,6 +45,17 @@ def test_cumulative_sums_count_by_their_last_total_in_each_epoch() -> None:
     for point in ((0, 1, 3), (0, 3, 9), (0, 2, 5), (10, 11, 2)):
         ledger.take("metrics", body(point, temporality=2))
     assert ledger.quantities() == {ENTRY: Decimal(11)}
+
+
+def test_overlaps_are_counted_by_our_own_means() -> None:
+    assert overlapping([[(0, 10_000), (10_000, 20_000)], [(0, 5_000)]]) == {}
+    assert overlapping([[(0, 10_000), (9_000, 20_000), (11_000, 12_000)]]) == {(9, 20): 1, (11, 12): 1}
+    ledger = Ledger()
+    for sent in (body((0, 2, 3)), body((1, 3, 1)), body((3, 4, 1)), body((1, 2, 1), producer="two")):
+        ledger.take("metrics", sent)
+    second = 1_000_000
+    begin = BASE // 1000
+    assert overlapping(ledger.intervals().values()) == {(begin + second, begin + 3 * second): 1}
 
 
 def test_a_single_unit_is_a_difference() -> None:

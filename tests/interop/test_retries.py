@@ -13,6 +13,7 @@ from decimal import Decimal
 
 import pytest
 
+from tests.interop.audited import NOTHING, audited
 from tests.interop.clients import SWITCH, Call, Order
 from tests.interop.conftest import PAIRS, Start, port_of, relay
 from tests.interop.fates import FAULTS, Fate, Scripted, Seeded
@@ -65,6 +66,7 @@ def test_what_a_client_promises(client: str, protocol: str, collector: Collector
             first = of_rounds(rounds(1, own, 3)[:1])
             assert difference(found, less(recorded[fault], first)) == {}, fault
         assert bool(way.ledger.seen["again"]) == (sends_again and fault in AFTER_COMMIT), fault
+        assert audited(collector.dsn, own) == NOTHING, fault
 
 
 @pytest.mark.parametrize(("client", "protocol"), [pair for pair in PAIRS if SENDS_AGAIN[pair] != ALWAYS])
@@ -80,6 +82,7 @@ def test_cumulative_sums_heal(client: str, protocol: str, collector: Collector, 
             processes[fault] = start(client, order)
         for fault, process in processes.items():
             assert difference(process.recorded(), stored(collector.dsn, f"{prefix}-{fault.name}")) == {}, fault
+            assert audited(collector.dsn, f"{prefix}-{fault.name}") == NOTHING, fault
 
 
 @pytest.mark.parametrize(("client", "protocol"), PAIRS)
@@ -104,6 +107,7 @@ def test_faults_in_random_mixture(client: str, protocol: str, collector: Collect
     assert sum(way.fates.seen[fault] for fault in FAULTS) > 3
     found = stored(collector.dsn, prefix)
     assert difference(found, way.ledger.quantities()) == {}
+    assert audited(collector.dsn, prefix) == NOTHING
     if promised:
         assert difference(found, recorded) == {}
         assert way.ledger.seen["again"]

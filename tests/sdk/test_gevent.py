@@ -46,14 +46,14 @@ def test_other_greenlets_go_on_while_a_request_is_under_way(run_script: Callable
     from tallymark import runtime
     delivery = runtime.current().exporter._delivery
     with gevent.Timeout(60):
-        while not delivery._running.locked():
+        while not delivery._is_running:
             gevent.sleep(0.001)
     ticks = 0
-    while ticks < 200 and delivery._running.locked():
+    while ticks < 200 and delivery._is_running:
         gevent.sleep(0.001)
         ticks += 1
     assert ticks == 200, f"the request was over after {ticks} turns of another greenlet"
-    assert delivery._running.locked()
+    assert delivery._is_running
     """,
             TALLYMARK_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}",
         )

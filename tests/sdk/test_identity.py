@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from types import FrameType
 
 import anyio.to_thread
 import pytest
 
-from tallymark import identify, record
+from tallymark import identify, identity, record
 from tallymark.calls import Call
 from tallymark.identity import MAX_IDENTITY_LENGTH, Identity, current_identity
 from tallymark.integrations.serving import serving
@@ -262,7 +264,40 @@ async def test_a_long_call_does_not_keep_everybody_that_its_worker_threads_named
                     before.close()
                 await anyio.to_thread.run_sync(work, f"a{n % 7}")
                 longest = max(longest, len(call.published))
-        assert longest <= 5
+        assert longest <= 2 * identity.FEW
+
+
+@pytest.mark.parametrize("entered", [True, False])
+async def test_identify_costs_the_same_however_many_identities_of_a_call_are_open(entered: bool) -> None:
+    """Counted in lines that are executed, of all calls together: with the square of their number, or more, one call of
+    `identify()` among 800 took 25 ms."""
+
+    async def lines(count: int) -> int:
+        found = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Callable[..., object]:
+            nonlocal found
+            found += event == "line" and frame.f_code.co_filename == identity.__file__
+            return trace
+
+        def identified(n: int) -> None:
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                one = identify(account=f"a{n}")
+            finally:
+                sys.settrace(before)
+            if entered:
+                blocks.enter_context(one)
+            else:
+                blocks.callback(lambda: one)
+
+        with serving(Call()), ExitStack() as blocks:
+            for n in range(count):
+                await anyio.to_thread.run_sync(identified, n)
+        return found
+
+    assert await lines(800) < 2.5 * await lines(400)
 
 
 def test_a_request_starts_with_nobody_and_leaves_nobody_behind() -> None:

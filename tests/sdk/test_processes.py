@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +87,50 @@ def test_a_fork_while_threads_record_leaves_no_lock_behind(collector: Any, run_s
     )
     assert done.returncode == 0, done.stderr
     assert collector.totals() == {"child": 5, "parent": int(done.stdout)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads of C have names there alone")
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_fork_finds_no_thread_of_grpc(under_way: bool, collector: Any, run_script: Any) -> None:
+    """A lock that one of them held would be held for ever in the child, whose first request would stop all of it: the
+    connection is closed for the fork, whether it is idle or a request is under way."""
+    hanging = threading.Event()
+    if under_way:
+        collector.answer = lambda number: hanging.wait(60) and None if number else None
+    done = run_script(
+        f"""
+        import os, pathlib, time
+        seen = []
+        def threads():
+            names = set()
+            for task in pathlib.Path("/proc/self/task").iterdir():
+                try:
+                    names.add((task / "comm").read_text().strip())
+                except OSError:
+                    pass
+            return [name for name in names if name.startswith(("event_engine", "grpc_", "lifeguard"))]
+        # What is registered first is called last.
+        os.register_at_fork(before=lambda: seen.append(threads()))
+        import tallymark
+        tallymark.configure(interval=0.05, timeout=60)
+        tallymark.identify(account="acme")
+        tallymark.record("calls")
+        assert tallymark.flush(60)
+        if {under_way}:
+            tallymark.record("calls")
+            tallymark.flush(0.5)
+        assert threads()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert seen == [[]], seen
+        os._exit(0)
+        """,
+        TALLYMARK_ENDPOINT=collector.endpoint,
+    )
+    hanging.set()
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_end_of_the_process_delivers(collector: Any, run_script: Any) -> None:

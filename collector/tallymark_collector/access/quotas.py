@@ -12,18 +12,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence, Set
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, Protocol
-from uuid import UUID
 
 from tallymark_collector.access.lookups import REMEMBERED_SECONDS
 from tallymark_collector.access.records import Tenant
-from tallymark_collector.errors import Overloaded, TooLarge
-from tallymark_collector.model import Batch, Reason, Refusal, Stream
+from tallymark_collector.errors import Overloaded, TooLarge, TransientError
+from tallymark_collector.model import Batch, Point, Reason, Refusal, Stream
+from tallymark_collector.processors.pace import Pace
 from tallymark_collector.processors.set_aside import SetAside
+from tallymark_collector.resting import resting
 from tallymark_collector.settings import Limits
+from tallymark_collector.store.committing import Withdrawn
 from tallymark_collector.store.samples import conflict
 
 BURST_SECONDS: Final = 10.0
@@ -42,6 +44,11 @@ BYTES_READ: Final = 1024
 """Of a request, what is as much work as a small span: what is large is more to read, and of what cannot be read there
 is no other measure."""
 
+PIECE: Final = 256
+"""Points between two rests, each of which may be written out again, to be set aside;"""
+LOOKED_THROUGH: Final = 4096
+"""or streams that are only looked at."""
+
 _HOUR: Final = 3600.0
 _ROUNDING: Final = 1e-6
 
@@ -59,7 +66,8 @@ class Limiting(Protocol):
         ...
 
     def admitting(self, tenant: str, batch: Batch) -> AbstractAsyncContextManager[Batch]:
-        """What of a batch is to be written, inside the context. Raises Overloaded where nothing is."""
+        """What of a batch is to be written, inside the context: what is raised in there says whether it was. Raises
+        Overloaded where nothing is."""
         ...
 
 
@@ -149,7 +157,7 @@ class _Allowance:
     streams: Bucket
     read_per_second: float
     read: Bucket
-    let_in: dict[UUID, float] = field(default_factory=dict)
+    let_in: dict[int, float] = field(default_factory=dict)
     """Streams of the last hour that were counted, though they may not be committed yet, and when."""
 
 
@@ -201,8 +209,15 @@ class Quotas:
         if allowance.points_per_second < math.inf:
             _refuse_for(allowance.points.take(cost, self._clock()), tenant, allowance)
         try:
-            yield await self._known_streams(allowance, batch)
+            admitted = await self._known_streams(allowance, batch)
         except BaseException:
+            allowance.points.give_back(cost)
+            raise
+        try:
+            yield admitted
+        except (TransientError, Withdrawn):
+            # Nothing of it was kept; or nobody knows, and whoever is told so sends it again and pays then. After other
+            # errors, and where a client hangs up while its request is written, it may be kept: it is paid for.
             allowance.points.give_back(cost)
             raise
 
@@ -210,14 +225,7 @@ class Quotas:
         if allowance.new_streams_per_hour == math.inf or not batch.points:
             return batch
         unseen = await self._directory.unseen(point.stream for point in batch.points)
-        now = self._clock()
-        let_in = allowance.let_in
-        while let_in and next(iter(let_in.values())) <= now - _HOUR:
-            del let_in[next(iter(let_in))]
-        new = [stream for stream in unseen if stream.id not in let_in]
-        taken = allowance.streams.take_some(len(new), now)
-        let_in.update((stream.id, now) for stream in new[:taken])
-        over = {stream.id for stream in new[taken:]}
+        over = await resting(self._let_in(allowance, unseen))
         if not over:
             return batch
         refusal = Refusal(
@@ -225,19 +233,35 @@ class Quotas:
             f"more than {allowance.new_streams_per_hour:g} streams an hour that were never seen: is there a dimension"
             " with too many values?",
         )
-        kept_aside = SetAside()
         try:
-            kept_aside.keep(conflict(point, refusal) for point in batch.points if point.stream.id in over)
+            return await resting(_without(batch, over, refusal))
         except TooLarge:
             # Nothing is wrong with these points: later, or fewer at once, there is room for them.
             error = Overloaded(f"{refusal.detail}; too many at once to be set aside: send fewer in a request")
             error.retry_after = MAX_DELAY
             raise error from None
-        return replace(
-            batch,
-            points=[point for point in batch.points if point.stream.id not in over],
-            quarantined=[*batch.quarantined, *kept_aside.quarantined],
-        )
+
+    def _let_in(self, allowance: _Allowance, unseen: Sequence[Stream]) -> Generator[None, None, set[int]]:
+        """The new streams that are too many, in pieces (see `resting`)."""
+        now = self._clock()
+        let_in = allowance.let_in
+        pace = Pace(LOOKED_THROUGH)
+        while let_in and next(iter(let_in.values())) <= now - _HOUR:
+            del let_in[next(iter(let_in))]
+            if pace.full(1):
+                yield
+        over: set[int] = set()
+        for stream in unseen:
+            identity = stream.id.int
+            if identity in let_in:
+                continue
+            if over or not allowance.streams.take_some(1, now):
+                over.add(identity)
+            else:
+                let_in[identity] = now
+            if pace.full(1):
+                yield
+        return over
 
     async def _allowance(self, tenant: str) -> _Allowance:
         read_at = self._read_at.get(tenant)
@@ -273,6 +297,21 @@ class Quotas:
                 {} if before is None else before.let_in,
             )
         self._read_at[tenant] = now
+
+
+def _without(batch: Batch, over: Set[int], refusal: Refusal) -> Generator[None, None, Batch]:
+    """The batch less the points of some streams, which are kept aside; in pieces. Raises TooLarge."""
+    aside = SetAside()
+    left: list[Point] = []
+    for start in range(0, len(batch.points), PIECE):
+        if start:
+            yield
+        for point in batch.points[start : start + PIECE]:
+            if point.stream.id.int in over:
+                aside.keep([conflict(point, refusal)])
+            else:
+                left.append(point)
+    return replace(batch, points=left, quarantined=[*batch.quarantined, *aside.quarantined])
 
 
 def _refuse_for(delay: float, tenant: str, allowance: _Allowance) -> None:

@@ -12,15 +12,19 @@ import psycopg
 from tallymark_collector.access import certificates, tokens
 from tallymark_collector.access.principal import Principal, Scope
 from tallymark_collector.documents.fields import A_TENANT, TENANT
-from tallymark_collector.errors import NotPossible, NotThere, UserError
+from tallymark_collector.errors import NotPossible, NotThere, Unauthenticated, UserError
 from tallymark_collector.model import Stream
 from tallymark_collector.store import Store, locks
 from tallymark_collector.store.database import Connection
 
 MAX_NOTE: Final = 200
 MAX_EXPIRY: Final = timedelta(days=3660)
+MAX_ACCOUNT: Final = 256
+"""Characters, as of usage (`processors.validation`)."""
 MAX_LIVE: Final = 1_000
 """Credentials of a tenant that live at the same time, where the tenant makes them itself."""
+MAX_MADE: Final = 20_000
+"""The same of all that there are, ended ones too, which stay."""
 
 _COLUMNS: Final = (
     "credential, kind, tenant, account, scopes, verifier, identity, note, created_at, expires_at, revoked_at"
@@ -189,27 +193,50 @@ def _check(scopes: tuple[str, ...], account: str | None, note: str) -> None:
             f"an account goes with the scope {Scope.READ_ACCOUNT.value!r}, and that with an account: the other scopes"
             " are for all accounts of the tenant"
         )
-    if account is not None and (not account or "\0" in account):
-        raise UserError("the account is empty, or holds a NUL character")
+    if account is not None and (not 0 < len(account) <= MAX_ACCOUNT or "\0" in account):
+        raise UserError(f"an account has 1 to {MAX_ACCOUNT} characters, none NUL")
     if len(note) > MAX_NOTE or "\0" in note:
         raise UserError(f"a note has at most {MAX_NOTE} characters, none NUL")
     if tokens.find(note) or tokens.find(account or ""):
         raise UserError("there is a token in the note or the account: it would be stored, and shown in lists")
 
 
-async def check_room(connection: Connection, tenant: str) -> None:
-    """Raises NotPossible where the tenant has as many credentials as it may make itself. Others that ask wait for this
-    transaction's end."""
-    await locks.taken(connection, f"{locks.CREDENTIALS}:{tenant}")
-    [live] = await (
+async def check_live(connection: Connection, shown: Principal) -> None:
+    """Raises Unauthenticated where a credential has ended by now: what collectors remember of one (`lookups`) must not
+    be long enough to make another, or to decide something for good."""
+    [is_live] = await (
         await connection.execute(
-            "SELECT count(*) FROM credential"
-            " WHERE tenant = %s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
+            "SELECT EXISTS (SELECT FROM credential WHERE credential = %s AND revoked_at IS NULL"
+            " AND (expires_at IS NULL OR expires_at > now()))",
+            [shown.credential.removeprefix(f"{tokens.PREFIX}_")],
+        )
+    ).fetchone() or [False]
+    if not is_live:
+        raise Unauthenticated(f"{shown.credential} has ended: have a new one made")
+
+
+async def taking_turns(connection: Connection, maker: Principal) -> None:
+    """Others who make or revoke credentials of the tenant wait for this transaction's end. Raises as `check_live`."""
+    await locks.taken(connection, f"{locks.CREDENTIALS}:{maker.tenant}")
+    await check_live(connection, maker)
+
+
+async def check_room(connection: Connection, tenant: str) -> None:
+    """Raises NotPossible where the tenant has as many credentials as it may make itself. In its turn."""
+    [live, made] = await (
+        await connection.execute(
+            "SELECT count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())), count(*)"
+            " FROM credential WHERE tenant = %s",
             [tenant],
         )
-    ).fetchone() or [0]
+    ).fetchone() or [0, 0]
     if live >= MAX_LIVE:
         raise NotPossible(f"the tenant has {live:,} live credentials, at most {MAX_LIVE:,} are made so: revoke some")
+    if made >= MAX_MADE:
+        raise NotPossible(
+            f"the tenant has had {made:,} credentials, at most {MAX_MADE:,} are made so: the collector's operator makes"
+            " more (`tallymark tokens create`)"
+        )
 
 
 async def revoke(connection: Connection, credential: str, tenant: str | None = None) -> tuple[Credential, bool]:

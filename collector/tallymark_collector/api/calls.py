@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from tallymark_collector.access import Authenticator, Principal, certificates
 from tallymark_collector.access.requests import authorization_of
+from tallymark_collector.api.reading import Readers, kind_of
 from tallymark_collector.errors import MalformedRequest, NotPossible, Unauthenticated, UserError
 from tallymark_collector.receivers import grpc_calls
 from tallymark_collector.receivers.admission import Admission, Share
@@ -37,6 +38,8 @@ class Method(Generic[Asked]):
     request: type[Asked]
     answer: Callable[[Principal, Asked], Awaitable[Message]]
     """Has to ask whether the principal may. Raises what `receivers.status` knows."""
+    administers: bool = False
+    """True if only administrators may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ class Calls:
     """What every call passes."""
 
     authenticator: Authenticator
+    readers: Readers
     admission: Admission
     arriving: Arriving
+    """By tenant and kind of call."""
     requests: Requests
 
     def methods(self, signal: str, methods: Sequence[Method[Any]]) -> Methods:
@@ -53,21 +58,28 @@ class Calls:
         return {method.name: self._handler(signal, method) for method in methods}
 
     def _handler(self, signal: str, method: Method[Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        async def take(context: Context, call: Call) -> bytes:
+        async def take(context: Context, call: Call) -> None:
             principal = await self._principal(context)
             call.tenant = principal.tenant
-            with Share(self.admission, principal.tenant) as share:
-                message = await self.arriving.message(principal.tenant, context)
+            kind = kind_of(principal, administers=method.administers)
+            with (
+                self.readers.place(principal, administers=method.administers),
+                Share(self.admission, principal.tenant) as share,
+            ):
+                message = await self.arriving.message(f"{principal.tenant} {kind.value}", context)
                 request = await unfolded(message, MAX_REQUEST, share.take)
                 arrived(len(request))
                 try:
                     answer = await method.answer(principal, _read(method.request, request))
                 except psycopg.errors.InsufficientPrivilege as error:
                     raise NotPossible(_NO_RIGHT.format(error.diag.message_primary)) from None
+                written = answer.SerializeToString()
+                share.take(len(written))
+                # As long as the client takes to read it: until then its bytes are here, and have to be counted.
+                await context.write(written)
             call.committed(partial=False)
-            return answer.SerializeToString()
 
-        return grpc_calls.method(self.requests, signal, take)
+        return grpc_calls.delivering(self.requests, signal, take)
 
     async def _principal(self, context: Context) -> Principal:
         """Who asks. Raises Unauthenticated for nobody in particular: what is stored is not for strangers, wherever the

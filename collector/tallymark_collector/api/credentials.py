@@ -12,6 +12,7 @@ from tallymark_collector.api import values
 from tallymark_collector.api.calls import Method
 from tallymark_collector.api.reading import Readers
 from tallymark_collector.errors import UserError
+from tallymark_collector.store.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +30,22 @@ def methods(readers: Readers) -> list[Method[Any]]:
         principal.check_administer()
         scopes = [_scope(name) for name in request.scopes]
         after = values.length(request, "expires_after")
-        async with readers.turn(principal.tenant), readers.store.transaction() as connection:
+        expires_at = None if after is None else _expiry(after)
+
+        async def work(connection: Connection) -> tuple[records.Credential, tokens.Token | None, bool]:
+            await records.taking_turns(connection, principal)
             await records.check_room(connection, principal.tenant)
-            made, token, _ = await records.add(
+            return await records.add(
                 connection,
                 principal.tenant,
                 scopes,
                 account=request.account or None,
-                expires_at=None if after is None else _expiry(after),
+                expires_at=expires_at,
                 note=request.note,
             )
+
+        async with readers.turn(principal, administers=True):
+            made, token, _ = await readers.store.settle(work)
         assert token is not None
         logger.info("%s of tenant %r made the credential %s", principal.credential, principal.tenant, made.name)
         return access_pb2.CreateCredentialResponse(credential=_document(made), token=token.text)
@@ -49,7 +56,7 @@ def methods(readers: Readers) -> list[Method[Any]]:
         principal.check_administer()
         size = values.page_size(request.page_size, PAGE_SIZE, MAX_PAGE_SIZE)
         [after] = values.page_after(request, 1) or [""]
-        async with readers.reading(principal.tenant) as connection:
+        async with readers.reading(principal, administers=True) as connection:
             found = await records.page_of_credentials(connection, principal.tenant, after or "", size + 1)
         return access_pb2.ListCredentialsResponse(
             credentials=map(_document, found[:size]),
@@ -58,15 +65,20 @@ def methods(readers: Readers) -> list[Method[Any]]:
 
     async def revoke(principal: Principal, request: access_pb2.RevokeCredentialRequest) -> access_pb2.Credential:
         principal.check_administer()
-        async with readers.turn(principal.tenant), readers.store.transaction() as connection:
-            ended, _ = await records.revoke(connection, request.name, principal.tenant)
+
+        async def work(connection: Connection) -> tuple[records.Credential, bool]:
+            await records.taking_turns(connection, principal)
+            return await records.revoke(connection, request.name, principal.tenant)
+
+        async with readers.turn(principal, administers=True):
+            ended, _ = await readers.store.settle(work)
         logger.info("%s of tenant %r revoked the credential %s", principal.credential, principal.tenant, ended.name)
         return _document(ended)
 
     return [
-        Method("CreateCredential", access_pb2.CreateCredentialRequest, create),
-        Method("ListCredentials", access_pb2.ListCredentialsRequest, list_),
-        Method("RevokeCredential", access_pb2.RevokeCredentialRequest, revoke),
+        Method("CreateCredential", access_pb2.CreateCredentialRequest, create, administers=True),
+        Method("ListCredentials", access_pb2.ListCredentialsRequest, list_, administers=True),
+        Method("RevokeCredential", access_pb2.RevokeCredentialRequest, revoke, administers=True),
     ]
 
 

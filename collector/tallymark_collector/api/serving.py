@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from tallymark_collector.access import Authenticator
 from tallymark_collector.api import credentials, quarantine, usage
@@ -15,7 +16,10 @@ from tallymark_collector.settings import Settings
 from tallymark_collector.store import Store
 from tallymark_collector.telemetry.requests import Requests
 
-# A module that is imported is in protobuf's pool, which server reflection reads.
+ARRIVING: Final = 1
+"""Messages of one kind of calls of a tenant that arrive at the same time. Nobody counts them before they are whole, and
+gRPC takes as large ones as of usage; those of questions are small, and there at once."""
+ARRIVING_SECONDS: Final = 5.0
 
 
 def handlers(
@@ -23,8 +27,7 @@ def handlers(
 ) -> Mapping[str, Methods]:
     """gRPC methods by the names of their services. One event loop owns them."""
     readers = Readers(store)
-    arriving = Arriving(settings.connections.arriving, settings.limits.body_seconds)
-    calls = Calls(authenticator, admission, arriving, requests)
+    calls = Calls(authenticator, readers, admission, Arriving(ARRIVING, ARRIVING_SECONDS), requests)
     read_with = quarantine.ReadWith(settings.meters, settings.redaction)
     return {
         usage.NAME: calls.methods("usage", usage.methods(readers)),

@@ -35,7 +35,7 @@ def methods(readers: Readers) -> list[Method[Any]]:
         as_of = values.instant(request, "as_of")
         meter = request.meter or None
         nameless = None
-        async with readers.reading(principal.tenant) as connection:
+        async with readers.reading(principal) as connection:
             found = await usage_as_billed(
                 connection,
                 tenant=principal.tenant,

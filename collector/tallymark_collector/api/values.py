@@ -19,6 +19,9 @@ from tallymark_collector.errors import UserError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND: Final = 1_000_000_000
+_FIRST_YEAR: Final = 1900
+_LAST_YEAR: Final = 9998
+"""Hours and days around a time are times, too."""
 
 
 def instant(request: Message, name: str) -> datetime | None:
@@ -30,9 +33,12 @@ def instant(request: Message, name: str) -> datetime | None:
     if not 0 <= given.nanos < _SECOND or given.nanos % 1000:
         raise UserError(f"{name}: nanos are {given.nanos}, and have to be whole microseconds, 0 to 999,999,000")
     try:
-        return _EPOCH + timedelta(seconds=given.seconds, microseconds=given.nanos // 1000)
+        found = _EPOCH + timedelta(seconds=given.seconds, microseconds=given.nanos // 1000)
     except OverflowError:
-        raise UserError(f"{name}: {given.seconds} s since 1970 is no time of the years 1 to 9999") from None
+        found = None
+    if found is None or not _FIRST_YEAR <= found.year <= _LAST_YEAR:
+        raise UserError(f"{name}: {given.seconds} s since 1970 is no time of the years {_FIRST_YEAR} to {_LAST_YEAR}")
+    return found
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:

@@ -83,6 +83,9 @@ def import_(
     redact: RedactOption = None,
     no_redaction: NoRedactionOption = False,
     final: Annotated[bool, typer.Option("--final", help="Take a last line that has no line end.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Bill a file for this source that another source has billed, too.")
+    ] = False,
     rejects: Annotated[bool, typer.Option("--rejects", help="The files are reject files, mended.")] = False,
     rejects_file: Annotated[
         Path | None,
@@ -96,13 +99,14 @@ def import_(
 ) -> None:
     """Import usage from access logs and files of events; the same file again, or a grown one, bills once.
 
-    Exit status 1 if lines were rejected or contradict what is there.
+    Exit status 1 if lines were rejected, contradict what is there, or wait behind a quote that is never closed.
     """
     request = Request(
         source,
         _mapping(mapping, format_, account, meter, time_field, time_format, time_zone, id_),
         final=final,
         oldest=None if oldest is None else _instant(oldest),
+        again=again,
         of_rejects=rejects,
         rejects_file=rejects_file,
         tenant=records.check_name(tenant),
@@ -117,7 +121,7 @@ def import_(
         output.fail(f"{error}; what was read before is kept, run the same command again")
         raise typer.Exit(3) from None
     _write(request, summary, as_json)
-    if summary.rejected or summary.conflicts or summary.quarantined:
+    if summary.rejected or summary.conflicts or summary.quarantined or summary.unclosed:
         raise typer.Exit(1)
 
 
@@ -211,11 +215,21 @@ def _write(request: Request, summary: Summary, as_json: bool) -> None:
         output.write_json({**request.origin._asdict(), **summary.told()})
     else:
         _write_summary(request, summary)
-    if summary.left:
-        output.warn("the last line has no line end, it may still be being written: it was left, --final takes it")
+    _warn_of_left(summary)
     if summary.rejected and not as_json:
         where = request.rejects_file or "the file's name with .rejects behind it"
         output.tell(f"rejected lines are in {where}: mend their `text` and import that with --rejects")
+
+
+def _warn_of_left(summary: Summary) -> None:
+    for each in summary.unclosed:
+        output.warn(
+            f"{each.file}:{each.line}: a quote opens a field and is never closed, so {each.lines:,} whole lines from"
+            " there on were left. Where nothing more is written, close it or take it out and import again; --final"
+            f" rejects line {each.line} and takes the others. Where quotes mean nothing, the mapping says `quote: none`"
+        )
+    if summary.left > sum(each.lines for each in summary.unclosed):
+        output.warn("the last line has no line end, it may still be being written: it was left, --final takes it")
 
 
 def _write_summary(request: Request, summary: Summary) -> None:
@@ -244,7 +258,8 @@ def _rehearse(request: Request, files: list[str], limit: int, as_json: bool) -> 
         _write_summary(request, found.summary)
         for file, number, reason in found.faults:
             output.say(f"{file}:{number}: {reason}")
-    if found.summary.rejected or found.summary.conflicts:
+    _warn_of_left(found.summary)
+    if found.summary.rejected or found.summary.conflicts or found.summary.unclosed:
         raise typer.Exit(1)
 
 

@@ -13,7 +13,7 @@ from tallymark_collector.access.records import check_name
 from tallymark_collector.cli import output
 from tallymark_collector.cli.arguments import JsonOption, TenantOption, read_meters
 from tallymark_collector.errors import UserError
-from tallymark_collector.metering.captured import Captured, read_captured
+from tallymark_collector.metering.captured import Reading, read_captured
 from tallymark_collector.metering.conditions import Condition
 from tallymark_collector.metering.explain import Explained, explain
 from tallymark_collector.metering.rules import Meter, MetricSource, Number, Rules, Source
@@ -67,17 +67,21 @@ def check(
     rules = read_meters(file)
     check_name(tenant)
     with output.progress("reading"):
-        requests = [one for path in captured for one in _read(path)]
+        files = [_read(path) for path in captured]
+        requests = [one for file in files for one in file.requests]
         explained = explain(rules, requests, tenant)
+    torn = [file.torn for file in files if file.torn is not None]
+    for sentence in torn:
+        output.warn(sentence)
     if as_json:
-        _write_json(tenant, explained)
+        _write_json(tenant, explained, torn)
     else:
         _write(rules, tenant, explained, len(requests))
     if explained.quarantined:
         raise typer.Exit(1)
 
 
-def _read(path: Path) -> list[Captured]:
+def _read(path: Path) -> Reading:
     if path == STDIN:
         return read_captured(sys.stdin.buffer.read(), "stdin")
     try:
@@ -124,7 +128,7 @@ def _write(rules: Rules, tenant: str, explained: Explained, requests: int) -> No
     )
 
 
-def _write_json(tenant: str, explained: Explained) -> None:
+def _write_json(tenant: str, explained: Explained, torn: list[str]) -> None:
     output.write_json(
         {
             "tenant": tenant,
@@ -133,6 +137,7 @@ def _write_json(tenant: str, explained: Explained) -> None:
             "duplicates": explained.duplicates,
             "whole": [{**one._asdict(), "oldest": time_text(one.oldest)} for one in explained.whole],
             "quarantined": len(explained.quarantined),
+            "torn": torn,
             "items": [item._asdict() for item in explained.items],
         }
     )

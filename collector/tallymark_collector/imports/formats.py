@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from typing import Final, NamedTuple
 
 from tallymark_collector.errors import UserError
 from tallymark_collector.imports import access_log
@@ -86,10 +86,18 @@ def _written(name: str, value: object) -> str | None:
             raise LineFault(f"the field {name} is a {'list' if isinstance(value, list) else 'nested object'}")
 
 
-def header(text: str, delimiter: str, needed: Sequence[str], file: str) -> list[str]:
+class Dialect(NamedTuple):
+    """How CSV is written."""
+
+    delimiter: str
+    quotes: bool = True
+    """False where a quote is a character like any other."""
+
+
+def header(text: str, dialect: Dialect, needed: Sequence[str], file: str) -> list[str]:
     """The columns that a CSV file's first record names. Raises UserError where they are not those that are needed."""
     try:
-        columns = [name.strip() for name in _row(text, delimiter)]
+        columns = [name.strip() for name in _row(text, dialect)]
     except LineFault as error:
         raise UserError(f"the header of {file} cannot be read: {error}") from None
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
@@ -102,12 +110,12 @@ def header(text: str, delimiter: str, needed: Sequence[str], file: str) -> list[
     return columns
 
 
-def csv_row(columns: Sequence[str], delimiter: str) -> Callable[[str], Fields]:
+def csv_row(columns: Sequence[str], dialect: Dialect) -> Callable[[str], Fields]:
     """How a CSV record is read. What is returned raises LineFault."""
     places = {name: place for place, name in enumerate(columns)}
 
     def read(text: str) -> Fields:
-        row = _row(text, delimiter)
+        row = _row(text, dialect)
         if len(row) != len(places):
             raise LineFault(f"it has {len(row)} fields where the header has {len(places)}")
 
@@ -120,9 +128,12 @@ def csv_row(columns: Sequence[str], delimiter: str) -> Callable[[str], Fields]:
     return read
 
 
-def _row(text: str, delimiter: str) -> list[str]:
+def _row(text: str, dialect: Dialect) -> list[str]:
     try:
-        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+        if dialect.quotes:
+            rows = list(csv.reader([text], delimiter=dialect.delimiter, strict=True))
+        else:
+            rows = list(csv.reader([text], delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE, strict=True))
     except csv.Error as error:
         raise LineFault(f"it is not CSV: {error}") from None
     return rows[0] if rows else []

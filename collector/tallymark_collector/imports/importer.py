@@ -7,12 +7,13 @@ in any other file of the source its lines are known one by one.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -21,18 +22,19 @@ from tallymark_collector import wire
 from tallymark_collector.errors import UserError
 from tallymark_collector.imports import identity, reading
 from tallymark_collector.imports.extraction import Extraction, Line
-from tallymark_collector.imports.faults import TooOld
+from tallymark_collector.imports.faults import LineFault, LineSkipped, TooOld
 from tallymark_collector.imports.lines import STDIN, Input, Record, opened
-from tallymark_collector.imports.mapping import Mapping
+from tallymark_collector.imports.mapping import Mapping, mapping_of
 from tallymark_collector.imports.reading import Found, Reading
 from tallymark_collector.imports.rejects import Origin, Rejects
+from tallymark_collector.imports.succession import registration
 from tallymark_collector.imports.summary import Summary
 from tallymark_collector.model import Batch, Point, Quarantined, Reason, Refusal
 from tallymark_collector.processors.redaction import STANDARD, Redaction
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.settings import DEFAULT_TENANT
 from tallymark_collector.store import Store, imports, quiet
-from tallymark_collector.store.imports import KnownFile, NewLine, Progress
+from tallymark_collector.store.imports import Kept, KnownFile, NewLine, Progress, Registration
 from tallymark_collector.store.rows import HOUR_NS, timestamp
 
 PIECE_LINES: Final = 5_000
@@ -55,6 +57,8 @@ class Request:
     """A last line without its end is whole."""
     oldest: datetime | None = None
     """Takes lines from this time on; None: as old as a collector takes them."""
+    again: bool = False
+    """What another source has is billed by this one too."""
     of_rejects: bool = False
     """The files are reject files, mended."""
     rejects_file: Path | None = None
@@ -113,15 +117,13 @@ async def run(store: Store, request: Request, paths: Sequence[str], watching: Wa
     source = imports.source_id(request.tenant, request.source)
     whole = Summary()
     async with imports.alone(store, source, watching.note):
-        before = await imports.mapping_of(store, request.tenant, request.source)
-        _check_mapping(request, before)
+        kept = await imports.kept(store, source)
+        turn = _Turn(source, kept, registration(request.origin, request.mapping.told(), kept))
         for path in paths:
             with ExitStack() as stack:
                 file = stack.enter_context(opened(path))
                 watching.opened(file)
-                task = _File(store, request, source, file, bounds, watching)
-                whole.add(await task.run(is_new=before is None))
-            before = before or request.mapping.told()
+                whole.add(await _File(store, request, turn, file, bounds, watching).run())
     return whole
 
 
@@ -137,37 +139,34 @@ def check(request: Request, paths: Sequence[str]) -> None:
         raise UserError("--rejects-file goes with one input: of several, each has its own beside it")
 
 
-def _check_mapping(request: Request, before: object) -> None:
-    now = request.mapping.told()
-    if before is None or before == now or not isinstance(before, dict):
-        return
-    names = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
-    raise UserError(
-        f"the source {request.source!r} was imported with another mapping: {', '.join(names)} differ. Lines are known"
-        " by what they billed; read otherwise, some would be billed twice. Import with the mapping of then"
-        " (usage_import_source.mapping has it), or give what is new another --source"
-    )
+@dataclass
+class _Turn:
+    """The source, as long as nobody else imports it."""
+
+    id: UUID
+    kept: Kept
+    pending: Registration | None
+    """The mapping, until it is committed with a piece."""
 
 
 @dataclass
 class _File:
     store: Store
     request: Request
-    source: UUID
+    source: _Turn
     input: Input
     bounds: tuple[int, int]
     watching: Watching
     summary: Summary = field(default_factory=lambda: Summary(files=1))
 
-    async def run(self, *, is_new: bool) -> Summary:
+    async def run(self) -> Summary:
         request = self.request
         known = await self._known()
         file, start = (uuid4(), Progress(0, 0, b"")) if known is None else known
         extraction = Extraction(request.mapping, request.tenant, request.source, self.bounds, request.redaction)
         if known is None:
+            await self._check_other_sources()
             self._check_age(extraction)
-        if is_new:
-            await imports.register(self.store, request.tenant, request.source, request.mapping.told())
         under_way = Reading(self.input, request.mapping, final=request.final, of_rejects=request.rejected)
         with self._rejects() as rejects:
             await self._import(under_way, extraction, rejects, file, start)
@@ -179,14 +178,31 @@ class _File:
 
     async def _known(self) -> KnownFile | None:
         """This file, if it was read before: the one of which it has the longest beginning."""
-        if not self.input.repeatable:
+        if not self.input.repeatable or (self.source.pending and self.source.pending.forgets):
             return None
-        files = {each.progress[::2]: each for each in await imports.files(self.store, self.source)}
+        files = {each.progress[::2]: each for each in await imports.files(self.store, self.source.id)}
         with opened(self.input.name) as again:
             found = reading.begins_with(
                 again, self.request.mapping, of_rejects=self.request.of_rejects, known=list(files)
             )
         return None if found is None else files[found]
+
+    async def _check_other_sources(self) -> None:
+        """Raises UserError where another source of the tenant has the file: each of its lines would be billed again."""
+        request = self.request
+        if not self.input.repeatable or request.of_rejects or request.again:
+            return
+        others = await imports.elsewhere(self.store, request.tenant, self.source.id)
+        files = {each.progress[::2]: each for each in others}
+        with opened(self.input.name) as again:
+            found = reading.shares(again, request.mapping, list(files))
+        if found is not None:
+            name, path, progress = files[found]
+            raise UserError(
+                f"{self.input.name} begins with the {progress.lines:,} lines of {path} that the source {name!r} has:"
+                f" under {request.source!r} each would be billed again. Import it with --source {shlex.quote(name)}, or"
+                " with --again where it is meant to be billed for both"
+            )
 
     def _check_age(self, extraction: Extraction) -> None:
         """Raises UserError where the first line that has a time is older than what is taken: all would be rejected."""
@@ -225,13 +241,15 @@ class _File:
             await self._write(piece, under_way, rejects, file)
         self.summary.before = start.lines
         # What an import with --final took of the file is not left, whatever this one says of its end.
-        self.summary.left = under_way.left if under_way.bytes >= start.size else 0
+        if under_way.bytes >= start.size:
+            self.summary.left = under_way.left
+            self.summary.unclosed += [under_way.unclosed] if under_way.unclosed else []
 
     async def _write(self, piece: _Piece, under_way: Reading, rejects: Rejects, file: UUID) -> None:
         after = _progress(under_way)
         if after.size == piece.start.size:
             return
-        there = await imports.known(self.store, self.source, [found.key for found, _ in piece.found])
+        there = await imports.known(self.store, self.source.id, [found.key for found, _ in piece.found])
         points, lines, conflicts = self._sorted_out(piece, there)
         self.summary.skipped += piece.skipped
         self.summary.lines += after.lines - piece.start.lines
@@ -239,15 +257,17 @@ class _File:
         rejects.save()
         advance = partial(
             imports.advance,
-            source=self.source,
+            source=self.source.id,
             file=file,
             path=self.input.name,
             before=piece.start,
             after=after,
             lines=lines,
             repeatable=self.input.repeatable,
+            registration=self.source.pending,
         )
         result = await self.store.write(Batch(points=points, quarantined=conflicts), advance)
+        self.source.pending = None
         self.summary.quarantined += len(result.conflicts)
         self.watching.went_on(self.input, after.lines)
 
@@ -267,12 +287,33 @@ class _File:
                 points += line.points(identity.cause(found.key))
                 lines.append(NewLine(found.key, number, digest, line.account, line.time_ns))
                 self.summary.accept(line)
-            elif before.digest == digest:
+            elif before.digest == digest or self._was_read_otherwise(found, before.digest):
                 self.summary.duplicates += 1
             else:
                 self.summary.conflicts += 1
                 conflicts += _contradicting(line, before)
         return points, lines, conflicts
+
+    def _was_read_otherwise(self, found: Found, digest: int) -> bool:
+        """Whether it is the same line all the same, read by a mapping of the time before a table had grown."""
+        assert found.line is not None, "only lines that bill are kept in a piece"
+        assert found.fields is not None, "they have fields"
+        if found.line.id is None and not self.request.of_rejects:
+            return True  # its key is over its bytes
+        for extraction in self._earlier:
+            with suppress(LineFault, LineSkipped):
+                if identity.digest(extraction.line(found.fields)) == digest:
+                    return True
+        return False
+
+    @cached_property
+    def _earlier(self) -> list[Extraction]:
+        request, told = self.request, self.request.mapping.told()
+        return [
+            Extraction(mapping_of(each), request.tenant, request.source, self.bounds, request.redaction)
+            for each in reversed(self.source.kept.mappings)
+            if each != told
+        ]
 
 
 _LOOK_AHEAD: Final = 1000

@@ -1,7 +1,7 @@
-"""From bytes to lines, and from lines to records, without ever holding more than a bounded piece.
+"""From bytes to lines, without ever holding more than a bounded piece.
 
-A line ends with LF or CRLF. A record is a line, but for CSV, where quotes may hold line ends. A last line without an
-end may still be being written: it is marked, and whoever reads decides.
+A line ends with LF or CRLF. A record is a line, but for CSV, where quotes may hold line ends (csv_lines.py). A last
+line without an end may still be being written: it is marked, and whoever reads decides.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from tallymark_collector.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAX_LINE: Final = 256 * 1024
 """Bytes of one line. A longer one is read over and rejected."""
 
-MAX_RECORD_LINES: Final = 1000
-"""Lines of one CSV record; its bytes are bounded by `MAX_LINE` too."""
-
 STDIN: Final = "-"
+_STDIN_NAME: Final = "standard input"
 _GZIP: Final = b"\x1f\x8b"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -66,8 +67,14 @@ class Input(NamedTuple):
 def opened(path: str) -> Iterator[Input]:
     """The input behind a path, decompressed. Raises UserError where it cannot be read."""
     if path == STDIN:
-        stream = sys.stdin.buffer
-        yield Input(cast("BinaryIO", stream), path, finished=True, repeatable=False, size=0, position=lambda: 0)
+        piped = sys.stdin.buffer
+        # It cannot be read twice: what was looked at is put before the rest.
+        try:
+            start = piped.read(2)
+        except OSError as error:
+            raise UserError(f"{_STDIN_NAME} cannot be read: {error.strerror}") from None
+        stream = _readable(io.BufferedReader(_Prefixed(start, piped), _BUFFER), start, _STDIN_NAME)
+        yield Input(stream, path, finished=True, repeatable=False, size=0, position=lambda: 0)
         return
     file = Path(path)
     try:
@@ -78,13 +85,40 @@ def opened(path: str) -> Iterator[Input]:
     with raw:
         if not file.is_file():
             raise UserError(f"{path} is no ordinary file: pipe it in and write - for its name")
-        start = raw.read(4)
+        start = raw.read(2)
         raw.seek(0)
-        if start[:2] in _UTF16:
-            raise UserError(f"the file {path} is UTF-16: convert it to UTF-8, e.g. iconv -f UTF-16 -t UTF-8")
-        packed = start[:2] == _GZIP
-        stream = io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER) if packed else raw
-        yield Input(cast("BinaryIO", stream), path, packed, True, file.stat().st_size, raw.tell)
+        stream = _readable(raw, start, f"the file {path}")
+        yield Input(stream, path, start == _GZIP, True, file.stat().st_size, raw.tell)
+
+
+class _Prefixed(io.RawIOBase):
+    """What was read of a stream, and the rest of it."""
+
+    def __init__(self, start: bytes, rest: BinaryIO) -> None:
+        self._start, self._rest = start, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        # As much as is there: a pipe's writer may be slow.
+        piece = self._start or self._rest.read1(len(view))  # type: ignore[attr-defined]
+        piece, self._start = piece[: len(view)], self._start[len(view) :]
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def _readable(raw: BinaryIO, start: bytes, name: str) -> BinaryIO:
+    """The text behind bytes that begin so. Raises UserError where it is none that can be read."""
+    if start in _UTF16:
+        raise UserError(f"{name} is UTF-16: convert it to UTF-8, e.g. iconv -f UTF-16 -t UTF-8")
+    return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER) if start == _GZIP else raw
+
+
+def called(source: Input) -> str:
+    """What the input is called in a sentence."""
+    return _STDIN_NAME if source.name == STDIN else f"the file {source.name}"
 
 
 def lines(source: Input) -> Iterator[Record]:
@@ -102,11 +136,11 @@ def lines(source: Input) -> Iterator[Record]:
             yield Record(number, 1, len(piece), content, piece, piece.endswith(b"\n"))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"the file {source.name} is damaged, or not whole yet, after line {number}: {error}; what was committed"
+            f"{called(source)} is damaged, or not whole yet, after line {number}: {error}; what was committed"
             " before stays, and is not billed again when the whole file is imported"
         ) from None
     except OSError as error:
-        raise UserError(f"the file {source.name} cannot be read on after line {number}: {error.strerror}") from None
+        raise UserError(f"{called(source)} cannot be read on after line {number}: {error.strerror}") from None
 
 
 def _too_long(source: Input, number: int, piece: bytes) -> Record:
@@ -118,43 +152,3 @@ def _too_long(source: Input, number: int, piece: bytes) -> Record:
     content = piece[:MAX_LINE]
     fault = f"the line is longer than {MAX_LINE:,} bytes"
     return Record(number, 1, size, content, piece + rest.digest(), last.endswith(b"\n"), fault)
-
-
-def csv_records(source: Input, *, final: bool) -> Iterator[Record]:
-    """The records of CSV. A quote that is never closed costs its line alone: what follows is read again without it.
-
-    At the end of an input that is not `final` it may still be closed: all since then is one record, not ended.
-    """
-    waiting: list[Record] = []
-    incoming = lines(source)
-    again: list[Record] = []
-    quotes = 0
-    while True:
-        line = again.pop() if again else next(incoming, None)
-        if line is not None:
-            waiting.append(line)
-            quotes += line.content.count(b'"')
-        elif not waiting:
-            return
-        whole = quotes % 2 == 0 or waiting[0].fault is not None
-        if whole:
-            yield _joined(waiting)
-        elif line is None or len(waiting) >= MAX_RECORD_LINES or sum(each.size for each in waiting) > MAX_LINE:
-            if line is None and not final:
-                yield _joined(waiting)._replace(ended=False)
-                return
-            yield waiting[0]._replace(fault="a quote is opened and never closed")
-            again.extend(reversed(waiting[1:]))
-        else:
-            continue
-        waiting, quotes = [], 0
-
-
-def _joined(several: list[Record]) -> Record:
-    first = several[0]
-    if len(several) == 1:
-        return first
-    content = b"\n".join(each.content for each in several)
-    fault = next((each.fault for each in several if each.fault), None)
-    seen = b"".join(each.seen for each in several)
-    return Record(first.number, len(several), sum(e.size for e in several), content, seen, several[-1].ended, fault)

@@ -97,6 +97,7 @@ def _as_list(value: object) -> object:
 FieldName = Annotated[Text, AfterValidator(_field_name)]
 _Form = Annotated[Literal["combined", "common", "json", "csv"], one_of(FORMATS)]
 _Otherwise = Annotated[Literal["none", "other", "path"], one_of(("none", "other", "path"))]
+_Quote = Annotated[Literal["double", "none"], one_of(("double", "none"))]
 _Kind = Annotated[Literal["text", "integer"], one_of(("text", "integer"))]
 
 
@@ -241,6 +242,8 @@ class Mapping(Value):
     columns: Annotated[tuple[Text, ...] | None, AfterValidator(_of_csv)] = None
     """Of a CSV file without a header line."""
     delimiter: Annotated[str | None, AfterValidator(_of_csv), AfterValidator(lambda t: t and _delimiter(t))] = None
+    quote: Annotated[_Quote, AfterValidator(_of_csv)] = "double"
+    """`none`: a quote is a character like any other, as in most files with tabs."""
 
     def completed(self) -> "Mapping":
         """With what the format brings along where the file says nothing."""

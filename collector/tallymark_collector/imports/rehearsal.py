@@ -68,3 +68,4 @@ def _read(under_way: Reading, extraction: Extraction, path: str, limit: int, fou
     summary.lines += under_way.lines
     summary.blank += under_way.lines - counted
     summary.left += under_way.left
+    summary.unclosed += [under_way.unclosed] if under_way.unclosed else []

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tallymark_collector.billing.money import canonical, exact
 from tallymark_collector.imports.extraction import Line
@@ -15,6 +15,14 @@ from tallymark_collector.imports.extraction import Line
 _PLACE: Final = re.compile(r" at character \d+")
 _PARTICULARS: Final = re.compile(r"'[^']*'|\d\S*")
 """What differs from line to line in the reason of a fault."""
+
+
+class Unclosed(NamedTuple):
+    """Where a CSV file opens a quote that nothing closes so far, and how many whole lines wait for that."""
+
+    file: str
+    line: int
+    lines: int
 
 
 @dataclass(slots=True)
@@ -37,7 +45,8 @@ class Summary:
     blank: int = 0
     """Blank lines, and the header of CSV."""
     left: int = 0
-    """1 where the last line has no line end and was left for the next import."""
+    """Lines at the end that were left for the next import: without a line end, or behind a quote that is open."""
+    unclosed: list[Unclosed] = field(default_factory=list)
     points: int = 0
     quarantined: int = 0
     """Of these points, those that the database would not take after all; `totals` has them."""
@@ -67,6 +76,7 @@ class Summary:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.blank += other.blank
         self.left += other.left
+        self.unclosed += other.unclosed
         self.points += other.points
         self.quarantined += other.quarantined
         self.reasons += other.reasons
@@ -88,6 +98,7 @@ class Summary:
         columns = ("account", "meter", "unit", "quantity")
         return {
             **self.counts(),
+            "unclosed": [each._asdict() for each in self.unclosed],
             "reasons": dict(self.reasons.most_common()),
             "totals": [dict(zip(columns, (*row[:3], canonical(row[3])), strict=True)) for row in self.rows()],
         }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -28,6 +29,8 @@ _ISO: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?\s?(?:([Zz])|([+-])(\d\d):?(\d\d))?",
     re.ASCII,
 )
+_DIRECTIVE: Final = re.compile("%.", re.DOTALL)
+_UTC: Final = ("UTC", "GMT", "Z")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -43,6 +46,10 @@ def reader(format_: str, zone: str | None) -> Reading:
         return lambda text: _iso(text, of_zone)
     if format_ in _UNIT_NS:
         return lambda text: _unix(text, _UNIT_NS[format_])
+    if "%Z" in _DIRECTIVE.findall(format_):
+        # `strptime` takes the names of the machine's own zone too, and then forgets which it was.
+        named = {name: _DIRECTIVE.sub(partial(_instead, name), format_) for name in _UTC}
+        return lambda text: _named(text, named, format_)
     return lambda text: _pattern(text, format_, of_zone)
 
 
@@ -83,6 +90,22 @@ def _pattern(text: str, pattern: str, zone: ZoneInfo | None) -> int:
     except ValueError:
         raise LineFault(f"the time {text[:64]!r} is not like {pattern}") from None
     return _ns(moment if moment.tzinfo is not None else _local(moment, zone, text), None)
+
+
+def _instead(name: str, directive: re.Match[str]) -> str:
+    return name if directive[0] == "%Z" else directive[0]
+
+
+def _named(text: str, patterns: Mapping[str, str], pattern: str) -> int:
+    for name, written in patterns.items():
+        if name in text.upper():
+            with suppress(ValueError):
+                moment = datetime.strptime(text, written)  # noqa: DTZ007 - its zone follows
+                return _ns(moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc), None)
+    raise LineFault(
+        f"the time {text[:64]!r} is not like {pattern}, where %Z stands for UTC, GMT or Z alone: other names are"
+        " those of several zones. Write an offset (%z), or no name and the mapping's time.time_zone"
+    )
 
 
 def _moment(text: str, *numbers: str) -> datetime:

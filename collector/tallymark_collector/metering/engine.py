@@ -69,6 +69,11 @@ class Metering:
         sources = self.rules.sources(MetricSource)
         return any(source.is_of(tenant) and source.metric.matches(name) for _, _, _, source in sources)
 
+    def makes(self, tenant: str, meter: str) -> bool:
+        """True if the file has a meter of this name that takes anything of the tenant's."""
+        found = self.rules.meters.get(meter)
+        return found is not None and any(source.is_of(tenant) for source in found.sources)
+
     def names_span(self, tenant: str, name: str) -> bool:
         """The same of spans."""
         sources = self.rules.sources(SpanSource)

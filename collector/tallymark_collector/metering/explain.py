@@ -2,12 +2,15 @@
 
 Every point and span goes alone through the decoder that `serve` uses, so that what comes out is that item's. Why one
 did not count is then asked of the rules. At the end cumulative totals become increases, as the store makes them.
+
+By their own names usage is what `serve` takes for it once it has seen these files: whether a point names nobody does
+not depend on which metric or request it stands in.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -18,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.metering.captured import Captured
+from tallymark_collector.metering.captured import Captured, items, latest, named
 from tallymark_collector.metering.conditions import failing
 from tallymark_collector.metering.engine import Metering, why_not_group
 from tallymark_collector.metering.kinds import fits, mismatch
@@ -29,6 +32,7 @@ from tallymark_collector.model import Attributes, Point, Quarantined, Source, St
 from tallymark_collector.processors.aside import redacted_item
 from tallymark_collector.processors.decoding import decode_metrics
 from tallymark_collector.processors.levels import Told, succeed
+from tallymark_collector.processors.meters import Meter
 from tallymark_collector.processors.redaction import STANDARD
 from tallymark_collector.processors.spans import decode_spans
 from tallymark_collector.processors.streams import StreamCache
@@ -107,17 +111,16 @@ class Explained:
 def explain(rules: Rules, captured: Iterable[Captured], tenant: str = TENANT) -> Explained:
     """What the requests would bill with these rules, as if they arrived from this tenant at the latest time in them."""
     requests = list(captured)
-    alone = [(one, item) for one in requests for item in _items(one)]
-    latest = max((time_ns for _, (_, _, time_ns) in alone), default=0)
-    metering, cache = Metering(rules), StreamCache()
+    decoding = _Decoding(tenant, Metering(rules), max(map(latest, requests), default=0), named(requests))
     found = Explained()
     points: list[tuple[Item, Point]] = []
-    for one, (name, request, _) in alone:
-        for made, point in _explained(one, STANDARD.text(name), request, tenant, metering, cache, latest):
-            if point is None:
-                found.items.append(made)
-            else:
-                points.append((made, point))
+    for one in requests:
+        for name, request in items(one):
+            for made, point in decoding.explained(one, STANDARD.text(name), request):
+                if point is None:
+                    found.items.append(made)
+                else:
+                    points.append((made, point))
     _add_up([one for one in points if one[1].stream.temporality is not Temporality.LEVEL], found)
     _stand([one for one in points if one[1].stream.temporality is Temporality.LEVEL], found)
     order = {"quarantined": 0, "counted": 1, "level": 2, "base": 3, "evidence": 4, "passed over": 5}
@@ -125,73 +128,53 @@ def explain(rules: Rules, captured: Iterable[Captured], tenant: str = TENANT) ->
     return found
 
 
-def _items(captured: Captured) -> Iterator[tuple[str, Any, int]]:
-    """(name, request with this item alone, its time) of each point and span."""
-    request = captured.request
-    if isinstance(request, ExportMetricsServiceRequest):
-        for resource in request.resource_metrics:
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    for point in getattr(metric, metric.WhichOneof("data") or "", metric.sum).data_points:
-                        alone = ExportMetricsServiceRequest()
-                        inner = alone.resource_metrics.add(resource=resource.resource).scope_metrics.add(
-                            scope=scope.scope
-                        )
-                        kept = inner.metrics.add()
-                        kept.CopyFrom(metric)
-                        data = getattr(kept, kept.WhichOneof("data") or "sum").data_points
-                        del data[:]
-                        data.append(point)
-                        yield metric.name, alone, point.time_unix_nano
-    elif isinstance(request, ExportTraceServiceRequest):
-        for spans in request.resource_spans:
-            for within in spans.scope_spans:
-                for span in within.spans:
-                    one = ExportTraceServiceRequest()
-                    one.resource_spans.add(resource=spans.resource).scope_spans.add(scope=within.scope, spans=[span])
-                    yield span.name, one, span.end_time_unix_nano
-    else:
-        for logs in request.resource_logs:
-            for records in logs.scope_logs:
-                for record in records.log_records:
-                    yield record.event_name or "log record", None, record.time_unix_nano
+class _Decoding:
+    """The decoders that `serve` uses, with what they take."""
 
+    def __init__(self, tenant: str, metering: Metering, latest: int, known: Container[Meter]) -> None:
+        self._tenant = tenant
+        self._metering = metering
+        self._latest = latest
+        self._known = known
+        self._cache = StreamCache()
 
-def _explained(
-    one: Captured, name: str, request: Any, tenant: str, metering: Metering, cache: StreamCache, latest: int
-) -> Iterator[tuple[Item, Point | None]]:
-    if request is None:
-        yield Item(one.place, one.signal, name, "passed over", why="logs are no usage"), None
-        return
-    body = request.SerializeToString()
-    made: list[tuple[Item, Point | None]] = []
-    quarantined: list[Quarantined]
-    if one.signal == "metrics":
-        decoded = decode_metrics(tenant, body, cache, TimeLimits(), latest, metering)
-        points, quarantined = decoded.points, decoded.quarantined
-        if decoded.controls or decoded.closings or decoded.counts:
-            made.append((Item(one.place, one.signal, name, "passed over", why="control data of the SDK"), None))
-    else:
-        spans = decode_spans(tenant, body, TimeLimits(), latest, metering)
-        points, quarantined = spans.points, spans.quarantined
-        billed = {point.stream.series.meter for point in points}
-        made += [
-            (Item(one.place, one.signal, name, "evidence", e.meter, e.account, e.quantity, "the SDK counts it"), None)
-            for e in spans.evidence
-            if e.meter not in billed
-        ]
-    for point in points:
-        series = point.stream.series
-        item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value)
-        made.append((item, point))
-    for refused in quarantined:
-        reason, detail = redacted_item(STANDARD, refused).refusal
-        why = f"{reason.value}: {detail}"
-        item = Item(one.place, one.signal, name, "quarantined", refused.meter, refused.account, None, why)
-        made.append((item, None))
-    if not made:
-        made.append((Item(one.place, one.signal, name, "passed over", why=_why(metering.rules, request, tenant)), None))
-    yield from made
+    def explained(self, one: Captured, name: str, request: Any) -> Iterator[tuple[Item, Point | None]]:
+        """What each meter makes of a request's only item."""
+        if request is None:
+            yield Item(one.place, one.signal, name, "passed over", why="logs are no usage"), None
+            return
+        body = request.SerializeToString()
+        made: list[tuple[Item, Point | None]] = []
+        quarantined: list[Quarantined]
+        if one.signal == "metrics":
+            how = (self._cache, TimeLimits(), self._latest, self._metering, self._known)
+            decoded = decode_metrics(self._tenant, body, *how)
+            points, quarantined = decoded.points, decoded.quarantined
+            if decoded.controls or decoded.closings or decoded.counts:
+                made.append((Item(one.place, one.signal, name, "passed over", why="control data of the SDK"), None))
+        else:
+            spans = decode_spans(self._tenant, body, TimeLimits(), self._latest, self._metering)
+            points, quarantined = spans.points, spans.quarantined
+            billed = {point.stream.series.meter for point in points}
+            why = "the SDK counts it"
+            made += [
+                (Item(one.place, one.signal, name, "evidence", e.meter, e.account, e.quantity, why), None)
+                for e in spans.evidence
+                if e.meter not in billed
+            ]
+        for point in points:
+            series = point.stream.series
+            item = Item(one.place, one.signal, name, "counted", series.meter, series.account, point.value)
+            made.append((item, point))
+        for refused in quarantined:
+            reason, detail = redacted_item(STANDARD, refused).refusal
+            why = f"{reason.value}: {detail}"
+            item = Item(one.place, one.signal, name, "quarantined", refused.meter, refused.account, None, why)
+            made.append((item, None))
+        if not made:
+            why = _why(self._metering.rules, request, self._tenant)
+            made.append((Item(one.place, one.signal, name, "passed over", why=why), None))
+        yield from made
 
 
 def _add_up(points: list[tuple[Item, Point]], found: Explained) -> None:

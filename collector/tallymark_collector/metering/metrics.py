@@ -7,6 +7,7 @@ says about value and dimensions is not in it: a request that is sent again acros
 
 Running totals are kept by their `Source`, which is the same without the account: so a change of the file that sends
 them to somebody else counts on from where they were. So are levels: what a stream stands at is one account's at a time.
+Increases have a source too, so that one that comes again is found under whichever account it was billed.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class _Target:
     stream: Stream | None = None
     refused: Refused | None = None
     sender: UUID | None = None
-    """Of running totals and levels: whose they are, whatever is read of them."""
+    """Whose its points are, whatever is read of them and whoever is billed."""
 
 
 class MetricGroup:
@@ -86,6 +87,8 @@ class MetricGroup:
         self._account = account
         self._memory = memory
         self._redaction = redaction
+        self._stored = redaction.attributes(group.attributes)
+        """What all streams share of the resource."""
 
     def sources(self, name: str) -> Sequence[Fitting]:
         """Those of the file that a metric of this name may fit."""
@@ -229,7 +232,12 @@ class MetricGroup:
             meter,
         )
         sender_id = None
-        if (header.is_level or header.temporality == Temporality.CUMULATIVE) and not unreadable:
+        is_increase = not header.is_level and header.temporality == Temporality.DELTA
+        if is_increase and not unreadable:
+            # The whole resource: it may name the account, and two that do are two, whoever sent them. The same bytes
+            # have the same one.
+            sender_id = fingerprint("metered increases", *sender, group.attributes)
+        elif (header.is_level or header.temporality == Temporality.CUMULATIVE) and not unreadable:
             sender_id = fingerprint("metered source", *sender)
         if isinstance(who, Refusal):
             own = fingerprint("metered", *sender, account) if account and not unreadable else None
@@ -237,7 +245,6 @@ class MetricGroup:
             return target
         redaction = self._redaction
         series = Series(group.tenant, who.account, meter, unit, redaction.attributes(who.dimensions))
-        resource = redaction.attributes(group.attributes)
         reading = Reading(header.field, source.quantity, source.by)
         raw = tuple(item.SerializeToString() for item in point.attributes)
         adds_up = not header.is_level
@@ -247,8 +254,10 @@ class MetricGroup:
         identity = ("metered", *sender, series.account)
         own = fingerprint(*identity)
         temporality = Temporality(header.temporality) if adds_up else Temporality.LEVEL
-        came_from = None if sender_id is None else Source(source_of(sender_id, source.quantity), source.by)
-        if came_from is not None and adds_up and source.since is not None:
+        came_from = None
+        if sender_id is not None:
+            came_from = Source(sender_id if is_increase else source_of(sender_id, source.quantity), source.by)
+        if came_from is not None and temporality is Temporality.CUMULATIVE and source.since is not None:
             came_from = came_from._replace(since_ns=source.since, earlier=fingerprint(*identity, source.since))
 
         def sent() -> Sent:
@@ -258,7 +267,7 @@ class MetricGroup:
 
         kept = redacted_origin(redaction, origin, sent)
         target.sender = sender_id
-        target.stream = Stream(own, series, temporality, resource, group.scope_name, kept, came_from)
+        target.stream = Stream(own, series, temporality, self._stored, group.scope_name, kept, came_from)
         return target
 
     def _payload(self, metric: Any) -> bytes:

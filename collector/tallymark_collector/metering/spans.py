@@ -70,6 +70,10 @@ class SpanGroup:
         stored.CopyFrom(self._empty)
         redact_spans(redaction, stored)
         self._envelope = stored.SerializeToString()
+        names = (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME)
+        self._service = Attributes((name, value) for name, value in group.attributes if name in names)
+        """What all streams share of the resource, whichever process it was."""
+        self._service_sent = Resource(attributes=wire.encode_attributes(self._service)).SerializeToString()
 
     def decode(self, span: Span, window: tuple[int, int], decoded: DecodedSpans) -> bool:
         """Takes what the file says of a span; False where that is nothing."""
@@ -141,6 +145,7 @@ class SpanGroup:
             service=evidence_text(group.attributes.get(conventions.SERVICE_NAME) or ""),
             user=None if user is None else evidence_text(self._redaction.text(str(user))),
             attributes=validation.shortened(self._redaction.attributes(attributes.without(conventions.USER))),
+            billed=True,
         )
         return point, evidence
 
@@ -150,11 +155,9 @@ class SpanGroup:
         if key not in self._memory:
             dimensions = self._redaction.attributes(who.dimensions)
             series = Series(self._group.tenant, who.account, meter, unit, dimensions)
-            names = (conventions.SERVICE_NAMESPACE, conventions.SERVICE_NAME)
-            service = Attributes((name, value) for name, value in self._group.attributes if name in names)
+            service = self._service
             identity = fingerprint("metered span", series.tenant, service, series.meter, series.account)
-            raw = Resource(attributes=wire.encode_attributes(service)).SerializeToString()
-            origin = Origin(raw, b"", series.meter, series.unit, int(Temporality.DELTA), True, ())
+            origin = Origin(self._service_sent, b"", series.meter, series.unit, int(Temporality.DELTA), True, ())
             self._memory[key] = Stream(identity, series, Temporality.DELTA, service, self._group.scope_name, origin)
         return self._memory[key]  # type: ignore[return-value]
 

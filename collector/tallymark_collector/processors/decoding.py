@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from struct import Struct
@@ -79,6 +79,8 @@ class Decoded(SetAside):
     """Metrics that are not usage, and points that the file of meters passes over."""
     foreign: Counter[str] = field(default_factory=Counter)
     """The same by the metric's name."""
+    learned: set[meters.Meter] = field(default_factory=set)
+    """Of which there are points, by the name of their metric."""
 
     def pass_over(self, name: str) -> None:
         """Counts what is not usage."""
@@ -93,15 +95,17 @@ def decode_metrics(
     limits: validation.TimeLimits,
     now_ns: int,
     metering: Metering | None = None,
+    known: Container[meters.Meter] = (),
 ) -> Decoded:
     """Points of an ExportMetricsServiceRequest. Raises MalformedRequest where the request as a whole cannot be read,
     TooLarge where what of it cannot be billed is too much to be kept; what is wrong with a single point's attributes,
     resource or scope is that point's refusal.
 
-    A metric that the file of meters names is read by `metering` alone; all others by the rule in `meters`.
+    A metric that the file of meters names is read by `metering` alone; all others by the rule in `meters`, for which
+    `known` has the meters of the tenant.
     """
     decoded = Decoded()
-    at_once(decoding_metrics(tenant, body, cache, limits, now_ns, decoded, metering))
+    at_once(decoding_metrics(tenant, body, cache, limits, now_ns, decoded, metering, known))
     return decoded
 
 
@@ -113,10 +117,11 @@ def decoding_metrics(
     now_ns: int,
     decoded: Decoded,
     metering: Metering | None = None,
+    known: Container[meters.Meter] = (),
 ) -> Generator[None, None, None]:
     """The same in pieces: rests after every `PIECE` points or so, sooner where they are new. Other requests may be
     decoded with the same cache in between; not in another thread."""
-    request = _Request(tenant, cache, limits.window(now_ns), decoded, metering)
+    request = _Request(tenant, cache, limits.window(now_ns), decoded, metering, known)
     for resource_metrics in wire.parse_metrics(body).resource_metrics:
         yield from request.decode(resource_metrics)
 
@@ -125,13 +130,20 @@ class _Request:
     """One request on its way."""
 
     def __init__(
-        self, tenant: str, cache: StreamCache, window: tuple[int, int], decoded: Decoded, metering: Metering | None
+        self,
+        tenant: str,
+        cache: StreamCache,
+        window: tuple[int, int],
+        decoded: Decoded,
+        metering: Metering | None,
+        known: Container[meters.Meter],
     ) -> None:
         self._tenant = tenant
         self._cache = cache
         self._window = window
         self._decoded = decoded
         self._metering = metering
+        self._known = known
         self._pace = Pace(PIECE)
 
     def decode(self, resource_metrics: ResourceMetrics) -> Generator[None, None, None]:
@@ -168,17 +180,25 @@ class _Request:
             decoded.keep(found.quarantined)
             decoded.rejected += len(found.quarantined)
             decoded.unmatched += found.unmatched
-        elif not meters.is_usage(scope_name, metric):
+        elif not self._is_usage(scope_name, metric):
             decoded.pass_over(metric.name)
         elif (numbers := _numbers(metric)) is not None:
+            before = len(decoded.points)
             streams = self._cache.streams(self._tenant, resource, scope, metric)
             for start in range(0, len(numbers), PIECE):
                 piece = numbers[start : start + PIECE]
                 if self._pace.full(len(piece)):
                     yield
                 yield from _decode_numbers(piece, streams, self._window, decoded)
+            if len(decoded.points) > before:
+                decoded.learned.add((metric.name, metric.unit))
         else:
             _keep_aside(self._tenant, metric, wire.encode_metric(resource, scope, metric), decoded)
+
+    def _is_usage(self, scope_name: str, metric: Metric) -> bool:
+        # What a file of meters does not take of its own meters is no usage of them by another way.
+        is_the_files = self._metering is not None and self._metering.makes(self._tenant, metric.name)
+        return meters.is_usage(scope_name, metric, () if is_the_files else self._known)
 
     def _whole(self, resource: bytes, scopes: Sequence[ScopeMetrics], refusal: Refusal) -> Generator[None, None, None]:
         """Keeps what may be usage as one item, as it came: many would be as many copies of what is too large."""
@@ -210,7 +230,7 @@ class _Request:
         if scope_name == conventions.CONTROL_SCOPE:
             return points.number(metric) if control.is_known(metric.name) else 0
         is_metered = self._metering is not None and self._metering.names_metric(self._tenant, metric.name)
-        if not (is_metered or meters.is_usage(scope_name, metric)):
+        if not (is_metered or self._is_usage(scope_name, metric)):
             return 0
         kind = metric.WhichOneof("data")
         try:

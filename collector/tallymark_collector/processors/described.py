@@ -11,15 +11,15 @@ from typing import Final, NamedTuple
 
 from tallymark_collector import wire
 from tallymark_collector.errors import MalformedRequest
-from tallymark_collector.model import Attributes, AttributeValue, Reason, Refusal
+from tallymark_collector.model import Attributes, Reason, Refusal, attributes_json
 from tallymark_collector.processors.redaction import Redaction
 from tallymark_collector.processors.sent import identifying
 
 MAX_BYTES: Final = 256 * 1024
 """Of an encoded resource, and of a scope, as it came: some have a process's whole command line."""
 MAX_STORED: Final = 32 * 1024
-"""Characters of what is stored of either, less what is redacted (a command line is). Those of a container in a cluster,
-with its labels, take two or three thousand."""
+"""Characters of what is stored of either, as JSON, less what is redacted (a command line is). Those of a container in a
+cluster, with its labels, take two or three thousand."""
 MAX_ATTRIBUTES: Final = 256
 """Of either."""
 
@@ -92,18 +92,6 @@ def _check(what: str, stored: Attributes, beside: int = 0) -> Refusal | None:
     problem = None
     if len(stored) > MAX_ATTRIBUTES:
         problem = f"{len(stored)} attributes, at most {MAX_ATTRIBUTES} are taken"
-    elif (size := beside + _size(stored)) > MAX_STORED:
+    elif (size := beside + len(attributes_json(stored))) > MAX_STORED:
         problem = f"{size:,} characters, at most {MAX_STORED:,} are taken"
     return None if problem is None else Refusal(Reason.RESOURCE_TOO_LARGE, f"its {what} has {problem}")
-
-
-def _size(value: AttributeValue) -> int:
-    match value:
-        case Attributes():
-            return sum(len(name) + _size(inner) for name, inner in value)
-        case tuple():
-            return sum(map(_size, value))
-        case str() | bytes():
-            return len(value)
-        case _:
-            return 8

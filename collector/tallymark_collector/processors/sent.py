@@ -35,7 +35,7 @@ class Sent(NamedTuple):
     stream: UUID | None = None
     """The stream that its points were, or would have been, stored under; None where that was not known."""
     source: UUID | None = None
-    """The source of which it was a running total or a level, where a file of meters took it."""
+    """The source of which it was, where a file of meters took it."""
 
     def attribute(self) -> KeyValue:
         """The mark."""

@@ -115,7 +115,9 @@ WHERE tenant = %(tenant)s
 
 _OPEN_SQL: Final = f"""
 SELECT id, tenant, account, meter, reason, detail, signal, time, recorded_at
-FROM usage_quarantine_open {_WHERE} ORDER BY recorded_at, id LIMIT %(limit)s"""  # noqa: S608 - a constant of ours
+FROM usage_quarantine_open {_WHERE}
+  AND (%(after)s::text IS NULL OR (recorded_at, id) > (%(after_time)s::timestamptz, %(after)s::text))
+ORDER BY recorded_at, id LIMIT %(limit)s"""  # noqa: S608 - a constant of ours
 
 _SUMMARY_SQL: Final = f"""
 SELECT reason, count(*) FROM usage_quarantine_open {_WHERE} GROUP BY reason ORDER BY reason"""  # noqa: S608
@@ -125,11 +127,15 @@ _IDS_SQL: Final = f"""
 SELECT id FROM usage_quarantine_open {_WHERE} ORDER BY time NULLS FIRST, id"""  # noqa: S608 - a constant of ours
 
 _BY_PREFIX_SQL: Final = """
-SELECT account, digest, tenant, meter, reason, detail, signal, time, recorded_at, payload, metered
+SELECT encode(digest, 'hex')
 FROM usage_quarantine
 WHERE digest BETWEEN decode(rpad(%(prefix)s, 32, '0'), 'hex') AND decode(rpad(%(prefix)s, 32, 'f'), 'hex')
   AND tenant = %(tenant)s
 ORDER BY digest LIMIT %(limit)s"""
+
+_BY_ID_SQL: Final = """
+SELECT account, digest, tenant, meter, reason, detail, signal, time, recorded_at, payload, metered
+FROM usage_quarantine WHERE digest = decode(%(id)s, 'hex') AND tenant = %(tenant)s LIMIT 1"""
 
 _HISTORY_SQL: Final = """
 SELECT id, tenant, account, meter, reason, signal, time, number, action, acted_at, database_user, acted_by, because,
@@ -149,9 +155,14 @@ SELECT count(*) FROM usage_quarantine_open {_WHERE}
   AND (signal = 'metrics' OR metered) AND NOT starts_with(meter, %(control)s)"""  # noqa: S608 - a constant of ours
 
 
-async def open_items(connection: Connection, wanted: Filter, limit: int) -> list[Entry]:
-    """Open items, the oldest arrival first, `limit` at most."""
-    found = await connection.execute(_OPEN_SQL, {**wanted.arguments(), "limit": limit})
+async def open_items(
+    connection: Connection, wanted: Filter, limit: int, after: tuple[datetime, str] | None = None
+) -> list[Entry]:
+    """Open items, the oldest arrival first, `limit` at most; `after`: behind the one of that arrival and id."""
+    time, item_id = after or (None, None)
+    found = await connection.execute(
+        _OPEN_SQL, {**wanted.arguments(), "limit": limit, "after_time": time, "after": item_id}
+    )
     return [Entry(*row) for row in await found.fetchall()]
 
 
@@ -174,22 +185,42 @@ async def beside_invoice(connection: Connection, tenant: str, account: str, star
 
 
 async def find(connection: Connection, tenant: str, prefix: str) -> Item:
-    """The one item, open or not, whose id begins so. Raises UserError where there is none or more than one."""
+    """The one item, open or not, whose id begins so. Raises as `find_id`."""
+    item_id = await find_id(connection, tenant, prefix)
+    [row] = await (await connection.execute(_BY_ID_SQL, {"id": item_id, "tenant": tenant})).fetchall()
+    return Item(*row)
+
+
+async def find_id(connection: Connection, tenant: str, prefix: str) -> str:
+    """The one id of an item, open or not, that begins so. Raises UserError where the text is no such beginning, or that
+    of several, NotThere where there is none."""
     text = prefix.lower()
-    if not re.fullmatch(r"[0-9a-f]+", text) or len(text) > 32:
-        raise UserError(f"{prefix!r} is no id of an item: up to 32 hexadecimal digits, as `quarantine list` shows them")
+    if not re.fullmatch(r"[0-9a-f]{1,32}", text):
+        raise UserError(
+            f"{prefix[:64]!r} is no id of an item: up to 32 hexadecimal digits, as `quarantine list` shows them"
+        )
     if len(text) < MIN_PREFIX:
         raise UserError(f"the id {prefix!r} is too short: give at least {MIN_PREFIX} digits")
     arguments = {"prefix": text, "tenant": tenant, "limit": MAX_CANDIDATES}
-    found = [Item(*row) for row in await (await connection.execute(_BY_PREFIX_SQL, arguments)).fetchall()]
+    found = [row[0] for row in await (await connection.execute(_BY_PREFIX_SQL, arguments)).fetchall()]
     if not found:
         raise NotThere(f"no item of tenant {tenant!r} in quarantine has an id that begins with {prefix!r}")
     if len(found) > 1:
         raise UserError(
-            f"the id {prefix!r} is ambiguous: {', '.join(item.id for item in found)}"
+            f"the id {prefix!r} is ambiguous: {', '.join(found)}"
             f"{' and maybe others' if len(found) == MAX_CANDIDATES else ''}; give more digits"
         )
-    return found[0]
+    return str(found[0])
+
+
+async def payload_size(connection: Connection, tenant: str, item_id: str) -> int:
+    """Bytes of what is kept of an item; 0 where there is none of that whole id."""
+    found = await connection.execute(
+        "SELECT octet_length(payload) FROM usage_quarantine WHERE digest = decode(%s, 'hex') AND tenant = %s",
+        [item_id, tenant],
+    )
+    [size] = await found.fetchone() or [0]
+    return int(size)
 
 
 async def history(connection: Connection, tenant: str, item: Item | None, limit: int | None) -> list[Action]:

@@ -140,8 +140,10 @@ def _as_sent(point: Point, sent: Sent | None, account: str | None) -> Point:
     if source is not None and sent.source is not None:
         reading = point.stream.origin.reading
         assert reading is not None, "a source's points are read by a file of meters"
+        is_increase = point.stream.temporality is Temporality.DELTA
         # What the file reads of it by now may be another number.
-        source = source._replace(id=source_of(sent.source, reading.quantity), earlier=None)
+        whose = sent.source if is_increase else source_of(sent.source, reading.quantity)
+        source = source._replace(id=whose, earlier=None)
     identity = point.stream.id if sent.stream is None or account is not None else sent.stream
     return point._replace(stream=replace(point.stream, id=identity, source=source))
 

@@ -47,7 +47,7 @@ from tallymark_collector.quarantine.items import Action, Item
 from tallymark_collector.quarantine.mending import Decision, Mended, mend, named_account, origin
 from tallymark_collector.quarantine.metered import read_metered
 from tallymark_collector.quarantine.rules import Kind, Option, Rule, rule
-from tallymark_collector.store import Store, levels, locks, sources, writer
+from tallymark_collector.store import Store, levels, locks, source_streams, sources, writer
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.dictionaries import Dictionaries
 
@@ -254,12 +254,16 @@ async def _read_metered(
 
 
 async def _check_billed(connection: Connection, item: Item, point: Point) -> None:
-    """Raises NotSettled where this usage was billed to somebody else: by a later total of its source, or as a level
-    that came again."""
-    is_level = point.stream.temporality is Temporality.LEVEL
-    there = await (levels if is_level else sources).billed_to(connection, point)
+    """Raises NotSettled where this usage was billed to somebody else: by a later total of its source, or as a level or
+    an increase that came again."""
+    temporality = point.stream.temporality
+    where, how = {
+        Temporality.LEVEL: (levels.billed_to, "the same level came again"),
+        Temporality.CUMULATIVE: (sources.billed_to, "a later total of the same stream holds this one's usage"),
+        Temporality.DELTA: (source_streams.billed_to, "the same increase came again"),
+    }[temporality]
+    there = await where(connection, point)
     if there is not None and there != point.stream.series.account:
-        how = "the same level came again" if is_level else "a later total of the same stream holds this one's usage"
         twice = "with this one it would be billed twice. Discard it"
         raise NotSettled(f"{item.id}: {how} and was billed to account {there!r}: {twice}")
 
@@ -346,7 +350,7 @@ def _own(point: Point, came_as: Came, *, additional: bool) -> Point:
         source = None if stream.source is None else stream.source._replace(id=whose, earlier=None)
         return point._replace(stream=replace(stream, id=own, source=source))
     # Two that start after they end may end at one time: their own start tells them apart.
-    return point._replace(stream=replace(stream, id=own), cause=_part(came_as.point))
+    return point._replace(stream=replace(stream, id=own, source=None), cause=_part(came_as.point))
 
 
 def _part(point: UUID) -> int:

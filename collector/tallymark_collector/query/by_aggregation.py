@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Final
@@ -70,8 +70,9 @@ async def usage_as_billed(
     rows = [(*row[:position], "sum", *row[position:]) for row in sums.rows if row[where] not in declared]
     wanted = {name: how for name, how in declared.items() if meter in (None, name)}
     grouped = not {*sums.columns[:position]} <= _GROUPS or ("account" not in sums.columns and account is None)
+    later = page is not None and page.after is not None
     if grouped or as_of is not None or (page is not None and account is None):
-        left_out = sorted({str(row[where]) for row in sums.rows} & set(wanted))
+        left_out = [] if later else await _known(connection, tenant, account, wanted)
         why = "quantities that are no sums can only be grouped by account, meter and unit"
         if not grouped:
             why = "only sums can be asked for as of a moment of the past"
@@ -81,13 +82,25 @@ async def usage_as_billed(
             raise UserError(f"the meter {meter!r} is billed by its {declared[meter]}: {why}")
         remarks = (f"left out: {', '.join(left_out)}: {why}",) if left_out else ()
         return Billed(Usage(columns, rows, sums.last), remarks)
-    if page is not None and page.after is not None:
+    if later:
         return Billed(Usage(columns, rows, sums.last))
     found = await aggregated(connection, tenant, account, start or _FIRST, end or _LAST, wanted)
     rows += [tuple(_cells(each)[column] for column in columns) for each in found]
     keys = [columns.index(name) for name in sums.columns[:position]]
     rows.sort(key=lambda row: [str(row[key]) for key in keys])
     return Billed(Usage(columns, rows, sums.last), tuple(filter(None, map(_remark, found))))
+
+
+async def _known(connection: Connection, tenant: str, account: str | None, meters: Iterable[str]) -> list[str]:
+    """Those of the meters that were ever used: what stands at a level is in no sum."""
+    rows = await connection.execute(
+        """SELECT m.meter FROM unnest(%(meters)s::text[]) AS m (meter)
+           WHERE EXISTS (SELECT FROM usage_series s WHERE s.tenant = %(tenant)s AND s.meter = m.meter
+                         AND (%(account)s::text IS NULL OR s.account = %(account)s))
+           ORDER BY m.meter""",
+        {"meters": [*meters], "tenant": tenant, "account": account},
+    )
+    return [meter for (meter,) in await rows.fetchall()]
 
 
 def _cells(found: Aggregated) -> dict[str, object]:

@@ -12,12 +12,13 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tallymark_collector.store.database import Connection
 
-PAGE_BYTES: Final = 2 * 1024 * 1024
+PAGE_BYTES: Final = 1024 * 1024
 """Of a page's rows, as text. Clients of gRPC take messages of 4 MiB, unless they are told otherwise."""
 _ROW_BYTES: Final = 200
 """Of a row beside its texts: the names of its columns, a number, what lies around them."""
 _PIECE: Final = 500
 """Rows of a page that are fetched at a time."""
+_FETCH_SQL: Final = f"FETCH {_PIECE} FROM tallymark_page"
 
 _TIMES: Final = frozenset({"hour", "day"})
 _TIME_SQL: Final = "YYYY-MM-DD HH24:MI:SS"
@@ -69,16 +70,19 @@ async def rows(
         return await (await connection.execute(query, values)).fetchall(), False
     found: list[tuple[object, ...]] = []
     size = 0
-    # By a cursor of the server's: what does not go into the page does not come here at all.
-    async with connection.cursor("tallymark_page") as cursor:
-        await cursor.execute(query, values)
-        while piece := await cursor.fetchmany(_PIECE):
-            for row in piece:
-                size += _ROW_BYTES + sum(len(value.encode()) for value in row if isinstance(value, str))
-                if found and (len(found) == page.size or size > page.bytes):
-                    return found, True
-                found.append(row)
-    return found, False
+    # By a cursor of the server's: what does not go into the page does not come here at all. psycopg's own object for
+    # one warns where its transaction is cut off before it is closed.
+    await connection.execute(f"DECLARE tallymark_page NO SCROLL CURSOR FOR {query}", values)
+    more = False
+    while not more and (piece := await (await connection.execute(_FETCH_SQL)).fetchall()):
+        for row in piece:
+            size += _ROW_BYTES + sum(len(value.encode()) for value in row if isinstance(value, str))
+            if found and (len(found) == page.size or size > page.bytes):
+                more = True
+                break
+            found.append(row)
+    await connection.execute("CLOSE tallymark_page")
+    return found, more
 
 
 def _text(value: object) -> str | None:

@@ -18,13 +18,12 @@ reason gRPC is told to leave messages compressed as they come.
 from __future__ import annotations
 
 import asyncio
-import sys
-from types import TracebackType
 from typing import Final
 from weakref import WeakValueDictionary
 
 import grpc
 
+from tallymark_collector.deadline import Deadline
 from tallymark_collector.errors import MalformedRequest, SlowBody
 from tallymark_collector.telemetry import requests
 
@@ -64,41 +63,15 @@ class Arriving:
         turns = self._turns.get(tenant)
         if turns is None:
             turns = self._turns[tenant] = asyncio.Semaphore(self._at_once)
-        with _Within(self._seconds):
+        with Deadline(self._seconds, self._too_slow):
             async with turns:
                 message = await context.read()
         return message if isinstance(message, bytes) else None
+
+    def _too_slow(self) -> SlowBody:
+        return SlowBody(f"the message did not arrive within {self._seconds:g} s")
 
 
 def most_bytes(request_bytes: int) -> int:
     """Of a message, as gRPC is told."""
     return request_bytes + int(request_bytes * LEEWAY)
-
-
-class _Within:
-    """Ends the task's waiting inside the context after so many seconds, as SlowBody; `asyncio.timeout` is of Python
-    3.11, and `wait_for` makes a task for each call."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds: Final = seconds
-        self._late = False
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        if not self._late:
-            return
-        others = sys.version_info >= (3, 11) and self._task.uncancel() > 0
-        if isinstance(error, asyncio.CancelledError) and not others:
-            raise SlowBody(f"the message did not arrive within {self._seconds:g} s") from None
-
-    def _end(self) -> None:
-        self._late = True
-        self._task.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -16,12 +16,17 @@ from tallymark_collector.receivers import status
 from tallymark_collector.receivers.arriving import Context
 from tallymark_collector.telemetry.requests import Call, Requests, traceparent_of
 
-Take: TypeAlias = "Callable[[Context, Call], Awaitable[bytes]]"
-"""Reads the message and gives the answer; tells the call how it went. Raises what `receivers.status` knows."""
+T = TypeVar("T")
+Take: TypeAlias = "Callable[[Context, Call], Awaitable[T]]"
+"""Reads the message and gives the answer, or writes it itself; tells the call how it went. Raises what
+`receivers.status` knows."""
 
 
-def method(requests: Requests, signal: str, take: Take) -> grpc.RpcMethodHandler[Any, Any]:
-    """A method of a service; its calls are counted as `signal`."""
+def method(requests: Requests, signal: str, take: Take[bytes]) -> grpc.RpcMethodHandler[Any, Any]:
+    """A method of a service; its calls are counted as `signal`.
+
+    For small answers: gRPC keeps one until the client reads it, whenever that is, and tells nobody.
+    """
 
     async def call(_messages: AsyncIterator[bytes], context: Context) -> bytes:
         with requests.call("grpc", signal, traceparent_of(context.invocation_metadata())) as known:
@@ -35,7 +40,23 @@ def method(requests: Requests, signal: str, take: Take) -> grpc.RpcMethodHandler
     return grpc.stream_unary_rpc_method_handler(call)
 
 
-async def _answer(take: Take, context: Context, call: Call) -> bytes | status.Answer:
+def delivering(requests: Requests, signal: str, take: Take[None]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The same of a method that writes its one answer itself (`context.write`).
+
+    That waits until the client has room for it. gRPC keeps what was written even where the call is ended meanwhile, so
+    whoever is to bound it has to wait as long.
+    """
+
+    async def call(_messages: AsyncIterator[bytes], context: Context) -> None:
+        with requests.call("grpc", signal, traceparent_of(context.invocation_metadata())) as known:
+            refused: status.Answer | None = await _answer(take, context, known)
+            if refused is not None:
+                await context.abort(*refused)
+
+    return grpc.stream_stream_rpc_method_handler(call)
+
+
+async def _answer(take: Take[T], context: Context, call: Call) -> T | status.Answer:
     try:
         return await take(context, call)
     except asyncio.CancelledError:

@@ -37,6 +37,10 @@ RETRY_INFO_KEY: Final = "google.rpc.retryinfo-bin"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where gRPC's standard, and every other exporter, has it."""
 
+MAX_MESSAGE: Final = 2_000
+"""Bytes of a message over gRPC. It goes as a header, each byte that is no ASCII as three, and once more in the details;
+a client takes 16 KiB of headers, and shows of a longer one neither status nor message."""
+
 # The first kind that an error is of.
 _TABLE: Final[tuple[tuple[type[CollectorError], grpc.StatusCode, int], ...]] = (
     # Without RetryInfo RESOURCE_EXHAUSTED is final.
@@ -113,9 +117,15 @@ def _refusal(error: Exception) -> Refusal:
     return Refusal(grpc.StatusCode.UNAVAILABLE, 503, message, TransientError.retry_after)
 
 
+def _cut(text: str) -> str:
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= MAX_MESSAGE else f"{encoded[:MAX_MESSAGE].decode('utf-8', 'ignore')}…"
+
+
 def answer(error: Exception) -> Answer:
     """Status and trailing metadata for an error; RetryInfo in both forms where a retry may help."""
     refused = refusal(error)
+    refused = refused._replace(message=_cut(refused.message))
     if refused.retry_after is None:
         return Answer(refused.code, refused.message, ())
     metadata = (

@@ -8,6 +8,7 @@
     store.migrate()       brings the schema to this version; several at once take turns
     store.prepare()       the same where the user may, else sees that a writer can work; changes nothing the second time
     store.grant()         gives a writer's and a reader's role what they need; again is fine
+    store.meters(tenant)  the names and units that a tenant's usage comes by
     store.ask(work)       short questions about anything but the views
     store.reading()       a connection for queries; the views are right whether or not anything was refreshed
     store.presence()      answers whether the database takes writes now
@@ -18,7 +19,7 @@ One implementation, over psycopg 3; `engines` say where the PostgreSQL behind it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -27,8 +28,10 @@ import psycopg
 
 from tallymark_collector.errors import StoreUnavailable, UserError
 from tallymark_collector.model import Batch, Reason, Stream, WriteResult
+from tallymark_collector.processors.meters import Meter
+from tallymark_collector.resting import resting
 from tallymark_collector.settings import DATABASE_TIMEOUT
-from tallymark_collector.store import dictionaries, hours, keeping, migrations, roles, writer
+from tallymark_collector.store import dictionaries, hours, keeping, meters, migrations, roles, writer
 from tallymark_collector.store.database import POOL_SIZE, Connection, Database, Pool, is_worth_another_try
 from tallymark_collector.store.engines import moving, timescale
 from tallymark_collector.store.locks import held
@@ -196,12 +199,23 @@ class Store:
 
     async def unseen(self, streams: Iterable[Stream]) -> list[Stream]:
         """The streams that have never been written, each once, in their order."""
-        wanted = {stream.id: stream for stream in streams}
-        new = {stream.id for stream in self._dictionaries.unknown(wanted.values())}
-        if new:
-            asked = [wanted[identity] for identity in new]
-            new -= await self.ask(lambda connection: dictionaries.there(connection, asked))
+        new = await resting(self._unknown(streams))
+        there = await self.ask(lambda connection: dictionaries.there(connection, new)) if new else ()
+        return [stream for stream in new if stream.id not in there]
+
+    def _unknown(self, streams: Iterable[Stream]) -> Generator[None, None, list[Stream]]:
+        wanted: dict[int, Stream] = {}
+        for done, stream in enumerate(streams, 1):
+            wanted[stream.id.int] = stream
+            if done % dictionaries.LOOKED_THROUGH == 0:
+                yield
+        unknown = yield from self._dictionaries.unknown(wanted.values())
+        new = {stream.id.int for stream in unknown}
         return [stream for identity, stream in wanted.items() if identity in new]
+
+    async def meters(self, tenant: str, limit: int) -> list[Meter]:
+        """The meters that a tenant has, by its usage and by its plans, so many at most. Raises StoreUnavailable."""
+        return await self.ask(lambda connection: meters.of_tenant(connection, tenant, limit))
 
     async def refresh(self, limit: int | None = None) -> int:
         """Brings hours that have new points up to date, `limit` of them at most; returns how many account-hours."""
@@ -233,11 +247,12 @@ class Store:
             yield connection
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """A connection whose statements all see one moment of the database and cannot write."""
+    async def reading(self, seconds: float | None = None) -> AsyncIterator[Connection]:
+        """A connection whose statements all see one moment of the database and cannot write. `seconds`: none of them
+        takes longer."""
         async with AsyncExitStack() as stack:
             # Here dead connections are found and dropped: a reader's own statements cannot be tried again for it.
-            yield await _tried_again(lambda: self._begin(stack, "READ ONLY"))
+            yield await _tried_again(lambda: self._begin(stack, "READ ONLY", seconds=seconds))
 
     @asynccontextmanager
     async def auditing(self, alone: str | None = None) -> AsyncIterator[Connection]:
@@ -246,7 +261,9 @@ class Store:
         async with AsyncExitStack() as stack:
             yield await _tried_again(lambda: self._begin(stack, "READ WRITE", alone))
 
-    async def _begin(self, stack: AsyncExitStack, access: str, alone: str | None = None) -> Connection:
+    async def _begin(
+        self, stack: AsyncExitStack, access: str, alone: str | None = None, seconds: float | None = None
+    ) -> Connection:
         async with AsyncExitStack() as beginning:
             connection = await beginning.enter_async_context(self._database.connection())
             if alone is not None:
@@ -254,6 +271,8 @@ class Store:
             row = await (await connection.execute(_MIGRATED_SQL)).fetchone()
             await beginning.enter_async_context(connection.transaction())
             await connection.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, {access}")
+            if seconds is not None:
+                await connection.execute(f"SET LOCAL statement_timeout = {seconds * 1000:.0f}")
             if row == (True,):
                 await connection.execute(_HOLD_SQL)
             stack.push_async_exit(beginning.pop_all())

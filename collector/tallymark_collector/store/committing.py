@@ -42,6 +42,11 @@ GROWTH: Final = 16
 """A group that had to shrink grows by this part of its bounds at each success, or doubles where that is less."""
 
 
+class Withdrawn(asyncio.CancelledError):
+    """Whoever sent a request has hung up before it was its turn: nothing of it is kept. It is told to nobody, and ends
+    a task as any cancellation does."""
+
+
 class WritingTogether(Protocol):
     """What is needed of a store."""
 
@@ -126,13 +131,15 @@ class Committing:
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     async def write(self, batch: Batch) -> WriteResult:
-        """Writes a batch together with others'; returns after the commit. Raises StoreUnavailable or Overloaded:
-        nothing of it was kept."""
+        """Writes a batch together with others'; returns after the commit. Raises StoreUnavailable or Overloaded, and
+        Withdrawn where the caller is cancelled before it was its turn: nothing of it was kept."""
         try:
             of_points = await resting(weighing.of_points(batch.points))
             waiting = _Waiting(await resting(writer.encoding(batch)), of_points)
         except psycopg.DataError:
             return await self._store.write(batch)  # which finds out what it is that no row can hold
+        except asyncio.CancelledError as error:
+            raise Withdrawn from error
         try:
             if self._ending:
                 raise Overloaded("the collector is being stopped")  # noqa: TRY301 - refused like the others
@@ -146,8 +153,10 @@ class Committing:
         self._arrived.set()
         try:
             return await waiting.answer
-        finally:
-            self._queue.discard(waiting)  # where the client hung up before it was its turn
+        except asyncio.CancelledError as error:
+            if self._queue.discard(waiting):
+                raise Withdrawn from error
+            raise  # its group is under way, and is written
 
     async def run(self) -> None:
         """Writes what waits, until `end` was called and nothing waits any more."""

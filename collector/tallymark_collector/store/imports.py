@@ -21,10 +21,28 @@ from tallymark_collector.model import fingerprint, without_nul
 from tallymark_collector.store import Note, Store, rows
 from tallymark_collector.store.database import Connection
 
-_KEPT_SQL: Final = "SELECT points_from FROM usage_kept WHERE points_from > '-infinity'"
+_POINTS_FROM_SQL: Final = "SELECT points_from FROM usage_kept WHERE points_from > '-infinity'"
 
 _SOURCE_SQL: Final = """
 INSERT INTO usage_import_source (tenant, name, source, mapping) VALUES (%s, %s, %s, %s::jsonb) ON CONFLICT DO NOTHING"""
+
+_MAPPING_SQL: Final = """
+INSERT INTO usage_import_mapping (source, number, mapping) VALUES (%s, %s, %s::jsonb) ON CONFLICT DO NOTHING"""
+
+_FORGET_SQL: Final = """
+UPDATE usage_import_file SET bytes = 0, lines = 0, digest = NULL, updated_at = now() WHERE source = %s AND file <> %s"""
+
+# An index leads to the first line of a source, none to that of a file.
+_KEPT_SQL: Final = """
+SELECT s.mapping, ARRAY(SELECT m.mapping FROM usage_import_mapping m WHERE m.source = s.source ORDER BY m.number),
+       EXISTS (SELECT FROM usage_import_line l WHERE l.source = s.source)
+FROM usage_import_source s WHERE s.source = %s"""
+
+_ELSEWHERE_SQL: Final = """
+SELECT s.name, f.path, f.bytes, f.lines, f.digest
+FROM usage_import_source s JOIN usage_import_file f ON f.source = s.source
+WHERE s.tenant = %s AND s.source <> %s AND f.digest IS NOT NULL AND f.bytes > 0
+  AND EXISTS (SELECT FROM usage_import_line l WHERE l.source = s.source)"""
 
 _FILES_SQL: Final = """
 SELECT file, bytes, lines, digest FROM usage_import_file WHERE source = %s AND digest IS NOT NULL AND bytes > 0"""
@@ -55,6 +73,35 @@ class KnownFile(NamedTuple):
 
     file: UUID
     progress: Progress
+
+
+class OthersFile(NamedTuple):
+    """A file of another source, and how it was called last."""
+
+    source: str
+    path: str
+    progress: Progress
+
+
+class Kept(NamedTuple):
+    """How a source has been read."""
+
+    mappings: Sequence[Mapping[str, Any]]
+    """From the first to the one in force; none of a source that nobody has read."""
+    billed: bool
+    """Whether a line of it was accepted."""
+
+
+class Registration(NamedTuple):
+    """A mapping that comes into force with the first piece that is read by it."""
+
+    tenant: str
+    name: str
+    number: int
+    """Mappings before it."""
+    mapping: Mapping[str, Any]
+    forgets: bool
+    """Files that were read before are read again."""
 
 
 class Stored(NamedTuple):
@@ -99,25 +146,15 @@ async def alone(store: Store, source: UUID, note: Note) -> AsyncIterator[None]:
 async def kept_from(store: Store) -> datetime | None:
     """Points of earlier times have been dropped and are not taken; None where all are kept."""
     async with store.reading() as connection:
-        row = await (await connection.execute(_KEPT_SQL)).fetchone()
+        row = await (await connection.execute(_POINTS_FROM_SQL)).fetchone()
         return None if row is None else row[0]
 
 
-async def mapping_of(store: Store, tenant: str, name: str) -> Mapping[str, Any] | None:
-    """The mapping that the source was imported with; None of a new one."""
+async def kept(store: Store, source: UUID) -> Kept:
+    """How the source has been read so far."""
     async with store.reading() as connection:
-        row = await (
-            await connection.execute(
-                "SELECT mapping FROM usage_import_source WHERE tenant = %s AND name = %s", [tenant, name]
-            )
-        ).fetchone()
-        return None if row is None else row[0]
-
-
-async def register(store: Store, tenant: str, name: str, mapping: Mapping[str, Any]) -> None:
-    """Adds the source; what is there already stays as it is."""
-    async with store.transaction() as connection:
-        await connection.execute(_SOURCE_SQL, [tenant, name, source_id(tenant, name), json.dumps(mapping)])
+        row = await (await connection.execute(_KEPT_SQL, [source])).fetchone()
+    return Kept((), billed=False) if row is None else Kept((row[0], *row[1]), row[2])
 
 
 async def files(store: Store, source: UUID) -> list[KnownFile]:
@@ -125,6 +162,13 @@ async def files(store: Store, source: UUID) -> list[KnownFile]:
     async with store.reading() as connection:
         found = await (await connection.execute(_FILES_SQL, [source])).fetchall()
     return [KnownFile(file, Progress(size, lines, digest)) for file, size, lines, digest in found]
+
+
+async def elsewhere(store: Store, tenant: str, source: UUID) -> list[OthersFile]:
+    """Files of the tenant's other sources that can be known by their beginning; of those that have billed anything."""
+    async with store.reading() as connection:
+        found = await (await connection.execute(_ELSEWHERE_SQL, [tenant, source])).fetchall()
+    return [OthersFile(name, path, Progress(size, lines, digest)) for name, path, size, lines, digest in found]
 
 
 async def known(store: Store, source: UUID, keys: Sequence[UUID]) -> dict[UUID, Stored]:
@@ -144,8 +188,11 @@ async def advance(
     lines: Sequence[NewLine],
     *,
     repeatable: bool,
+    registration: Registration | None = None,
 ) -> None:
     """In a transaction with the lines' points: from now on the file is read up to `after`. Again changes nothing.
+
+    With the first piece goes the mapping that it was read by, where that is not kept yet.
 
     Raises StoreUnavailable where the file is not read up to `before`. Of input that is not `repeatable` no digest is
     kept: it cannot be known again.
@@ -159,6 +206,8 @@ async def advance(
         return  # this transaction was committed, and the answer got lost
     if row[0] != before.size:
         raise StoreUnavailable(f"another import went on with {path} meanwhile: what it read is kept; start again")
+    if registration is not None:
+        await _register(connection, source, file, registration)
     copied = "".join(
         f"{rows.timestamp(each.time_ns)}\t{source}\t{each.key}\t{file}\t{each.line}\t{each.digest}"
         f"\t{rows.copy_text(each.account)}\n"
@@ -171,3 +220,16 @@ async def advance(
     except UniqueViolation as error:
         raise StoreUnavailable("another import took lines of this source meanwhile: start again") from error
     await connection.execute(_ADVANCE_SQL, [path, after.size, after.lines, digest, source, file])
+
+
+async def _register(connection: Connection, source: UUID, file: UUID, registration: Registration) -> None:
+    tenant, name, number, mapping, forgets = registration
+    written = json.dumps(mapping)
+    if number:
+        done = await connection.execute(_MAPPING_SQL, [source, number, written])
+    else:
+        done = await connection.execute(_SOURCE_SQL, [tenant, name, source, written])
+    if not done.rowcount:
+        raise StoreUnavailable("another import of this source began meanwhile: start again")
+    if forgets:
+        await connection.execute(_FORGET_SQL, [source, file])

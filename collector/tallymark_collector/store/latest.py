@@ -50,7 +50,8 @@ class Latest:
         latest: dict[Stream, int] = {}
         late: list[int] = []
         crowded: set[Stream] = set()
-        for position, (stream, _, time_ns, *_) in enumerate(points):
+        for position, point in enumerate(points):
+            stream, time_ns = point.stream, point.time_ns
             last = latest.get(stream)
             if last is None:
                 last = before[stream] = latest[stream] = self._times.get(stream.id.int, -1)

@@ -16,6 +16,10 @@ KEPT: Final = "tallymark.usage_kept"
 """Shared by every writer (the trigger of sql/0006_upkeep.sql takes it, and `writer` for what it sets aside), alone by
 whoever drops points or levels."""
 
+SOURCES: Final = "tallymark.sources"
+"""Shared by whoever writes increases that a file of meters takes, alone by whoever gives one of their sources a further
+stream (`source_streams`)."""
+
 QUARANTINE: Final = "tallymark.quarantine"
 """With an item's id behind it: whoever settles that item. With a stream's: whoever bills something of that stream, so
 that what one of them bills the next one sees."""

@@ -1,4 +1,4 @@
-"""Points into usage_point, with the marks of their hours, in the caller's transaction.
+"""Points into usage_point, with the marks of their hours, in the caller's transaction or one of their own.
 
 The way is COPY straight into the table, of points that are new. Those that may be there already are looked up before.
 If one is there that was taken for new, that transaction is over. Where that happens again and again, the points go
@@ -7,17 +7,14 @@ through a staging table, where the database tells new from old and waits for who
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final
 
 from tallymark_collector.model import Point
-from tallymark_collector.store import binary, rows, staging
+from tallymark_collector.store import rows, staging
+from tallymark_collector.store.copying import Copy, copy
 from tallymark_collector.store.database import Connection
-
-_CHUNK: Final = 1024
-"""Rows handed to the connection at once, about 100 KB, which psycopg passes on uncut: the server works on them while
-the next are put together."""
 
 _COPY_SQL: Final = f"COPY usage_point ({rows.POINT_COLUMNS}) FROM STDIN (FORMAT binary)"
 
@@ -26,9 +23,8 @@ _MARK_SQL: Final = "COPY usage_dirty (bucket, account, tenant) FROM STDIN (FORMA
 _STAGE_KEYS_SQL: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_key (
     position int, account text, time timestamptz, stream uuid, start_time timestamptz, part bigint
-) ON COMMIT DELETE ROWS"""
-
-_COPY_KEYS_SQL: Final = "COPY staged_key (position, account, time, stream, start_time, part) FROM STDIN (FORMAT binary)"
+) ON COMMIT DELETE ROWS;
+COPY staged_key (position, account, time, stream, start_time, part) FROM STDIN (FORMAT binary)"""
 
 # LIMIT has each key looked up by the index, whatever the statistics say of a table that has just been filled. The
 # times between which they all are leave out other pieces of the table.
@@ -42,13 +38,12 @@ CROSS JOIN LATERAL (
     LIMIT 1
 ) p"""
 
-_STAGE_SQL: Final = """
+_STAGE_SQL: Final = f"""
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_point (
     position int, account text, time timestamptz, stream uuid, start_time timestamptz, part bigint, series uuid,
     tenant text, quantity numeric
-) ON COMMIT DELETE ROWS"""
-
-_COPY_STAGED_SQL: Final = f"COPY staged_point (position, {rows.POINT_COLUMNS}) FROM STDIN (FORMAT binary)"
+) ON COMMIT DELETE ROWS;
+COPY staged_point (position, {rows.POINT_COLUMNS}) FROM STDIN (FORMAT binary)"""
 
 # Which of them were there already.
 _UNSTAGE_SQL: Final = f"""
@@ -73,16 +68,16 @@ JOIN usage_point p USING (account, time, stream, start_time, part)
 WHERE %s OR p.quantity <> s.quantity"""
 
 
-async def insert(connection: Connection, lines: Sequence[bytes], marks: Iterable[tuple[int, str, str]]) -> None:
-    """Inserts points that are all new. Raises psycopg.errors.UniqueViolation where one is not, or two are one.
+async def insert(connection: Connection, lines: Sequence[bytes], marks: set[bytes]) -> None:
+    """Inserts points that are all new, and their marks, with one message: a transaction of its own where none is under
+    way. Raises psycopg.errors.UniqueViolation where one is not new, or two are one.
 
-    `lines` are their rows, `marks` their hours since the Unix epoch with account and tenant.
+    `lines` are their rows, `marks` those of their hours.
     """
     if not lines:
         return
     # All writers insert in one order, so that none waits for another that waits for it.
-    await _copy(connection, _COPY_SQL, sorted(lines))
-    await _copy(connection, _MARK_SQL, [rows.mark_row(*mark) for mark in sorted(marks)])
+    await copy(connection, Copy(_COPY_SQL, sorted(lines)), Copy(_MARK_SQL, sorted(marks)))
 
 
 async def there(
@@ -101,8 +96,7 @@ async def there(
     known: dict[int, Decimal] = {}
     if staged:
         times = [points[position].time_ns for position in late]
-        await connection.execute(_STAGE_KEYS_SQL)
-        await _copy(connection, _COPY_KEYS_SQL, [rows.staged_key(place, key) for key, place in staged])
+        await copy(connection, Copy(_STAGE_KEYS_SQL, [rows.staged_key(place, key) for key, place in staged]))
         within = [rows.timestamp(min(times)), rows.timestamp(max(times))]
         known = dict(await (await connection.execute(_THERE_SQL, within)).fetchall())
     return staging.already_there(found, known, [point.value for point in points])
@@ -116,9 +110,8 @@ async def insert_new(connection: Connection, points: Sequence[Point], lines: Seq
     keys = [rows.key(line) for line in lines]
     # The same order as above, and of equal keys that of their arrival. A row is staged with its place in `firsts`.
     found = staging.distinct(keys, sorted(range(len(keys)), key=keys.__getitem__))
-    await connection.execute(_STAGE_SQL)
     staged = [rows.staged(place, lines[position]) for place, position in enumerate(found.firsts)]
-    await _copy(connection, _COPY_STAGED_SQL, staged)
+    await copy(connection, Copy(_STAGE_SQL, staged))
     old = [place for (place,) in await (await connection.execute(_UNSTAGE_SQL)).fetchall()]
     known = {place: points[found.firsts[place]].value for place in old}
     if old:
@@ -126,13 +119,3 @@ async def insert_new(connection: Connection, points: Sequence[Point], lines: Seq
         there = await (await connection.execute(_DIFFERENT_SQL, [bool(found.repeats)])).fetchall()
         known.update((place, quantity) for place, quantity in there if place in known)
     return staging.already_there(found, known, [point.value for point in points])
-
-
-async def _copy(connection: Connection, statement: str, lines: Sequence[bytes]) -> None:
-    async with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        chunks = [lines[start : start + _CHUNK] for start in range(0, len(lines), _CHUNK)]
-        # Each write is some tenths of a millisecond, which is much for a small request.
-        for number, chunk in enumerate(chunks, 1):
-            before = binary.HEADER if number == 1 else b""
-            after = binary.TRAILER if number == len(chunks) else b""
-            await copy.write(b"".join((before, *chunk, after)))

@@ -109,11 +109,11 @@ class FairQueue(Generic[R]):
                 del held[most]
         return leaving
 
-    def discard(self, request: R) -> None:
-        """Takes a request out, if it still waits."""
+    def discard(self, request: R) -> bool:
+        """Takes a request out, if it still waits; True if it did."""
         requests = self._tenants.get(request.tenant)
         if requests is None or request not in requests:
-            return
+            return False
         del requests[request]
         weight = self._room.weight(request)
         self.points -= request.points
@@ -123,6 +123,7 @@ class FairQueue(Generic[R]):
         if not requests:
             del self._tenants[request.tenant]
             del self._held[request.tenant]
+        return True
 
     def take(self, bounds: Room) -> list[R]:
         """Takes the next requests out, one of each tenant in turn, as many as the bounds hold; one at least."""

@@ -38,6 +38,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_series": _ADD,
     # Locking a row (FOR NO KEY UPDATE) takes the right to update some column; these only say when it was added.
     "usage_source": (*_ADD, "UPDATE (recorded_at)"),
+    "usage_source_stream": (*_ADD, "UPDATE (recorded_at)"),
     "usage_stream": (*_ADD, "UPDATE (recorded_at)"),
     # The cache is forgotten and made again; periods that have not ended follow the time zone data.
     "usage_hour": _REPLACE,
@@ -53,6 +54,7 @@ WRITER: Final[Mapping[str, tuple[str, ...]]] = {
     "usage_import_source": _ADD,
     "usage_import_file": (*_ADD, "UPDATE (path, bytes, lines, digest, updated_at)"),
     "usage_import_line": _ADD,
+    "usage_import_mapping": _ADD,
     # The trigger on usage_dirty reads it as whoever writes. Only who drops points says that they are gone: the owner.
     "usage_kept": _READ,
     "usage_edge": (),

@@ -6,7 +6,8 @@ is the order in which all writers insert. What repeats from row to row of a stre
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from struct import pack
@@ -74,18 +75,21 @@ def point_rows(points: Iterable[Point]) -> list[bytes]:
             start_and_part = binary.timestamptz(start_ns) + binary.EIGHT + pack(">q", apart)
         if value is not value_of_last:  # most counts are small, and decoded once
             value_of_last, quantity = value, binary.numeric(str(value))
-        account, middle, rest = stream.row or stream_row(stream)
+        account, middle, rest, _ = stream.row or stream_row(stream)
         rows.append(b"".join((account, time, middle, start_and_part, rest, quantity)))
     return rows
 
 
-def stream_row(stream: Stream) -> tuple[bytes, bytes, bytes]:
-    """What stands before a row's time, between time and start, and between part and quantity."""
+def stream_row(stream: Stream) -> tuple[bytes, bytes, bytes, bytes]:
+    """What stands before a row's time, between time and start, and between part and quantity; and in its hours' marks
+    behind the hour."""
     series = stream.series
+    account, tenant = binary.text(series.account), binary.text(series.tenant)
     row = (
-        _FIELDS + binary.text(series.account) + binary.EIGHT,
+        _FIELDS + account + binary.EIGHT,
         binary.SIXTEEN + stream.id.bytes + binary.EIGHT,
-        binary.SIXTEEN + series.id.bytes + binary.text(series.tenant),
+        binary.SIXTEEN + series.id.bytes + tenant,
+        account + tenant,
     )
     object.__setattr__(stream, "row", row)
     return row
@@ -106,13 +110,27 @@ def staged_key(position: int, key: bytes) -> bytes:
     return _STAGED_KEY_FIELDS + pack(">i", position) + key[len(_FIELDS) :]
 
 
-def mark_row(hour: int, account: str, tenant: str) -> bytes:
-    """A row of usage_dirty: bucket, account, tenant."""
-    return _mark_fields(hour) + binary.text(account) + binary.text(tenant)
+def mark_rows(points: Sequence[Point]) -> set[bytes]:
+    """Rows of usage_dirty (bucket, account, tenant), one for each account's hour that has some of the points."""
+    if not points:
+        return set()
+    times = [point.time_ns for point in points]
+    hour = min(times) // HOUR_NS
+    if hour == max(times) // HOUR_NS:  # as what is sent as it happens
+        streams = {hour: {point.stream for point in points}}
+    else:
+        streams = defaultdict(set)
+        for point in points:
+            streams[point.time_ns // HOUR_NS].add(point.stream)
+    return {
+        start + (stream.row or stream_row(stream))[-1]
+        for start, marked in ((_mark_start(hour), marked) for hour, marked in streams.items())
+        for stream in marked
+    }
 
 
 @lru_cache(maxsize=1024)
-def _mark_fields(hour: int) -> bytes:
+def _mark_start(hour: int) -> bytes:
     return pack(">h", 3) + binary.EIGHT + binary.timestamptz(hour * HOUR_NS)
 
 

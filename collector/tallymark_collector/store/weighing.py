@@ -1,4 +1,6 @@
-"""What a request keeps in memory while it waits to be written, in bytes, by what it holds.
+"""What a request keeps in memory while it waits to be written, in bytes, by what it holds; and what of it is written
+over and over, which is no memory of ours, and the database's work all the same: each new stream's row has a copy of the
+resource and of the scope's name.
 
 The figures are of CPython 3.10 to 3.13 on 64 bits, rounded up: the values themselves, the containers that lead to them
 and the row that is made of them. `tests/collector/store/test_weighing.py` measures a flood of each kind and holds the
@@ -8,10 +10,20 @@ before by this process, which `processors.streams` remembers anyhow, and the int
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Final
 
-from tallymark_collector.model import Attributes, AttributeValue, Batch, Evidence, Origin, Point, Stream
+from tallymark_collector.model import (
+    Attributes,
+    AttributeValue,
+    Batch,
+    Evidence,
+    Origin,
+    Point,
+    Stream,
+    attributes_json,
+)
+from tallymark_collector.processors.pace import Pace
 from tallymark_collector.store import rows
 
 REQUEST: Final = 4_096
@@ -33,15 +45,18 @@ CLOSING: Final = 160
 
 PIECE: Final = 4096
 """Points between two rests."""
+COPIES: Final = 1 << 18
+"""Characters of resources that are measured between two rests; and streams that share them."""
 
 
 def of_points(points: Sequence[Point]) -> Generator[None, None, int]:
     """Of points without their rows, and of the streams that they are the first to bring, in pieces (see `resting`).
 
     To be asked before their rows are made: whoever counts a stream makes the part that all of its rows repeat, and by
-    that it is known to be counted.
+    that it is known to be counted. What is written of it counts until it has been.
     """
     new: list[Stream] = []
+    unwritten: dict[Stream, None] = {}
     envelopes: dict[int, int] = {}
     size = POINT * len(points)
     for start in range(0, len(points), PIECE):
@@ -52,11 +67,14 @@ def of_points(points: Sequence[Point]) -> Generator[None, None, int]:
             if stream.row is None:
                 new.append(stream)
                 rows.stream_row(stream)
+            if not stream.written:
+                unwritten[stream] = None
         spans = [point.span for point in piece if point.span]
         size += sum(SPAN + len(span) for _, span in spans)
         envelopes |= {id(envelope): len(envelope) for envelope, _ in spans}
     shared = sum(envelopes.values()) + _of_resources([stream.origin for stream in new])
-    return size + sum(map(_of_stream, new)) + shared
+    size += sum(map(_of_stream, new)) + shared
+    return size + (yield from _of_copies(unwritten))
 
 
 def of_others(batch: Batch, lines: Sequence[bytes]) -> int:
@@ -71,6 +89,22 @@ def of_others(batch: Batch, lines: Sequence[bytes]) -> int:
 def _of_stream(stream: Stream) -> int:
     attributes = stream.origin.attributes
     return STREAM + ATTRIBUTE * len(attributes) + 3 * sum(map(len, attributes))
+
+
+def _of_copies(streams: Iterable[Stream]) -> Generator[None, None, int]:
+    """Of what the rows of new streams repeat."""
+    lengths: dict[int, int] = {}
+    size = 0
+    pace = Pace(COPIES)
+    for stream in streams:
+        length = lengths.get(id(stream.resource))
+        made = 1
+        if length is None:
+            made = length = lengths[id(stream.resource)] = len(attributes_json(stream.resource))
+        size += length + len(stream.scope_name)
+        if pace.full(made):
+            yield
+    return size
 
 
 def _of_attributes(origin: Origin) -> int:

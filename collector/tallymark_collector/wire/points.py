@@ -24,6 +24,7 @@ def alone(metric: Metric) -> list[Metric]:
         return [_with_sum(bare, point.SerializeToString()) for point in metric.sum.data_points]
     header, points = b"", []
     data = getattr(metric, kind)
+    setattr(bare, kind, b"")  # or each would be copied with all of them
     for field in fields(data):
         if field.number == _DATA_POINTS:
             points.append(data[field.begin : field.end])

@@ -14,6 +14,7 @@ from tallymark.integrations.asgi_types import Message, Receive, Scope, Send
 from tallymark.integrations.serving import Served
 
 _UNSET: Final = object()
+_BODIES: Final = ("http.response.body", "http.response.pathsend")
 
 
 class ScopeCall(HttpCall):
@@ -63,7 +64,7 @@ class ScopeCall(HttpCall):
 class AsgiCall(ScopeCall):
     """A request."""
 
-    __slots__ = ("_answered", "_method")
+    __slots__ = ("_answered", "_completing", "_method")
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
@@ -72,6 +73,8 @@ class AsgiCall(ScopeCall):
         method = scope.get("method")
         self._method = method if method in METHODS else OTHER_METHOD
         self._answered = False
+        self._completing = False
+        """Whether the last part of the answer is on its way."""
 
     def counting(self, served: Served, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """The same two, counting. The call ends with the last part of its answer, before any background task."""
@@ -80,7 +83,7 @@ class AsgiCall(ScopeCall):
             message = await receive()
             if message["type"] == "http.request":
                 self.request_bytes += len(message.get("body", b""))
-            elif message["type"] == "http.disconnect" and not self._answered:
+            elif message["type"] == "http.disconnect" and not self._answered and not self._completing:
                 self.client_gone = True
             return message
 
@@ -88,7 +91,12 @@ class AsgiCall(ScopeCall):
             kind = message["type"]
             # Before it is sent: whoever sends a file may remove it right afterwards.
             file_size = _size_of(message.get("path")) if kind == "http.response.pathsend" else 0
-            await send(message)
+            # A server says http.disconnect after a complete answer too, and may do so before its `send` returns.
+            self._completing = kind in _BODIES and not message.get("more_body", False)
+            try:
+                await send(message)
+            finally:
+                self._completing = False
             if self.client_gone:
                 return  # the server has dropped it
             if kind == "http.response.start":

@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtallymark/v1/quarantine.proto\x12\x0ctallymark.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n\x10ListItemsRequest\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x07\x61\x63\x63ount\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x42\n\n\x08_account\"\x9c\x01\n\x11ListItemsResponse\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.tallymark.v1.Item\x12\x37\n\x04open\x18\x02 \x03(\x0b\x32).tallymark.v1.ListItemsResponse.OpenEntry\x1a+\n\tOpenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x1c\n\x0eGetItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x98\x03\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\r\n\x05meter\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0e\n\x06signal\x18\x06 \x01(\t\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brecord_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07\x63ontent\x18\t \x03(\x0b\x32\x1f.tallymark.v1.Item.ContentEntry\x12\x0f\n\x07meaning\x18\n \x01(\t\x12\x0e\n\x06remedy\x18\x0b \x01(\t\x12\x0f\n\x07release\x18\x0c \x01(\t\x12\x0f\n\x07refusal\x18\r \x01(\t\x12\r\n\x05state\x18\x0e \x01(\t\x12%\n\x07history\x18\x0f \x03(\x0b\x32\x14.tallymark.v1.Action\x1a.\n\x0c\x43ontentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xef\x01\n\x06\x41\x63tion\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12,\n\x08\x61\x63t_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61\x63ted_by\x18\x03 \x01(\t\x12\x15\n\rdatabase_user\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x05 \x01(\t\x12\x11\n\tbilled_to\x18\x06 \x01(\t\x12\x15\n\x08quantity\x18\x07 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08inserted\x18\x08 \x01(\x03\x12\x12\n\nduplicates\x18\t \x01(\x03\x12\x10\n\x08\x65vidence\x18\n \x01(\x03\x42\x0b\n\t_quantity\"\x9e\x01\n\x12ReleaseItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\r\n\x05meter\x18\x03 \x01(\t\x12\x11\n\x04unit\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04\x64rop\x18\x05 \x03(\t\x12\x12\n\nadditional\x18\x06 \x01(\x08\x12\r\n\x05\x66orce\x18\x07 \x01(\x08\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x08 \x01(\tB\x07\n\x05_unit\"1\n\x12\x44iscardItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\"0\n\x11ReopenItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\"D\n\nSettlement\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\x14.tallymark.v1.Action\x12\x10\n\x08\x64one_now\x18\x02 \x01(\x08\x32\xfd\x02\n\x11QuarantineService\x12L\n\tListItems\x12\x1e.tallymark.v1.ListItemsRequest\x1a\x1f.tallymark.v1.ListItemsResponse\x12;\n\x07GetItem\x12\x1c.tallymark.v1.GetItemRequest\x1a\x12.tallymark.v1.Item\x12I\n\x0bReleaseItem\x12 .tallymark.v1.ReleaseItemRequest\x1a\x18.tallymark.v1.Settlement\x12I\n\x0b\x44iscardItem\x12 .tallymark.v1.DiscardItemRequest\x1a\x18.tallymark.v1.Settlement\x12G\n\nReopenItem\x12\x1f.tallymark.v1.ReopenItemRequest\x1a\x18.tallymark.v1.Settlementb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtallymark/v1/quarantine.proto\x12\x0ctallymark.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"z\n\x10ListItemsRequest\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x07\x61\x63\x63ount\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\tB\n\n\x08_account\"\xb5\x01\n\x11ListItemsResponse\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.tallymark.v1.Item\x12\x37\n\x04open\x18\x02 \x03(\x0b\x32).tallymark.v1.ListItemsResponse.OpenEntry\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x1a+\n\tOpenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x1c\n\x0eGetItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x98\x03\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\r\n\x05meter\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0e\n\x06signal\x18\x06 \x01(\t\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brecord_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07\x63ontent\x18\t \x03(\x0b\x32\x1f.tallymark.v1.Item.ContentEntry\x12\x0f\n\x07meaning\x18\n \x01(\t\x12\x0e\n\x06remedy\x18\x0b \x01(\t\x12\x0f\n\x07release\x18\x0c \x01(\t\x12\x0f\n\x07refusal\x18\r \x01(\t\x12\r\n\x05state\x18\x0e \x01(\t\x12%\n\x07history\x18\x0f \x03(\x0b\x32\x14.tallymark.v1.Action\x1a.\n\x0c\x43ontentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xef\x01\n\x06\x41\x63tion\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12,\n\x08\x61\x63t_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61\x63ted_by\x18\x03 \x01(\t\x12\x15\n\rdatabase_user\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x05 \x01(\t\x12\x11\n\tbilled_to\x18\x06 \x01(\t\x12\x15\n\x08quantity\x18\x07 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08inserted\x18\x08 \x01(\x03\x12\x12\n\nduplicates\x18\t \x01(\x03\x12\x10\n\x08\x65vidence\x18\n \x01(\x03\x42\x0b\n\t_quantity\"\x9e\x01\n\x12ReleaseItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\r\n\x05meter\x18\x03 \x01(\t\x12\x11\n\x04unit\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04\x64rop\x18\x05 \x03(\t\x12\x12\n\nadditional\x18\x06 \x01(\x08\x12\r\n\x05\x66orce\x18\x07 \x01(\x08\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x08 \x01(\tB\x07\n\x05_unit\"1\n\x12\x44iscardItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\"0\n\x11ReopenItemRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\"D\n\nSettlement\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\x14.tallymark.v1.Action\x12\x10\n\x08\x64one_now\x18\x02 \x01(\x08\x32\xfd\x02\n\x11QuarantineService\x12L\n\tListItems\x12\x1e.tallymark.v1.ListItemsRequest\x1a\x1f.tallymark.v1.ListItemsResponse\x12;\n\x07GetItem\x12\x1c.tallymark.v1.GetItemRequest\x1a\x12.tallymark.v1.Item\x12I\n\x0bReleaseItem\x12 .tallymark.v1.ReleaseItemRequest\x1a\x18.tallymark.v1.Settlement\x12I\n\x0b\x44iscardItem\x12 .tallymark.v1.DiscardItemRequest\x1a\x18.tallymark.v1.Settlement\x12G\n\nReopenItem\x12\x1f.tallymark.v1.ReopenItemRequest\x1a\x18.tallymark.v1.Settlementb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -27,27 +27,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEM_CONTENTENTRY']._loaded_options = None
   _globals['_ITEM_CONTENTENTRY']._serialized_options = b'8\001'
   _globals['_LISTITEMSREQUEST']._serialized_start=80
-  _globals['_LISTITEMSREQUEST']._serialized_end=182
-  _globals['_LISTITEMSRESPONSE']._serialized_start=185
-  _globals['_LISTITEMSRESPONSE']._serialized_end=341
-  _globals['_LISTITEMSRESPONSE_OPENENTRY']._serialized_start=298
-  _globals['_LISTITEMSRESPONSE_OPENENTRY']._serialized_end=341
-  _globals['_GETITEMREQUEST']._serialized_start=343
-  _globals['_GETITEMREQUEST']._serialized_end=371
-  _globals['_ITEM']._serialized_start=374
-  _globals['_ITEM']._serialized_end=782
-  _globals['_ITEM_CONTENTENTRY']._serialized_start=736
-  _globals['_ITEM_CONTENTENTRY']._serialized_end=782
-  _globals['_ACTION']._serialized_start=785
-  _globals['_ACTION']._serialized_end=1024
-  _globals['_RELEASEITEMREQUEST']._serialized_start=1027
-  _globals['_RELEASEITEMREQUEST']._serialized_end=1185
-  _globals['_DISCARDITEMREQUEST']._serialized_start=1187
-  _globals['_DISCARDITEMREQUEST']._serialized_end=1236
-  _globals['_REOPENITEMREQUEST']._serialized_start=1238
-  _globals['_REOPENITEMREQUEST']._serialized_end=1286
-  _globals['_SETTLEMENT']._serialized_start=1288
-  _globals['_SETTLEMENT']._serialized_end=1356
-  _globals['_QUARANTINESERVICE']._serialized_start=1359
-  _globals['_QUARANTINESERVICE']._serialized_end=1740
+  _globals['_LISTITEMSREQUEST']._serialized_end=202
+  _globals['_LISTITEMSRESPONSE']._serialized_start=205
+  _globals['_LISTITEMSRESPONSE']._serialized_end=386
+  _globals['_LISTITEMSRESPONSE_OPENENTRY']._serialized_start=343
+  _globals['_LISTITEMSRESPONSE_OPENENTRY']._serialized_end=386
+  _globals['_GETITEMREQUEST']._serialized_start=388
+  _globals['_GETITEMREQUEST']._serialized_end=416
+  _globals['_ITEM']._serialized_start=419
+  _globals['_ITEM']._serialized_end=827
+  _globals['_ITEM_CONTENTENTRY']._serialized_start=781
+  _globals['_ITEM_CONTENTENTRY']._serialized_end=827
+  _globals['_ACTION']._serialized_start=830
+  _globals['_ACTION']._serialized_end=1069
+  _globals['_RELEASEITEMREQUEST']._serialized_start=1072
+  _globals['_RELEASEITEMREQUEST']._serialized_end=1230
+  _globals['_DISCARDITEMREQUEST']._serialized_start=1232
+  _globals['_DISCARDITEMREQUEST']._serialized_end=1281
+  _globals['_REOPENITEMREQUEST']._serialized_start=1283
+  _globals['_REOPENITEMREQUEST']._serialized_end=1331
+  _globals['_SETTLEMENT']._serialized_start=1333
+  _globals['_SETTLEMENT']._serialized_end=1401
+  _globals['_QUARANTINESERVICE']._serialized_start=1404
+  _globals['_QUARANTINESERVICE']._serialized_end=1785
 # @@protoc_insertion_point(module_scope)

@@ -21,13 +21,16 @@ class ListItemsRequest(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     ACCOUNT_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
     meter: builtins.str
     """Each is left out where it is empty."""
     reason: builtins.str
     account: builtins.str
     """The account that items name. Present and empty: those that name none."""
     page_size: builtins.int
-    """Items in an answer, at most 1,000; 0 means 100."""
+    """Items in an answer, at most 1,000; 0 means 100. There may be fewer, also where others follow."""
+    page_token: builtins.str
+    """The answer's next_page_token, to go on after its last item; everything else as it was."""
     def __init__(
         self,
         *,
@@ -35,9 +38,10 @@ class ListItemsRequest(google.protobuf.message.Message):
         reason: builtins.str = ...,
         account: builtins.str | None = ...,
         page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_account", b"_account", "account", b"account"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_account", b"_account", "account", b"account", "meter", b"meter", "page_size", b"page_size", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_account", b"_account", "account", b"account", "meter", b"meter", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_account", b"_account"]) -> typing.Literal["account"] | None: ...
 
 global___ListItemsRequest = ListItemsRequest
@@ -64,6 +68,9 @@ class ListItemsResponse(google.protobuf.message.Message):
 
     ITEMS_FIELD_NUMBER: builtins.int
     OPEN_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty where nothing follows."""
     @property
     def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Item]: ...
     @property
@@ -75,8 +82,9 @@ class ListItemsResponse(google.protobuf.message.Message):
         *,
         items: collections.abc.Iterable[global___Item] | None = ...,
         open: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["items", b"items", "open", b"open"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "next_page_token", b"next_page_token", "open", b"open"]) -> None: ...
 
 global___ListItemsResponse = ListItemsResponse
 
@@ -157,7 +165,7 @@ class Item(google.protobuf.message.Message):
     def content(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """From here on of GetItem alone.
 
-        What its payload says, by name.
+        What its payload says, by name. (Here and above texts of over 4,096 characters end in an ellipsis.)
         """
 
     @property
@@ -249,6 +257,7 @@ class ReleaseItemRequest(google.protobuf.message.Message):
     FORCE_FIELD_NUMBER: builtins.int
     BECAUSE_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """All 32 digits, as of whatever decides about an item."""
     account: builtins.str
     """Bill it to this account: it names none."""
     meter: builtins.str

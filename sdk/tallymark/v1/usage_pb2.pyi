@@ -30,7 +30,9 @@ class QueryUsageRequest(google.protobuf.message.Message):
     meter: builtins.str
     """The only meter; empty means all."""
     page_size: builtins.int
-    """Rows in an answer, at most 10,000; 0 means 1,000. There may be fewer, also where others follow."""
+    """Rows in an answer, at most 10,000; 0 means 1,000. There may be fewer, also where others follow; and in the first answer
+    those of meters that are no sums come on top, one of each.
+    """
     page_token: builtins.str
     """The answer's next_page_token, to go on after its last row; everything else as it was. Each page is of its own moment."""
     @property

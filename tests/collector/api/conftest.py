@@ -43,7 +43,7 @@ class Asking:
 
     channel: grpc.aio.Channel
     requests: Requests
-    address: str
+    port: int
 
     async def call(self, service: str, method: str, message: Message | None = None, token: str = "") -> Any:
         """The answer. Raises grpc.aio.AioRpcError."""
@@ -54,7 +54,7 @@ class Asking:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(described.output_type).FromString,
         )
-        return await invoke(sent, metadata=[("authorization", f"Bearer {token}")] if token else [], timeout=60)
+        return await invoke(sent, metadata=[("authorization", f"Bearer {token}")] if token else [], timeout=600)
 
     async def usage(self, token: str, **asked: Any) -> usage_pb2.QueryUsageResponse:
         """Usage."""
@@ -89,7 +89,7 @@ async def asked(store: Store, settings: Settings = SETTINGS, *, allow_anonymous:
         ) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        yield Asking(channel, requests, f"127.0.0.1:{server.port}")
+        yield Asking(channel, requests, server.port)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import datetime, timezone
 from typing import Any
@@ -140,3 +141,49 @@ async def test_dates_of_what_has_ended(store: Store, asking: Asking) -> None:
     ]
     [expired] = [one for one in found if one.state == "expired"]
     assert expired.expire_time.ToJsonString() == "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("method", ["CreateCredential", "RevokeCredential"])
+async def test_an_administrator_who_was_revoked_makes_no_successor(store: Store, asking: Asking, method: str) -> None:
+    """Though collectors remember the credential for seconds."""
+    admin, other = [await made(store, "ours", [Scope.ADMINISTER]) for _ in range(2)]
+    assert await asking.code(SERVICE, "ListCredentials", None, admin) == "OK"
+    await asking.call(SERVICE, "RevokeCredential", RevokeCredentialRequest(name=admin), admin)
+    message = CreateCredentialRequest(scopes=["administer"])
+    if method == "RevokeCredential":
+        message = RevokeCredentialRequest(name=other)
+    assert await asking.code(SERVICE, method, message, admin) == "UNAUTHENTICATED"
+    async with store.reading() as connection:
+        assert [one.state(datetime.now(timezone.utc)) for one in await records.credentials(connection)] == [
+            "revoked",
+            "live",
+        ]
+
+
+async def test_what_a_tenant_leaves_behind_is_bounded(
+    store: Store, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MAX_MADE", 3)
+    admin = await made(store, "ours", [Scope.ADMINISTER])
+    create = CreateCredentialRequest(scopes=["read"])
+    for _ in range(2):
+        answer = await asking.call(SERVICE, "CreateCredential", create, admin)
+        await asking.call(SERVICE, "RevokeCredential", RevokeCredentialRequest(name=answer.credential.name), admin)
+    with pytest.raises(grpc.aio.AioRpcError, match="has had 3 credentials, at most 3 are made so"):
+        await asking.call(SERVICE, "CreateCredential", create, admin)
+    monkeypatch.setattr(records, "MAX_MADE", 10)
+    long = CreateCredentialRequest(scopes=["read-account"], account="a" * 257)
+    with pytest.raises(grpc.aio.AioRpcError, match="an account has 1 to 256 characters"):
+        await asking.call(SERVICE, "CreateCredential", long, admin)
+
+
+async def test_sessions_that_the_server_ended_cost_no_call(store: Store, asking: Asking, dsn: str) -> None:
+    admin = await made(store, "ours", [Scope.ADMINISTER])
+    create = CreateCredentialRequest(scopes=["read"])
+    await asyncio.gather(*(asking.call(SERVICE, "ListCredentials", None, admin) for _ in range(4)))
+    with psycopg.connect(dsn, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert [await asking.code(SERVICE, "CreateCredential", create, admin) for _ in range(4)] == ["OK"] * 4

@@ -189,3 +189,67 @@ async def test_a_collector_whose_role_may_not_says_so(store: Store, dsn: str) ->
         with psycopg.connect(dsn, autocommit=True) as owner:
             owner.execute(f"DROP OWNED BY {role}")
             owner.execute(f"DROP ROLE {role}")
+
+
+async def test_the_whole_queue_in_pages(store: Store, asking: Asking) -> None:
+    """Also where the names in it are longer than a client takes at once."""
+    points = [(n + 1, {"n": n}) for n in range(25)]
+    await send(store, *points)
+    await send(store, *points, name="m" * 200_000)
+    token = await made(store, "default", EVERY)
+    found: list[str] = []
+    after, pages = "", 0
+    while after or not pages:
+        page = await listed(asking, token, page_size=20 - pages, page_token=after)
+        assert page.ByteSize() < 4 * 1024 * 1024
+        found += [item.id for item in page.items]
+        after, pages = page.next_page_token, pages + 1
+    assert len(found) == len(set(found)) == sum(page.open.values())
+    assert pages == 3
+    [long] = (await listed(asking, token, page_size=1, reason="meter_invalid")).items
+    assert (len(long.meter), long.meter[-1]) == (4096, "…")
+    for page_token in ("WyJhIl0=", "nonsense"):
+        with pytest.raises(grpc.aio.AioRpcError, match="page_token was not given for this question"):
+            await listed(asking, token, page_token=page_token)
+
+
+async def test_an_item_too_large_to_be_read_beside_others_is_left_to_the_command_line(
+    store: Store, asking: Asking
+) -> None:
+    await send(store, (3, {"text": "x" * 300_000}))
+    token = await made(store, "default", EVERY)
+    [item] = (await listed(asking, token)).items
+    for method, message in (
+        ("GetItem", pb.GetItemRequest(id=item.id)),
+        ("ReleaseItem", pb.ReleaseItemRequest(id=item.id, account="acme")),
+        ("DiscardItem", pb.DiscardItemRequest(id=item.id, because="a test")),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"bytes, at most 262,144 are read here") as error:
+            await asking.call(SERVICE, method, message, token)
+        assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_what_was_given_is_not_repeated_at_length(store: Store, asking: Asking) -> None:
+    """A client shows neither status nor words of an answer whose head is too long."""
+    await send(store, (3, {}))
+    token = await made(store, "default", EVERY)
+    [item] = (await listed(asking, token)).items
+    long = "ä" * 100_000
+    for method, message, code in (
+        ("GetItem", pb.GetItemRequest(id=long), "INVALID_ARGUMENT"),
+        ("DiscardItem", pb.DiscardItemRequest(id=long, because="x"), "INVALID_ARGUMENT"),
+        ("DiscardItem", pb.DiscardItemRequest(id=item.id[:12], because="x"), "INVALID_ARGUMENT"),
+        ("ReleaseItem", pb.ReleaseItemRequest(id=item.id, account=long), "FAILED_PRECONDITION"),
+        ("ReleaseItem", pb.ReleaseItemRequest(id=item.id, account="a", drop=[long]), "FAILED_PRECONDITION"),
+    ):
+        assert await asking.code(SERVICE, method, message, token) == code, method
+
+
+async def test_a_revoked_administrator_decides_nothing(store: Store, asking: Asking) -> None:
+    await send(store, (3, {}))
+    token = await made(store, "default", EVERY)
+    [item] = (await listed(asking, token)).items
+    revoke = RevokeCredentialRequest(name=token)
+    await asking.call("tallymark.v1.AccessService", "RevokeCredential", revoke, token)
+    discard = pb.DiscardItemRequest(id=item.id, because="x")
+    assert await asking.code(SERVICE, "DiscardItem", discard, token) == "UNAUTHENTICATED"

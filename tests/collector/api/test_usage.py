@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
@@ -13,7 +14,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallymark_collector.access import Scope
-from tallymark_collector.model import Batch
+from tallymark_collector.billing.catalog_file import parse_catalog
+from tallymark_collector.billing.records import apply
+from tallymark_collector.model import Batch, Temporality
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store
 from tests.collector.api.conftest import Asking, made
@@ -130,6 +133,14 @@ async def test_usage_of_nobody_is_told_of(store: Store, asking: Asking) -> None:
         ({"start": Timestamp(nanos=-1000)}, "start: nanos are -1000"),
         ({"end": Timestamp(seconds=2**62)}, "end: 4611686018427387904 s since 1970 is no time"),
         ({"as_of": Timestamp(seconds=-(2**62))}, "as_of: -4611686018427387904 s since 1970 is no time"),
+        (
+            {"start": Timestamp(seconds=253402300000)},
+            "start: 253402300000 s since 1970 is no time of the years 1900 to",
+        ),
+        (
+            {"end": Timestamp(seconds=-62135596800)},
+            "end: -62135596800 s since 1970 is no time of the years 1900 to 9998",
+        ),
         ({"page_size": -1}, r"page_size is -1, and has to be 0 \(which is 1,000\) to 10,000"),
         ({"page_size": 10_001}, "page_size is 10001"),
         ({"page_token": "nonsense"}, "page_token was not given for this question"),
@@ -178,8 +189,42 @@ async def test_bytes_that_are_no_request_are_refused(store: Store, asking: Askin
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await invoke(sent, metadata=[("authorization", f"Bearer {token}")], timeout=60)
         assert error.value.code().name == code
-    answered = {(each.signal, each.answer, each.error) for each in asking.requests.answered}
+    for _ in range(600):  # a call is counted once it has ended here, too
+        answered = {(each.signal, each.answer, each.error) for each in asking.requests.answered}
+        if len(answered) == 2:
+            break
+        await asyncio.sleep(0.1)
     assert answered == {
         ("usage", "INVALID_ARGUMENT", "MalformedRequest"),
         ("usage", "RESOURCE_EXHAUSTED", "TooLarge"),
     }
+
+
+async def test_levels_that_are_left_out_are_named(store: Store, asking: Asking) -> None:
+    """They are in no sum, so that nothing else would tell of them."""
+    plans = """
+    currency: EUR
+    meters:
+      api.requests: {unit: "{request}"}
+      seats: {unit: "{request}", aggregation: max, across: latest}
+    plans: {pro: {charges: [{meter: seats, unit_price: '1'}]}}
+    accounts: {acme: {plan: pro, since: 2026-09-01}}
+    """
+    async with store.transaction() as connection:
+        await apply(connection, "default", parse_catalog(plans), datetime.now(timezone.utc))
+    held = stream(meter="seats", temporality=Temporality.LEVEL)
+    await store.write(Batch(points=[point(held, 10, 10, 7), point(stream(), 0, 1, 5)]))
+    token = await made(store, "default")
+    of_one = await asking.usage(token, account="acme")
+    assert {row.group["meter"]: (row.aggregation, row.quantity) for row in of_one.rows} == {
+        "api.requests": ("sum", "5"),
+        "seats": ("max", "7"),
+    }
+    for asked in ({}, {"account": "acme", "group_by": ["day"]}):
+        found = await asking.usage(token, **asked)
+        assert [row.group["meter"] for row in found.rows] == ["api.requests"]
+        [remark] = found.remarks
+        assert remark.startswith("left out: seats: ")
+        code, why = await refused(asking, token, meter="seats", **asked)
+        assert (code, "'seats' is billed by its max" in why) == ("INVALID_ARGUMENT", True)
+    assert not (await asking.usage(token, account="globex", group_by=["day"])).remarks

@@ -79,6 +79,7 @@ def test_json_says_all(run: Run, log: Path) -> None:
         "left": 1,
         "points": 5,
         "quarantined": 0,
+        "unclosed": [],
         "reasons": {"expected the identity (-)": 1},
         "totals": [
             {"account": "acme", "meter": "api.requests", "unit": "{request}", "quantity": "2"},
@@ -250,6 +251,120 @@ def test_rejects_of_csv_are_mended_with_their_columns(run: Run, tmp_path: Path) 
     assert [(each["account"], each["quantity"]) for each in usage] == [("ac\nme", "41"), ("acme", "1")]
 
 
+CALLS = ["--format", "csv", "--account", "customer", "--time", "at", "--meter", "tokens=n"]
+
+
+def calls(count: int, odd: dict[int, str]) -> str:
+    """Rows of CSV; those on the lines of `odd` have that for a name. The header is line 1."""
+    rows = [
+        f"{(NOW + timedelta(seconds=n)).isoformat()},acme,{odd.get(n, 'pipe')},1,{n}\n" for n in range(2, count + 2)
+    ]
+    return "at,customer,name,n,row\n" + "".join(rows)
+
+
+def test_quotes_that_open_no_field_cost_nothing(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "calls.csv"
+    file.write_text(calls(1000, {100: '5" pipe', 600: '5" pipe'}))
+    told = json.loads(run("import", str(file), "--source", "x", *CALLS, "--json").stdout)
+    assert (told["accepted"], told["rejected"], told["left"]) == (1000, 0, 0)
+
+
+def test_a_stray_quote_that_opens_a_field_costs_its_line(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "calls.csv"
+    file.write_text(calls(1000, {100: '"5 pipe', 600: '"5 pipe', 700: '"5 pipe', 800: '"a" b'}))
+    told = json.loads(run("import", str(file), "--source", "x", *CALLS, "--json").stdout)
+    assert (told["accepted"], told["rejected"], told["left"]) == (996, 4, 0)
+    records = [json.loads(each) for each in Path(f"{file}.rejects").read_text().splitlines()]
+    assert [each["line"] for each in records] == [100, 600, 700, 800]
+    assert ["in line 600" in records[0]["reason"], "in line 700" in records[1]["reason"]] == [True, True]
+    assert import_mended(run, f"{file}.rejects", records) == {("acme", "tokens"): "1000"}
+
+
+def import_mended(run: Run, path: str, records: list[dict[str, str]]) -> dict[tuple[str, str], str]:
+    rejects = "".join(json.dumps(each | {"text": each["text"].replace('"', "")}) + "\n" for each in records)
+    Path(path).write_text(rejects)
+    mended = run("import", path, "--source", "x", *CALLS, "--rejects")
+    assert mended.exit_code == 0, mended.stdout
+    return billed(run, "default")
+
+
+def test_two_stray_quotes_that_make_a_record_swallow_no_line(run: Run, tmp_path: Path) -> None:
+    """Ditto marks: what lies between them is a field to CSV, and the record has its five fields."""
+    file = tmp_path / "calls.csv"
+    file.write_text(calls(100, {40: '"', 60: '"'}))
+    told = json.loads(run("import", str(file), "--source", "x", *CALLS, "--json").stdout)
+    assert (told["accepted"], told["rejected"]) == (79, 21)
+    assert sum(told["reasons"].values()) == 21
+    records = [json.loads(each) for each in Path(f"{file}.rejects").read_text().splitlines()]
+    assert [each["line"] for each in records] == list(range(40, 61))
+    assert "from line 40 to line 60" in records[7]["reason"]
+    assert import_mended(run, f"{file}.rejects", records) == {("acme", "tokens"): "100"}
+
+
+def test_text_of_many_lines_between_quotes_is_one_record(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "calls.csv"
+    file.write_text(calls(100, {40: '"one, two\n\nthree, four, five, six, seven\n""eight"""', 41: '"\n\n"'}))
+    result = run("import", str(file), "--source", "x", *CALLS, "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert (told["accepted"], told["lines"], told["rejected"]) == (100, 106, 0)
+
+
+def test_lines_behind_an_open_quote_are_told(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "calls.csv"
+    file.write_text(calls(999, {900: '"5 pipe'}))
+    arguments = ["import", str(file), "--source", "x", *CALLS]
+    result = run(*arguments, "--json")
+    told = json.loads(result.stdout)
+    assert (told["accepted"], told["rejected"], told["left"]) == (898, 0, 101)
+    assert told["unclosed"] == [{"file": str(file), "line": 900, "lines": 101}]
+    assert result.exit_code == 1, "whole lines are not billed"
+    assert f"{file}:900: a quote opens a field and is never closed, so 101 whole lines" in result.stderr
+    assert "no line end" not in result.stderr
+    rehearsed = run(*arguments, "--dry-run")
+    assert rehearsed.exit_code == 1
+    assert "101 whole lines" in rehearsed.stderr
+    final = json.loads(run(*arguments, "--final", "--json").stdout)
+    assert (final["before"], final["accepted"], final["rejected"], final["left"]) == (899, 100, 1, 0)
+
+
+def test_a_line_that_is_still_being_written_between_quotes_is_no_fault(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "calls.csv"
+    file.write_text(calls(9, {}) + f'{NOW.isoformat()},acme,"5 pi')
+    result = run("import", str(file), "--source", "x", *CALLS, "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert (told["accepted"], told["left"], told["unclosed"]) == (9, 1, [])
+    assert "the last line has no line end" in result.stderr
+
+
+def test_a_file_whose_quotes_mean_nothing(run: Run, tmp_path: Path) -> None:
+    file, mapping = tmp_path / "calls.tsv", tmp_path / "calls.yaml"
+    file.write_text(calls(99, {7: '"5 pipe', 50: '""', 90: '"a"b'}).replace(",", "\t"))
+    mapping.write_text(
+        'format: csv\ndelimiter: "\\t"\nquote: none\ntime: {field: at}\naccount: customer\n'
+        "meters: [{meter: tokens, field: n, dimensions: {name: name}}]\n"
+    )
+    arguments = ["import", str(file), "--source", "x", "--mapping", str(mapping), "--json"]
+    told = json.loads(run(*arguments).stdout)
+    assert (told["accepted"], told["rejected"], told["left"]) == (99, 0, 0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_compressed_comes_through_a_pipe_too(dsn: str, log: Path, packed: bool) -> None:
+    content = log.read_bytes()
+    arguments = ["import", "-", "--source", "web-1", *BY_HAND, "--json", "--rejects-file", f"{log}.rejects"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tallymark_collector", *arguments, "--database", dsn],
+        input=gzip.compress(content) if packed else content,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accepted"] == 3
+
+
 def test_events_by_a_mapping_through_a_pipe(dsn: str, tmp_path: Path) -> None:
     mapping = tmp_path / "events.yaml"
     mapping.write_text(EVENT_MAPPING)
@@ -317,3 +432,14 @@ def test_a_terminal_shows_a_bar(dsn: str, log: Path) -> None:
     assert "100%" in shown
     assert "3 lines" in shown
     assert b"api.requests" in done.stdout
+
+
+def test_a_slip_in_the_source_bills_nothing(run: Run, log: Path) -> None:
+    assert run("import", str(log), "--source", "web 1", *BY_HAND).exit_code == 0
+    result = run("import", str(log), "--source", "web1", *BY_HAND)
+    assert result.exit_code == 2
+    assert f"{log} begins with the 3 lines of {log} that the source 'web 1' has" in result.stderr
+    assert "Import it with --source 'web 1', or with --again" in result.stderr
+    assert billed(run, "default") == USED
+    meant = json.loads(run("import", str(log), "--source", "web1", *BY_HAND, "--again", "--json").stdout)
+    assert meant["accepted"] == 3

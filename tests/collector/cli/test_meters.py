@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 from google.protobuf.message import Message
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
+from tallymark_collector.errors import UserError
+from tallymark_collector.metering.captured import read_captured
 from tests.collector.cli.conftest import Run, cells, program
 from tests.support.messages import otlp_json
 from tests.support.telemetry import histogram, histogram_point, metrics_of, span, spans_of
@@ -374,11 +375,44 @@ def test_plans_bill_levels_by_what_levels_have_and_increases_by_what_they_have(
             assert said in line
 
 
+def test_what_is_whole_of_a_file_that_is_still_being_written(offline: Run, rules: Path, tmp_path: Path) -> None:
+    """Wherever the writer is in its last line, also within a character."""
+    file = written(tmp_path, "json", *CAPTURED[:2], metrics_of({"ort": "Köln"}, histogram([total(10, 5)])))
+    data = file.read_bytes().replace(b"K\\u00f6ln", "Köln".encode())
+    first = data.index(b"\n", data.index(b"\n") + 1) + 1
+    expected = read_captured(data[:first], "x")
+    assert (len(expected.requests), expected.torn) == (2, None)
+    for end in range(first + 1, len(data) - 1):
+        found = read_captured(data[:end], "x")
+        assert (found.requests, found.torn is not None and found.torn.startswith("x:3: ")) == (expected.requests, True)
+    for end in (len(data) - 1, len(data)):
+        assert (len(read_captured(data[:end], "x").requests), read_captured(data[:end], "x").torn) == (3, None)
+
+    file.write_bytes(data[: data.index("ö".encode()) + 1])
+    result = offline("meters", "check", str(rules), str(file))
+    assert result.exit_code == 0, result.output
+    assert ["gateway.requests", "{request}", "acme", "9", "2"] in cells(result.stdout)
+    assert f"{file}:3: the last line is not whole and is left out" in result.output
+    found = json.loads(offline("meters", "check", str(rules), str(file), "--json").stdout)
+    assert [one.split(": ")[0] for one in found["torn"]] == [f"{file}:3"]
+    assert [line["quantity"] for line in found["usage"]] == ["9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [('{"resourceMetrics": [', "x:1"), ('{"resourceMetrics": []}\n{"resourceM\n{"resourceMetrics": []}', "x:2")],
+    ids=["there is nothing else", "not the last line"],
+)
+def test_a_line_that_nobody_is_still_writing_is_refused(text: str, place: str) -> None:
+    with pytest.raises(UserError, match=f"^{place}: not JSON"):
+        read_captured(text.encode(), "x")
+    with pytest.raises(UserError, match=r"^x:2: not JSON"):
+        read_captured(b'{"resourceMetrics": []}\n{"resourceM\n', "x")
+
+
 def test_reading_is_not_confused_by_the_order_of_signals() -> None:
     """Metrics and spans are told apart by what they hold, also when one parses as the other."""
-    from tallymark_collector.metering.captured import read_captured
-
     for message, signal in ((CAPTURED[0], "metrics"), (CAPTURED[3], "traces")):
-        [one] = read_captured(message.SerializeToString(), "x")
+        [one] = read_captured(message.SerializeToString(), "x").requests
         assert (one.signal, one.request) == (signal, message)
-    assert read_captured(io.BytesIO(b" \n").read(), "x") == []
+    assert read_captured(b" \n", "x").requests == []

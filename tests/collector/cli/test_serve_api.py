@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tallymark.v1 import access_pb2, access_pb2_grpc, quarantine_pb2, quarantine_pb2_grpc, usage_pb2, usage_pb2_grpc
 from tests.collector.cli.conftest import Run
-from tests.collector.cli.test_serve import export, serving
+from tests.collector.cli.test_serve import export, serving, until
 
 PAGE = Path(__file__).parents[3] / "docs" / "api.md"
 SERVICES = {"tallymark.v1.UsageService", "tallymark.v1.AccessService", "tallymark.v1.QuarantineService"}
@@ -116,3 +118,27 @@ def test_reflection_lists_what_is_answered(run: Run, dsn: str, off: bool) -> Non
                 assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
             else:
                 assert b"QueryUsage" in found.file_descriptor_response.file_descriptor_proto[0]
+
+
+def test_usage_is_taken_while_all_who_ask_wait(run: Run, dsn: str) -> None:
+    """Questions have connections of their own: however long they wait, no writer waits for one."""
+    write, reads = token(run, "--scope", "write"), [token(run, "--scope", "read") for _ in range(2)]
+    with serving(dsn, "--json") as process, ThreadPoolExecutor() as threads:
+        assert process.stdout is not None
+        port = json.loads(process.stdout.readline())["port"]
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, psycopg.connect(dsn) as holder:
+            holder.execute("LOCK TABLE tallymark.plan_version IN ACCESS EXCLUSIVE MODE")
+            query = usage_pb2_grpc.UsageServiceStub(channel).QueryUsage
+            asked = [
+                threads.submit(query, usage_pb2.QueryUsageRequest(), metadata=bearer(one), timeout=60)
+                for one in reads * 8
+            ]
+            with psycopg.connect(dsn, autocommit=True) as watcher:
+                waiting = "SELECT count(*) >= 2 FROM pg_locks WHERE NOT granted"
+                until(lambda: watcher.execute(waiting).fetchone() == (True,))
+            for quantity in range(1, 8):
+                export(port, quantity, write)
+            assert not any(one.done() for one in asked)
+            holder.rollback()
+            # Two had begun, and see the moment at which they did.
+            assert sorted(len(one.result().rows) for one in asked)[2:] == [1] * 14

@@ -68,7 +68,7 @@ def test_expiry_and_revocation(run: Run, dsn: str) -> None:
     [
         (["--scope", "read-account"], "an account goes with the scope"),
         (["--scope", "write", "--account", "a"], "an account goes with the scope"),
-        (["--scope", "read-account", "--account", ""], "the account is empty"),
+        (["--scope", "read-account", "--account", ""], "an account has 1 to 256 characters"),
         (["--scope", "read-account", "--scope", "write", "--account", "a"], "stands alone"),
         (["--scope", "Write"], "--scope"),
         (["--scope", "write", "--expires", "soon"], "--expires 'soon'"),

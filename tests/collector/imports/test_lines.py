@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import os
+import sys
 import tracemalloc
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tallymark_collector.errors import UserError
-from tallymark_collector.imports.lines import MAX_LINE, MAX_RECORD_LINES, Record, csv_records, lines, opened
+from tallymark_collector.imports.csv_lines import MAX_RECORD_LINES, csv_records
+from tallymark_collector.imports.lines import MAX_LINE, Record, lines, opened
 
 
 def read(tmp_path: Path, content: bytes, csv: bool = False, final: bool = False) -> list[Record]:
@@ -122,6 +127,63 @@ def test_utf_16_is_told(tmp_path: Path) -> None:
         pass
 
 
+# Standard input
+
+
+class Trickling(io.RawIOBase):
+    """A pipe that gives a byte at a time."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        piece = self._content.read(min(1, len(buffer)))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Trickling(content))))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"one\ntwo", [b"one", b"two"]),
+        (b"\xef\xbb\xbfone\n", [b"one"]),
+        (b"1", [b"1"]),
+        (b"", []),
+        (gzip.compress(b"one\ntwo\n"), [b"one", b"two"]),
+        (gzip.compress(b"one\n") + gzip.compress(b"two"), [b"one", b"two"]),
+        (b"\x1f", [b"\x1f"]),
+    ],
+    ids=["lines", "a mark", "a byte", "nothing", "gzip", "members", "half a mark of gzip"],
+)
+def test_standard_input_is_read_like_a_file(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, expected: list[bytes]
+) -> None:
+    piped(monkeypatch, content)
+    with opened("-") as source:
+        assert [each.content for each in lines(source)] == expected
+        assert (source.finished, source.repeatable) == (True, False)
+
+
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_on_standard_input_is_told(monkeypatch: pytest.MonkeyPatch, coding: str) -> None:
+    piped(monkeypatch, "\ufeffa,b\n".encode(coding))
+    with pytest.raises(UserError, match="standard input is UTF-16: convert it"), opened("-"):
+        pass
+
+
+def test_damaged_compression_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped(monkeypatch, gzip.compress(b"one\n" * 1000)[:-9])
+    with pytest.raises(UserError, match="standard input is damaged, or not whole yet"), opened("-") as source:
+        list(lines(source))
+
+
 # CSV
 
 
@@ -157,3 +219,87 @@ def test_a_quote_that_is_open_at_the_very_end_costs_its_line(tmp_path: Path) -> 
         (b"next", True, True),
         (b"last", True, False),
     ]
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_a_quote_inside_a_field_opens_nothing(tmp_path: Path, final: bool) -> None:
+    rows = [b'n%d,5" pipe,1\n' % n if n in (100, 600) else b"n%d,pipe,1\n" % n for n in range(1000)]
+    found = read(tmp_path, b"id,what,n\n" + b"".join(rows), csv=True, final=final)
+    assert [each.content + b"\n" for each in found[1:]] == rows
+    assert [each for each in found if each.fault or not each.ended] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'a,b"\n',
+        b'a,"b"\n',
+        b'a,"b ""x"" c"\n',
+        b'"",""\n',
+        b'""\n',
+        b'"a,b",c\n',
+        b'a, "b\n',
+        b'a,"b"x\n',
+        b'"a"b,"\n',
+        b',"",\n',
+    ],
+)
+def test_records_of_one_line(tmp_path: Path, content: bytes) -> None:
+    found = read(tmp_path, content + b"x,y\n", csv=True)
+    assert [each.content + b"\n" for each in found] == [content, b"x,y\n"]
+    assert [each.fault for each in found] == [None, None], "what is wrong inside a line, its reader says"
+
+
+@pytest.mark.parametrize("ends", [b'x"y,1\n', b'x",1,2\n', b'x" pipe,1\n'])
+def test_a_quote_that_is_closed_wrongly_costs_its_line(tmp_path: Path, ends: bytes) -> None:
+    """What it is closed by is a stray quote too, or the record has not the fields of the others."""
+    rows = [b"row,%d\n" % n for n in range(20)]
+    found = read(tmp_path, b'a,b\n1,"open\n' + b"".join(rows) + ends + b"last,1\n", csv=True)
+    assert [each.content + b"\n" for each in found] == [b"a,b\n", b'1,"open\n', *rows, ends, b"last,1\n"]
+    assert [each.number for each in found if each.fault] == [2]
+    assert found[1].fault is not None
+    assert "line 23" in found[1].fault
+
+
+def test_a_line_that_is_too_long_closes_no_quote(tmp_path: Path) -> None:
+    long = b"x" * (MAX_LINE + 5) + b"\n"
+    found = read(tmp_path, b'"open\nnext\n' + long + b"last\n", csv=True)
+    assert [(each.number, each.fault is None) for each in found] == [(1, False), (2, True), (3, False), (4, True)]
+
+
+def test_the_delimiter_says_where_a_field_begins(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b'a\t"b\nc"\t1\n5,"x\t2\t3\n')
+    with opened(str(file)) as source:
+        found = list(csv_records(source, final=True, delimiter="\t"))
+    assert [(each.number, each.lines) for each in found] == [(1, 2), (3, 1)]
+
+
+def test_columns_that_are_known_are_those_of_the_first_record_too(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b'1,"open\n2,3\nx",4,5\n6,7\n')
+    with opened(str(file)) as source:
+        found = list(csv_records(source, final=True, columns=2))
+    assert [(each.number, each.lines, each.fault is None) for each in found] == [
+        (1, 1, False),
+        (2, 1, True),
+        (3, 1, True),
+        (4, 1, True),
+    ]
+
+
+def test_records_are_those_of_the_csv_module(tmp_path: Path) -> None:
+    """Of any bytes: where Python's own reader takes a file, and each record has as many fields, they are the same."""
+    rng, compared = Random(7), 0
+    for _ in range(4000):
+        text = "".join(rng.choice('a",\n') for _ in range(rng.randrange(1, 14))) + "\n"
+        try:
+            expected = [row for row in csv.reader(text.splitlines(keepends=True), strict=True) if row]
+        except csv.Error:
+            continue
+        if len({len(row) for row in expected}) > 1:
+            continue
+        found = [each for each in read(tmp_path, text.encode(), csv=True, final=True) if each.content.strip()]
+        assert [next(csv.reader([each.content.decode()], strict=True)) for each in found] == expected, repr(text)
+        compared += 1
+    assert compared > 500

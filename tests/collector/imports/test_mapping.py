@@ -80,6 +80,15 @@ def test_what_csv_and_json_cannot_do_without() -> None:
 
 
 @pytest.mark.parametrize(
+    ("form", "quote", "said"),
+    [("json", "none", "quote: goes with the format csv alone"), ("csv", "single", "expected one of double, none")],
+)
+def test_quotes_that_cannot_be(form: str, quote: str, said: str) -> None:
+    [found] = problems(f"format: {form}\ntime: t\naccount: a\nmeters: [{{meter: m}}]\nquote: {quote}\n")
+    assert said in found
+
+
+@pytest.mark.parametrize(
     ("account", "said"),
     [
         ("{}", "needs either `field` or `value`"),
@@ -104,7 +113,7 @@ def test_options_are_told_as_options() -> None:
         "format: combined\naccount: user\n",
         'format: common\naccount: {value: a}\nroutes: ["/a/{b}"]\nfilters: [{field: status, keep: [2xx]}]\n',
         "format: csv\ntime: {field: t, format: unix_s}\naccount: a\nid: i\nmeters: [{meter: m, quantity: 0.50}]\n",
-        "format: csv\ntime: t\naccount: a\nmeters: [{meter: m}]\ndelimiter: ;\ncolumns: [t, a]\n",
+        "format: csv\ntime: t\naccount: a\nmeters: [{meter: m}]\ndelimiter: ;\ncolumns: [t, a]\nquote: none\n",
     ],
 )
 def test_what_is_kept_with_a_source_is_the_same_mapping(text: str) -> None:
@@ -308,7 +317,7 @@ def test_times_that_are_too_old_or_ahead() -> None:
 
 
 def test_csv_rows() -> None:
-    read = formats.csv_row(["a", "b"], ";")
+    read = formats.csv_row(["a", "b"], formats.Dialect(";"))
     fields = read('"x;""y""";')
     assert (fields("a"), fields("b"), fields("c")) == ('x;"y"', None, None)
     for text, said in [("1;2;3", "it has 3 fields where the header has 2"), ('"a"b;c', "it is not CSV")]:

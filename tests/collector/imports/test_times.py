@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -36,6 +37,12 @@ def ns(*parts: int, offset: float = 0, nanoseconds: int = 0) -> int:
         ("unix_ns", None, "1431857103000000001", ns(2015, 5, 17, 10, 5, 3, nanoseconds=1)),
         ("%d.%m.%Y %H:%M:%S", "Europe/Zurich", "01.07.2026 12:00:00", ns(2026, 7, 1, 10)),
         ("%Y%m%dT%H%M%S%z", None, "20260701T120000+0200", ns(2026, 7, 1, 10)),
+        ("%Y-%m-%d %H:%M:%S %Z", "Europe/Zurich", "2026-11-20 10:00:00 UTC", ns(2026, 11, 20, 10)),
+        ("%Y-%m-%d %H:%M:%S %Z", None, "2026-07-20 10:00:00 GMT", ns(2026, 7, 20, 10)),
+        ("%Y-%m-%d %H:%M:%S%Z", "Europe/Zurich", "2026-07-20 10:00:00Z", ns(2026, 7, 20, 10)),
+        ("%Z %Y-%m-%d %H:%M", "Europe/Zurich", "utc 2026-07-20 10:00", ns(2026, 7, 20, 10)),
+        ("%Y-%m-%d %H:%M %z (%Z)", "Europe/Zurich", "2026-07-20 10:00 +0000 (UTC)", ns(2026, 7, 20, 10)),
+        ("%Y-%m-%d %H:%M %%Z", "Europe/Zurich", "2026-07-20 10:00 %Z", ns(2026, 7, 20, 8)),
     ],
 )
 def test_a_time(format_: str, zone: str | None, text: str, expected: int) -> None:
@@ -64,6 +71,9 @@ def test_a_time(format_: str, zone: str | None, text: str, expected: int) -> Non
         ("iso8601", "Europe/Zurich", "2026-03-29T02:30:00", "was never in Europe/Zurich"),
         ("%d.%m.%Y %H:%M", "Europe/Zurich", "25.10.2026 02:30", "was twice"),
         ("%d.%m.%Y", "UTC", "2026-01-01", "is not like %d.%m.%Y"),
+        ("%d.%m.%Y %H:%M %Z", "Europe/Zurich", "20.11.2026 10:00 CET", "%Z stands for UTC, GMT or Z alone"),
+        ("%d.%m.%Y %H:%M %Z", "Europe/Zurich", "20.11.2026 10:00", "%Z stands for UTC, GMT or Z alone"),
+        ("%d.%m.%Y %H:%M %Z", "Europe/Zurich", "20.11.2026 10:00 ", "%Z stands for UTC, GMT or Z alone"),
         ("unix_s", None, "-1", "is not a number since 1970"),
         ("unix_s", None, "1e9", "is not a number since 1970"),
         ("unix_s", None, "", "is not a number since 1970"),
@@ -77,3 +87,15 @@ def test_what_is_no_time(format_: str, zone: str | None, text: str, said: str) -
 def test_both_hours_of_a_night_with_two_are_told_apart_by_their_offset() -> None:
     read = reader("iso8601", "Europe/Zurich")
     assert read("2026-10-25T02:30:00+01:00") - read("2026-10-25T02:30:00+02:00") == 3600 * 10**9
+
+
+def test_a_zone_of_this_machine_is_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`strptime` takes the names of the zone that the machine is in, whatever the mapping's is."""
+    monkeypatch.setenv("TZ", "Europe/Zurich")
+    time.tzset()
+    try:
+        with pytest.raises(LineFault, match="%Z stands for UTC, GMT or Z alone"):
+            reader("%d.%m.%Y %H:%M %Z", "America/New_York")("20.11.2026 10:00 CET")
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValueList
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
+from tallymark_collector import wire
 from tallymark_collector.errors import TooLarge
 from tallymark_collector.metering import Metering, parse_rules
-from tallymark_collector.model import Reason
+from tallymark_collector.model import Reason, attributes_json
 from tallymark_collector.processors import decoding, described, set_aside, spans
 from tallymark_collector.processors.decoding import Decoded, decode_metrics, decoding_metrics
 from tallymark_collector.processors.spans import DecodedSpans, decode_spans, decoding_spans
@@ -73,6 +75,34 @@ def test_usage_beside_a_large_resource_or_scope_is_kept_as_one(
     assert [again.digest() for again in decode(kept.payload).quarantined] == [kept.digest()]
 
 
+EMPTY: list[Any] = [
+    pytest.param(AnyValue(string_value=""), id="empty texts"),
+    pytest.param(AnyValue(array_value=ArrayValue()), id="empty arrays"),
+    pytest.param(AnyValue(kvlist_value=KeyValueList()), id="empty maps"),
+    pytest.param(AnyValue(), id="no values"),
+    pytest.param(AnyValue(string_value="\x01"), id="texts that JSON has to escape"),
+    pytest.param(AnyValue(bytes_value=b"12"), id="bytes, which become hexadecimal"),
+]
+
+
+@pytest.mark.parametrize("value", EMPTY)
+def test_what_is_measured_is_what_is_stored(value: AnyValue) -> None:
+    """Of each stream: values that hold nothing take room too."""
+    request = ExportMetricsServiceRequest.FromString(message(SHOP, sum_metric([number(BASE, NOW, 1, ACME)])))
+    [within] = request.resource_metrics
+    within.resource.attributes.add(key="some").value.array_value.values.extend([value] * (described.MAX_STORED // 10))
+    [point] = decode(request.SerializeToString()).points
+    assert len(attributes_json(point.stream.resource)) <= described.MAX_STORED
+    more = AnyValue(array_value=ArrayValue(values=[value] * 10_000))
+    within.resource.attributes.add(key="more", value=more)
+    within.resource.attributes.add(key="most", value=more)
+    found = decode(request.SerializeToString())
+    assert found.points == []
+    [kept] = found.quarantined
+    stored = attributes_json(wire.decode_resource(within.resource.SerializeToString()))
+    assert f"{len(stored):,} characters, at most 32,768 are taken" in kept.refusal.detail
+
+
 def test_a_long_command_line_is_not_stored_and_refuses_nothing() -> None:
     resource = {**SHOP, "process.command_args": "-cp " + "x.jar:" * 20_000}
     [point] = decode(message(resource, sum_metric([number(BASE, NOW, 1, ACME)]))).points
@@ -123,6 +153,21 @@ def test_streams_of_a_resource_share_what_is_decoded_of_it() -> None:
         for n in (1, 2)
     )
     assert first.resource is second.resource
+
+
+def test_streams_of_a_file_of_meters_share_it_too() -> None:
+    """Also where something in it is redacted; and what is kept of spans' resources."""
+    resource = {**SHOP, "process.command_line": "secret"}
+    points = [number(BASE, NOW, 1, {"tenant": f"t{i}"}) for i in range(3)]
+    request = ExportMetricsServiceRequest.FromString(message(resource, sum_metric(points, "theirs")))
+    request.resource_metrics[0].scope_metrics[0].scope.name = "theirs"
+    found = decode(request.SerializeToString(), metering=Metering(RULES)).points
+    assert len({id(point.stream) for point in found}) == 3
+    assert len({id(point.stream.resource) for point in found}) == 1
+    traces = spans_of(resource, [span(n, {"tenant": f"t{n}"}, name="GET /") for n in (1, 2, 3)])
+    found = decode_traces(traces.SerializeToString(), Metering(RULES)).points
+    assert len({id(point.stream) for point in found}) == 3
+    assert len({id(point.stream.resource) for point in found}) == 1
 
 
 def test_spans_that_are_usage_share_a_copy_of_their_resource() -> None:

@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -14,13 +15,16 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
 
 from tallymark import conventions
 from tallymark_collector.errors import Overloaded
-from tallymark_collector.model import Batch, WriteResult
+from tallymark_collector.model import Attributes, Batch, Stream, WriteResult
 from tallymark_collector.pipeline import Pipeline
+from tallymark_collector.processors.at_once import at_once
 from tallymark_collector.settings import Limits
+from tallymark_collector.store import weighing
 from tallymark_collector.store.committing import Committing, committing
+from tallymark_collector.store.dictionaries import Dictionaries
 from tallymark_collector.store.writer import Encoded
 from tests.support.receiving import ACME, NOW
-from tests.support.usage import BASE, key_values, number, request, sum_metric
+from tests.support.usage import BASE, key_values, number, point, request, stream, sum_metric
 
 BOUND = 1 << 19
 ITEMS = 20
@@ -181,3 +185,26 @@ async def test_a_flood_takes_no_more_than_was_counted(kind: str) -> None:
     assert requests > 3
     assert BOUND <= counted < BOUND + 2 * counted // requests, "the bound is passed by one request"
     assert AT_LEAST * counted < held < AT_MOST * counted, f"{held} bytes, counted as {counted}"
+
+
+def described(size: int, scope: int = 0) -> Callable[[int], Stream]:
+    resource = Attributes.of({"labels": "x" * size})
+    return lambda i: replace(stream(n=i), resource=resource, scope_name="y" * scope)
+
+
+async def test_what_each_new_stream_writes_again_counts_until_it_is_written() -> None:
+    """Each row of a stream has a copy of its resource, and of its scope's name: in a request of 300 KB they may come to
+    128 MB, which no group is to have beside others."""
+    made = described(30_000, 1_000)
+    batch = [point(made(i), 0, 1, 1) for i in range(200)]
+    copies = 200 * 31_000
+    first, again = at_once(weighing.of_points(batch)), at_once(weighing.of_points(batch))
+    assert copies < again < first < copies + 200 * 4_000
+    Dictionaries().remember([one.stream for one in batch])
+    assert at_once(weighing.of_points(batch)) == 200 * weighing.POINT
+
+
+async def test_others_have_their_turn_while_resources_are_measured() -> None:
+    batch = [point(described(30_000)(i), 0, 1, 1) for i in range(200)]
+    pauses = sum(1 for _ in weighing.of_points(batch))
+    assert pauses >= 200 * 30_000 // (weighing.COPIES + 30_100)

@@ -14,6 +14,8 @@ from typing import Final
 
 import psycopg
 
+from tallymark_collector.settings import DEFAULT_TENANT
+from tallymark_collector.store import imports
 from tests.delivery.contract.tally import Tally
 
 PIECE: Final = 5_000
@@ -22,7 +24,13 @@ PATIENCE_S: Final = 60.0
 _OPTIONS: Final = ("--format", "json", "--time", "at", "--id", "id", "--account", "customer")
 _METERS: Final = ("--meter", "imported.calls:{call}", "--meter", "imported.units:{unit}=units")
 _BEGAN: Final = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=5)
-_BEGUN_SQL: Final = "SELECT FROM tallymark.usage_import_source WHERE name = %s"
+# The source is there with the first piece. Whoever imports it has its lock from the first word on.
+_BEGUN_SQL: Final = """
+SELECT FROM tallymark.usage_import_source WHERE source = %(source)s
+UNION ALL
+SELECT FROM pg_locks
+WHERE locktype = 'advisory'
+  AND (classid::bigint << 32) | objid::bigint = hashtextextended('tallymark.import.' || %(source)s::uuid, 0)"""
 
 
 def write(file: Path, run: str, tally: Tally, rng: random.Random) -> None:
@@ -62,9 +70,12 @@ def kill(command: Sequence[str], source: str, past: str, rng: random.Random) -> 
     try:
         deadline = time.monotonic() + PATIENCE_S
         with psycopg.connect(past, autocommit=True) as connection:
-            while not connection.execute(_BEGUN_SQL, [source]).rowcount:
-                if first.poll() is not None or time.monotonic() > deadline:
+            begun = {"source": imports.source_id(DEFAULT_TENANT, source)}
+            ended = False
+            while not connection.execute(_BEGUN_SQL, begun).rowcount:
+                if ended or time.monotonic() > deadline:
                     raise AssertionError(f"the import has not begun: it ended with {first.poll()}")
+                ended = first.poll() is not None  # it may have done all of its work since it was asked for
                 time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.3))
     finally:

@@ -10,6 +10,7 @@ as any other does. An order is a line of JSON and is answered by one:
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import ctypes
 import faulthandler
@@ -60,6 +61,11 @@ def _declared(name: str) -> Callable[[int], object]:
 HANDLERS = [_declared(name) for name in METERS]
 
 
+def ending(stop: threading.Event) -> Callable[..., object]:
+    """What a signal is handled by. Not in this thread, which may be in the midst of `wait`, with the event's lock."""
+    return lambda *_: _thread.start_new_thread(stop.set, ())
+
+
 class Life:
     """One process. `order`: see `tests.delivery.faults.scenario`."""
 
@@ -94,7 +100,7 @@ class Life:
     def run(self) -> None:
         order = self.order
         if order["stop_on_term"]:
-            signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+            signal.signal(signal.SIGTERM, ending(self.stop))
         outbox.MAX_BYTES = order["outbox_bytes"]  # type: ignore[misc]
         runtime.current().outbox.max_bytes = order["outbox_bytes"]
         if order["file_bytes"]:
@@ -133,7 +139,7 @@ class Life:
                 return
             self.threads, self.children, self.stop = [], [], threading.Event()
             if self.order["stop_on_term"]:
-                signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+                signal.signal(signal.SIGTERM, ending(self.stop))
             signal.alarm(LIFETIME_S)
             self.begin(value["region"])
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,40 +18,25 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tallymark import conventions
 from tallymark_collector.errors import MalformedRequest, TooLarge
 from tallymark_collector.model import (
-    Evidence,
     Origin,
-    Point,
     Quarantined,
     Reason,
-    Stream,
-    Temporality,
-    attributes_json,
-    fingerprint,
 )
-from tallymark_collector.processors import control, validation
+from tallymark_collector.processors import control
 from tallymark_collector.processors.decoding import Decoded, decode_metrics
 from tallymark_collector.processors.spans import DecodedSpans, decode_spans
 from tallymark_collector.processors.streams import StreamCache
 from tallymark_collector.quarantine import mending
 from tallymark_collector.wire import otlp_json, parse_metrics
+from tests.delivery.fuzz.by_file import MAX_LOOKED_AT, ByFile
+from tests.delivery.fuzz.checks import LIMITS, check_evidence, check_point, check_stream, hold, same
 from tests.delivery.fuzz.corpus import MESSAGES, NOW
-from tests.delivery.fuzz.mutation import Input
+from tests.delivery.fuzz.mutation import Input, Sent
 from tests.delivery.fuzz.totals import whole_totals
 from tests.delivery.fuzz.wire_format import Census, census
 
 TENANT: Final = "default"
-LIMITS: Final = validation.TimeLimits()
 _KINDS: Final = ("gauge", "sum", "histogram", "exponential_histogram", "summary")
-
-
-class Broken(AssertionError):  # noqa: N818 - a promise
-    """Something that must never be."""
-
-
-def hold(condition: object, what: str, *particulars: object) -> None:
-    """Raises Broken where the condition does not hold."""
-    if not condition:
-        raise Broken(": ".join([what, *(repr(one)[:400] for one in particulars)]))
 
 
 class Decoder:
@@ -63,6 +47,12 @@ class Decoder:
         # Small, so that it is full and forgotten many times.
         self._shared = StreamCache(limit=3000)
         self._checked: set[Origin] = set()
+        self._by_file = ByFile()
+
+    @property
+    def all_counts(self) -> Counter[str]:
+        """With those of what the file of meters has read."""
+        return self.counts + self._by_file.counts
 
     def take(self, given: Input) -> None:
         """Raises whatever the decoder raises beside its own refusals, and Broken."""
@@ -75,15 +65,27 @@ class Decoder:
         if given.signal == "logs":
             return self._count_logs(body)
         try:
-            found = self._metrics(body) if given.signal == "metrics" else self._traces(body)
-        except MalformedRequest as error:
+            found = self._read(given, body)
+        except (MalformedRequest, TooLarge) as error:
+            hold(
+                isinstance(error, MalformedRequest) or (given.sent and given.sent.too_large), "too large", given.damage
+            )
             self._refused(error)
             return None
         self.counts["accepted"] += 1
         self.counts["quarantined"] += len(found.quarantined)
-        for item in found.quarantined:
-            check_quarantined(item)
+        if given.sent is not None:
+            self.counts["large"] += 1
+            check_sent(given.sent, found)
+        for item in found.quarantined[: None if given.sent is None else MAX_LOOKED_AT]:
+            if not given.by_file:
+                check_quarantined(item)
         return None
+
+    def _read(self, given: Input, body: bytes) -> Decoded | DecodedSpans:
+        if given.by_file:
+            return self._by_file.take(given, body)
+        return self._metrics(body) if given.signal == "metrics" else self._traces(body)
 
     def _refused(self, error: Exception) -> None:
         self.counts["refused"] += 1
@@ -136,85 +138,6 @@ def protobuf_of(given: Input) -> bytes:
     return otlp_json.to_protobuf(given.body, MESSAGES[given.signal], 4_000_000)
 
 
-def same(one: Decoded, other: Decoded) -> bool:
-    """Whether two readings come to the same, streams compared by what they are."""
-    return (
-        len(one.points) == len(other.points)
-        and all(map(_same_point, one.points, other.points))
-        and one.quarantined == other.quarantined
-        and one.controls == other.controls
-        and one.closings == other.closings
-        and one.counts == other.counts
-        and (one.rejected, one.unmatched) == (other.rejected, other.unmatched)
-    )
-
-
-def _same_point(one: Point, other: Point) -> bool:
-    if one[1:] != other[1:]:
-        return False
-    first, second = one.stream, other.stream
-    if first is second:
-        return True
-    return (
-        (first.id, first.series.id, first.temporality) == (second.id, second.series.id, second.temporality)
-        and first.scope_name == second.scope_name
-        # A NaN among the attributes is not equal to itself.
-        and (first.resource == second.resource or fingerprint(first.resource) == fingerprint(second.resource))
-    )
-
-
-def check_point(point: Point) -> None:
-    """What the store relies on."""
-    stream, start_ns, time_ns, value, *_ = point
-    _check_quantity(abs(value) if stream.temporality is Temporality.LEVEL else value)
-    _check_times(start_ns, time_ns)
-
-
-def check_stream(stream: Stream) -> None:
-    """Likewise, of what its points share."""
-    series = stream.series
-    _check_text("account", series.account, validation.MAX_ACCOUNT_LENGTH)
-    _check_text("meter", series.meter, validation.MAX_METER_LENGTH)
-    hold("\0" not in series.unit and len(series.unit) <= validation.MAX_UNIT_LENGTH, "unit", series.unit)
-    for attributes in (series.attributes, stream.resource):
-        text = attributes_json(attributes)
-        hold("\\u0000" not in text, "NUL in what becomes jsonb", text)
-        json.loads(text, parse_constant=_no_constant)
-
-
-def check_evidence(item: Evidence) -> None:
-    """Likewise."""
-    hold(item.quantity >= 0 and item.quantity.is_finite(), "quantity", item.quantity)
-    _check_times(item.start_ns, item.time_ns)
-    _check_text("account", item.account, validation.MAX_ACCOUNT_LENGTH)
-    _check_text("meter", item.meter, validation.MAX_METER_LENGTH)
-    for text in (item.name, item.service, item.user or ""):
-        hold("\0" not in text, "NUL", text)
-        text.encode()
-    json.loads(attributes_json(item.attributes), parse_constant=_no_constant)
-
-
-def _check_quantity(value: Decimal) -> None:
-    hold(type(value) is Decimal and value.is_finite() and value >= 0, "quantity", value)
-    exponent = value.as_tuple().exponent
-    hold(value < 10**validation.MAX_WHOLE_DIGITS, "digits before the point", value)
-    hold(isinstance(exponent, int) and exponent >= -conventions.MAX_DECIMALS, "digits behind the point", value)
-
-
-def _check_times(start_ns: int, time_ns: int) -> None:
-    oldest, latest = LIMITS.window(NOW)
-    hold(0 <= start_ns <= time_ns and oldest <= time_ns <= latest, "times", start_ns, time_ns)
-
-
-def _check_text(what: str, text: str, most: int) -> None:
-    hold(type(text) is str and 0 < len(text) <= most and "\0" not in text, what, text)
-    text.encode()
-
-
-def _no_constant(name: str) -> None:
-    raise Broken(f"{name} is no JSON")
-
-
 def check_counted(body: bytes, counted: Census, found: Decoded) -> None:
     """Every point that was sent is a point, is refused, or is known to be nothing that is billed."""
     try:
@@ -259,6 +182,13 @@ def _scope_of(item: Quarantined) -> str:
         return ""
     scopes = [s.scope for r in parse_metrics(item.payload).resource_metrics for s in r.scope_metrics]
     return StreamCache().scope_name(scopes[0]) if scopes else ""
+
+
+def check_sent(sent: Sent, found: Decoded | DecodedSpans) -> None:
+    """What is known from how an input was made."""
+    evidence = len(found.evidence) if isinstance(found, DecodedSpans) else 0
+    came = (len(found.points), evidence, found.rejected, len(found.quarantined), found.unmatched)
+    hold(came == tuple(sent)[:5] and not sent.too_large, "not what was sent", came, sent)
 
 
 def check_quarantined(item: Quarantined) -> None:

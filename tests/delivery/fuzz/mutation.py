@@ -15,6 +15,20 @@ from tests.delivery.fuzz.corpus import MESSAGES, Sample
 from tests.delivery.fuzz.wire_format import BYTES, END, FIXED32, FIXED64, GROUP, VARINT, Unreadable, fields, varint
 
 
+class Sent(NamedTuple):
+    """What has to become of an input, where that is known from how it was made."""
+
+    points: int
+    evidence: int
+    rejected: int
+    """Points or spans."""
+    items: int
+    """In quarantine."""
+    passed_over: int
+    too_large: bool
+    """What would be kept aside of it is too much: nothing of it is."""
+
+
 class Input(NamedTuple):
     """Bytes for one of OTLP's services."""
 
@@ -25,6 +39,9 @@ class Input(NamedTuple):
     body: bytes
     damage: str
     """How it came to be, for the table and for whoever looks for the reason."""
+    by_file: bool = False
+    """Whether the file of meters is asked."""
+    sent: Sent | None = None
 
 
 NUMBERS: Final = (
@@ -55,7 +72,7 @@ VARINTS: Final = (
 )
 
 
-def input_of(samples: Sequence[Sample], seed: int, number: int) -> Input:
+def input_of(samples: Sequence[Sample], seed: int, number: int, by_file: bool = False) -> Input:
     """The input of that number; the same for ever, as long as the corpus stays."""
     rng = random.Random(f"{seed}/{number}")
     sample = rng.choice(samples)
@@ -66,13 +83,13 @@ def input_of(samples: Sequence[Sample], seed: int, number: int) -> Input:
             name, damage = rng.choice(_PROTOBUF)
             body = damage(rng, body, samples, sample)
             names.append(name)
-        return Input(number, sample.signal, "protobuf", body, "+".join(dict.fromkeys(names)))
+        return Input(number, sample.signal, "protobuf", body, "+".join(dict.fromkeys(names)), by_file)
     body, names = sample.json, []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         name, damage = rng.choice(_JSON)
         body = damage(rng, body, samples, sample)
         names.append(name)
-    return Input(number, sample.signal, "json", body, "+".join(dict.fromkeys(names)))
+    return Input(number, sample.signal, "json", body, "+".join(dict.fromkeys(names)), by_file)
 
 
 Damage = Callable[[random.Random, bytes, Sequence[Sample], Sample], bytes]

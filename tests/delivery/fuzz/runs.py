@@ -15,9 +15,12 @@ from typing import Final, NamedTuple
 import psutil
 
 from tallymark_collector.store.engines import connect_string
-from tests.delivery.fuzz.corpus import NOW, Sample, corpus
+from tests.delivery.fuzz.checks import Broken, hold
+from tests.delivery.fuzz.corpus import NOW, corpus
 from tests.delivery.fuzz.database import Written
-from tests.delivery.fuzz.decoder import Broken, Decoder, hold
+from tests.delivery.fuzz.decoder import Decoder
+from tests.delivery.fuzz.large import large_input
+from tests.delivery.fuzz.metered import FILE, metered_corpus
 from tests.delivery.fuzz.mutation import Input, input_of
 from tests.delivery.fuzz.server import GROWTH, MiB, Served
 from tests.support.collector import running
@@ -27,6 +30,10 @@ from tests.support.usage import SECOND
 LEVELS: Final = ("decoder", "database", "server")
 SHARES: Final = {"decoder": 0.96, "database": 0.02, "server": 0.02}
 """Of all inputs: most go where most of them fit into a second."""
+BY_FILE: Final = 9
+"""Of so many inputs one is of what the file of meters names."""
+LARGE: Final = {"decoder": 400, "database": 64, "server": 64}
+"""Of so many one is large; the decoder has many more inputs."""
 MAX_SHOWN: Final = 20
 """Broken inputs that a level tells of."""
 
@@ -78,15 +85,19 @@ def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Call
     result = Result(level, seed, numbers, note=note)
     # A server has the machine's clock; elsewhere the same number is the same input for ever.
     now_ns = time.time_ns() // SECOND * SECOND if level == "server" else NOW
-    inputs = _inputs(corpus(now_ns), seed, numbers, result, note)
+    inputs = _inputs(seed, numbers, now_ns, result, note)
     if level == "decoder":
         _decode(inputs, result)
     elif level == "database":
         with connect_string(f"embedded:{folder / 'pg'}") as dsn:
             asyncio.run(_write(dsn, inputs, result))
     else:
-        log = folder / "collector.log"
-        with connect_string(f"embedded:{folder / 'served'}") as dsn, running(dsn, log=log) as collector:
+        log, file = folder / "collector.log", folder / "meters.yaml"
+        file.write_text(FILE)
+        with (
+            connect_string(f"embedded:{folder / 'served'}") as dsn,
+            running(dsn, "--meters", str(file), log=log) as collector,
+        ):
             served = Served(collector, seed, now_ns)
             with _closing(served):
                 _serve(served, inputs, result)
@@ -96,13 +107,19 @@ def play(level: str, folder: Path, seed: int, numbers: Sequence[int], note: Call
 
 
 def _inputs(
-    samples: Sequence[Sample], seed: int, numbers: Sequence[int], result: Result, note: Callable[[str], None]
+    seed: int, numbers: Sequence[int], now_ns: int, result: Result, note: Callable[[str], None]
 ) -> Iterator[Input]:
+    plain, metered = corpus(now_ns), metered_corpus(now_ns)
     for done, number in enumerate(numbers):
         if done and done % 10_000 == 0:
             note(f"{result.level}: {done} of {len(numbers)} inputs, {result.counts['broken']} broken")
-        given = input_of(samples, seed, number)
-        result.damage.update(given.damage.split("+"))
+        if number % LARGE[result.level] == LARGE[result.level] // 2:
+            given = large_input(seed, number, now_ns)
+            result.damage["large"] += 1
+        else:
+            by_file = number % BY_FILE == 1
+            given = input_of(metered if by_file else plain, seed, number, by_file)
+            result.damage.update(given.damage.split("+"))
         yield given
 
 
@@ -117,7 +134,7 @@ def _decode(inputs: Iterator[Input], result: Result) -> None:
             decoder.take(given)
         except Exception as error:
             result.told(given, error)
-    result.counts += decoder.counts
+    result.counts += decoder.all_counts
     if len(resident) >= 3:
         early, late = resident[len(resident) // 3], resident[-1]
         result.notes.append(f"memory {early / MiB:.0f} MiB after a third and {late / MiB:.0f} MiB at the end")

@@ -9,15 +9,21 @@ from typing import Final
 import grpc
 import psutil
 import psycopg
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from tests.delivery.fuzz import sockets
-from tests.delivery.fuzz.decoder import hold
+from tests.delivery.fuzz.checks import hold
+from tests.delivery.fuzz.metered import KONG
 from tests.delivery.fuzz.mutation import Input
 from tests.support.collector import Collector
+from tests.support.telemetry import histogram, histogram_point, metrics_of
 from tests.support.usage import SECOND, number, request, sum_metric
 
 PROBED_AFTER: Final = 200
 """Inputs after which a valid request of each protocol has to be taken, and found."""
+PROBES: Final = ("probe.grpc", "probe.http", "probe.file")
+"""Accounts of these: of two protocols, and one that the file of meters names."""
 MiB: Final = 2**20
 GROWTH: Final = 24 * MiB
 """What the process may grow by after the first third, beside what it remembers of streams."""
@@ -66,19 +72,21 @@ class Served:
         call = self._channel.unary_unary(sockets.method(given.signal))
         try:
             try:
-                call(given.body, timeout=sockets.ANSWER_S)
+                answer = call(given.body, timeout=sockets.ANSWER_S)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or "refused" not in (error.details() or ""):
                     raise
                 # Frames that gRPC's own loop died of: the collector listens again, and a client that retries is heard.
                 self.counts["gRPC: away for a moment"] += 1
-                call(given.body, timeout=sockets.ANSWER_S, wait_for_ready=True)
+                answer = call(given.body, timeout=sockets.ANSWER_S, wait_for_ready=True)
         except grpc.RpcError as error:
             code = error.code()
             self.counts[f"gRPC: {code.name}"] += 1
             self.counts["refused"] += 1
             hold(code in _FINE, "gRPC", code, error.details(), given)
+            self._check_sent(given, None)
         else:
+            self._check_sent(given, answer)
             self.counts["gRPC: OK"] += 1
             self.counts["accepted"] += 1
 
@@ -96,6 +104,24 @@ class Served:
             self.counts[f"{wire.how}: {code}"] += 1
             self.counts["accepted" if code == 200 else "refused"] += code != 100
             hold(code in (100, 200, *_REFUSED), "HTTP", code, answer[:2000], wire.how, given)
+        if wire.how in ("HTTP", "HTTP, gzip"):
+            self._check_sent(given, answer.partition(b"\r\n\r\n")[2] if codes == [200] else None)
+
+    def _check_sent(self, given: Input, answer: bytes | None) -> None:
+        """Where it is known what has to become of an input, the answer (None: it was refused) says so. (The file takes
+        any span's name, so of large resources beside spans more than is known here.)"""
+        sent = given.sent
+        if sent is None or not (given.by_file or given.signal == "metrics"):
+            return
+        self.counts["large"] += 1
+        hold((answer is None) is sent.too_large, "large", answer, sent, given.damage)
+        if answer is not None:
+            rejected = 0
+            if given.signal == "metrics":
+                rejected = ExportMetricsServiceResponse.FromString(answer).partial_success.rejected_data_points
+            else:
+                rejected = ExportTraceServiceResponse.FromString(answer).partial_success.rejected_spans
+            hold(rejected == sent.rejected, "not what was sent", rejected, sent, given.damage)
 
     def _check_alive(self) -> None:
         assert self.collector.process is not None
@@ -105,13 +131,18 @@ class Served:
     def probe(self) -> None:
         """Sends what is valid by each protocol; what was stored of all of these so far has to be their sum."""
         self._probes += 1
-        for account in ("probe.grpc", "probe.http"):
+        for account in PROBES:
             at = self._now_ns + self._probes
             body = request(
                 sum_metric([number(self._now_ns - SECOND, at, self._probes, {"tallymark.account.id": account})])
             )
+            if account == "probe.file":
+                known = {"key.id": "probe", "http.response.status_code": 200}
+                body = metrics_of(
+                    KONG, histogram([histogram_point(self._now_ns - SECOND, at, self._probes, 1.0, known)])
+                )
             given = Input(-1, "metrics", "protobuf", body.SerializeToString(), "none")
-            if account == "probe.grpc":
+            if account != "probe.http":
                 call = self._channel.unary_unary(sockets.method("metrics"))
                 call(given.body, timeout=sockets.ANSWER_S, wait_for_ready=True)
             else:
@@ -127,9 +158,9 @@ class Served:
             )
             [streams] = connection.execute("SELECT count(*) FROM usage_stream").fetchone() or [0]
         total = self._probes * (self._probes + 1) // 2
-        hold(stored == {"probe.grpc": total, "probe.http": total}, "valid requests", stored, total)
+        hold(stored == dict.fromkeys(PROBES, total), "valid requests", stored, total)
         self._samples.append((self._process.memory_info().rss, self._process.num_fds(), streams))
-        self.counts["valid requests in between"] += 2
+        self.counts["valid requests in between"] += len(PROBES)
 
     def check_flat(self) -> str:
         """Compares memory and descriptors of the process at the end with those after a third; says both in a line."""
