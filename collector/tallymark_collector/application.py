@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
-import grpc
-
 from tallymark_collector import api
 from tallymark_collector.access import Authenticator
 from tallymark_collector.access.listening import check_host
@@ -34,6 +32,7 @@ from tallymark_collector.observation import Seen, observe_backlog
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.accepting import Troubles
 from tallymark_collector.receivers.admin import Admin, administering
+from tallymark_collector.receivers.grpc_server import Methods
 from tallymark_collector.receivers.otlp import Accepted, nothing
 from tallymark_collector.receivers.server import Server, serving
 from tallymark_collector.settings import DATABASE_TIMEOUT, Settings
@@ -146,6 +145,7 @@ async def serve(
                     others=others,
                 ) as server:
                     admin.state = lambda: server.readiness.reason
+                    seen.observe_restarts(lambda: server.restarts)
                     server.admin_port = admin.port or None
                     if ready is not None:
                         await ready(server, pipeline, authenticator)
@@ -243,9 +243,7 @@ def _accepted(settings: Settings, forwarder: Forwarder | None) -> Accepted:
 
 
 @asynccontextmanager
-async def _asked(
-    settings: Settings, authenticator: Authenticator, seen: Seen
-) -> AsyncIterator[Mapping[str, grpc.GenericRpcHandler]]:
+async def _asked(settings: Settings, authenticator: Authenticator, seen: Seen) -> AsyncIterator[Mapping[str, Methods]]:
     """The services that answer questions, over connections of their own: whoever asks takes none from who writes."""
     if not settings.api:
         yield {}

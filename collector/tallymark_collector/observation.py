@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tallymark_collector.aggregates.backlog import Backlog
 from tallymark_collector.forwarding.forwarder import Forwarder
 from tallymark_collector.pipeline import Pipeline
@@ -50,6 +52,10 @@ class Seen:
         instruments.observe("database.waiting", one(lambda: store.pool().waiting))
         if forwarder is not None:
             readings.observe_forwarder(instruments, forwarder)
+
+    def observe_restarts(self, restarts: Callable[[], int]) -> None:
+        """How often a server ended by itself."""
+        self._instruments.observe("grpc.restarts", one(restarts))
 
 
 def observe_backlog(instruments: Instruments, backlog: Backlog) -> None:

@@ -105,11 +105,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """How long gRPC connections live, in seconds."""
+    """How long connections live, in seconds; but for `max_age` those of gRPC."""
 
     max_age: float = 600.0
     """A connection this old is closed once its calls have ended, and the client makes another: behind a balancer, to
-    another collector. gRPC varies it by a tenth."""
+    another collector. It is varied by a tenth. Over HTTP the next answer is its last, and says so."""
     max_age_grace: float = 30.0
     """What calls under way get then; longer than any export should take."""
     keepalive: float = 60.0

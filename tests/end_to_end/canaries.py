@@ -54,6 +54,15 @@ class Canaries:
             "app.client_secret": new("client_secret"),
             "exception.message": f"GET https://a.example/?key={new('message')} failed",
             "bytes.password": new("bytes").encode(),
+            "token": new("token"),
+            "session": new("session"),
+            "private_key_pem": new("private_key_pem"),
+            "aws_access_key_id": new("aws_access_key_id"),
+            "http.request.header.x-auth": new("x-auth"),
+            "note": f"sent Authorization: Bearer {new('authorization in a text')} to it",
+            "exception.stacktrace": f"login(password={new('assigned')})",
+            "body": f'{{"a": 1, "password": "{new("JSON")}"}}',
+            "url.template": f"https://shop.example/cb?code={new('code')}&otp={new('otp')}",
         }
 
     def fill(self, place: str, attributes: Any) -> None:

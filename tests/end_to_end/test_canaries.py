@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -146,6 +147,23 @@ def over_http(port: int, secrets: Canaries) -> Iterator[str]:
             yield post(f"{_HTTP[signal]}?api_key={canary}", body[:-3], content_type=kind)
             yield post(f"/{canary}", body, content_type=kind)
     connection.close()
+    yield from malformed(port, secrets)
+
+
+def malformed(port: int, secrets: Canaries) -> Iterator[str]:
+    """Heads that are no HTTP."""
+    begun = "POST /v1/metrics HTTP/1.1\r\nHost: x\r\n"
+    for head in (
+        f"{begun}Authorization: Bearer {secrets('control character')}\x01\r\n\r\n",
+        f"{begun}Authorization: Bearer {secrets('long head')}{'a' * 9000}\r\n\r\n",
+        f"{begun}Authorization Bearer {secrets('no colon')}\r\n\r\n",
+        f"POST /v1/metrics?api_key={secrets('line')}\x01 HTTP/1.1\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(head.encode())
+            answer = connection.recv(1 << 16)
+        assert b" 400 " in answer
+        yield answer.decode("latin-1")
 
 
 def answered(port: int, *paths: str) -> Iterator[str]:
@@ -194,6 +212,7 @@ def test_no_secret_of_a_client_is_stored_written_or_answered(dsn: str, tmp_path:
             ready: dict[str, Any] = json.loads(process.stdout.readline())
             said += send(ready["port"] if send is over_grpc else ready["http_port"], secrets)
             said += answered(ready["admin_port"], "/metrics", "/readyz", f"/{secrets('path')}")
+            said += malformed(ready["admin_port"], secrets)
             if form == "text":
                 said += shown(dsn, meters, f"127.0.0.1:{ready['port']}")
             process.terminate()

@@ -50,10 +50,15 @@ class Connection:
         stream = 2 * len(self.sent) + 1
         said = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x"), ("te", "trailers")]
         said += [("content-type", "application/grpc"), *headers]
-        block = b"".join(b"\0%c%s%c%s" % (len(n), n.encode(), len(v), v.encode()) for n, v in said)
+        pairs = [(name.encode(), value.encode(errors="surrogateescape")) for name, value in said]
+        block = b"".join(b"\0%c%s%c%s" % (len(name), name, len(value), value) for name, value in pairs)
         self.sent[stream], self._rooms[stream] = 0, self._initial
         self._writer.write(frame(_HEADERS, _END_HEADERS | end, stream, block))
         return stream
+
+    def says(self, frame: bytes) -> None:
+        """Sends a frame of one's own."""
+        self._writer.write(frame)
 
     async def send(self, stream: int, body: bytes, *, end: bool = False) -> None:
         """Sends all of it, as fast as the server lets it."""

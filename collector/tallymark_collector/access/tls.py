@@ -11,8 +11,9 @@ import asyncio
 import logging
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -106,21 +107,32 @@ class ServerCertificate:
         )
 
     def ssl_context(self, *protocols: str) -> ssl.SSLContext:
-        """For servers on Python's `ssl`; `protocols` are what is offered by ALPN. It follows the files, too."""
-        front = _context(self._files)
-        for context in (front, self._pair.context):
+        """For servers on asyncio; `protocols` are what is offered by ALPN. It follows the files, too."""
+
+        def now() -> ssl.SSLContext:
+            context = self.current().context
             context.set_alpn_protocols([*protocols])
+            return context
 
-        def swap(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
-            # Called for every connection, with a name or without. It is the only place where a server that listens can
-            # be given other authorities for its clients.
-            del name, context
-            pair = self.current()
-            pair.context.set_alpn_protocols([*protocols])
-            connection.context = pair.context
+        return _Following(now)
 
-        front.sni_callback = swap
-        return front
+
+class _Following(ssl.SSLContext):
+    """What a server is given for good, where each connection begins with what there is at that moment.
+
+    From its beginning: a context that were only exchanged during the handshake would have resumed a session by then,
+    under its own keys, and believe of the client what an authority said that is not trusted any more.
+    """
+
+    def __new__(cls, _now: Callable[[], ssl.SSLContext]) -> _Following:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, now: Callable[[], ssl.SSLContext]) -> None:
+        self._now = now
+
+    def wrap_bio(self, *given: Any, **named: Any) -> ssl.SSLObject:
+        """As asyncio asks for each connection."""
+        return self._now().wrap_bio(*given, **named)
 
 
 async def keep_certificate(certificate: ServerCertificate, interval: float = WATCH_INTERVAL) -> None:
@@ -183,6 +195,9 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
         ) from None
     if files.client_authority is not None:
         context.verify_mode = ssl.CERT_REQUIRED
+        # Who goes on with a session shows no certificate: one that has ended meanwhile would not be seen.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
         try:
             context.load_verify_locations(files.client_authority)
         except (ssl.SSLError, OSError) as error:

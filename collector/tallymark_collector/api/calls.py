@@ -21,6 +21,7 @@ from tallymark_collector.receivers import grpc_calls
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.arriving import Arriving, Context
 from tallymark_collector.receivers.decompression import unfolded
+from tallymark_collector.receivers.grpc_server import Methods
 from tallymark_collector.telemetry.requests import Call, Requests, arrived
 
 MAX_REQUEST: Final = 256 * 1024
@@ -52,11 +53,9 @@ class Calls:
     """By tenant and kind of call."""
     requests: Requests
 
-    def handler(self, service: str, signal: str, methods: Sequence[Method[Any]]) -> grpc.GenericRpcHandler:
-        """A gRPC handler for a service; its calls are counted as `signal`."""
-        return grpc.method_handlers_generic_handler(
-            service, {method.name: self._handler(signal, method) for method in methods}
-        )
+    def methods(self, signal: str, methods: Sequence[Method[Any]]) -> Methods:
+        """A service's, for a gRPC server; their calls are counted as `signal`."""
+        return {method.name: self._handler(signal, method) for method in methods}
 
     def _handler(self, signal: str, method: Method[Any]) -> grpc.RpcMethodHandler[Any, Any]:
         async def take(context: Context, call: Call) -> None:

@@ -49,7 +49,7 @@ MaxAgeOption = Annotated[
         envvar="TALLYMARK_MAX_CONNECTION_AGE",
         min=1,
         metavar="SECONDS",
-        help="Close a gRPC connection of that age, so that behind a balancer clients move on.",
+        help="Close a connection of that age, so that behind a balancer clients move on.",
     ),
 ]
 MaxAgeGraceOption = Annotated[

@@ -9,7 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tallymark_collector.access.tokens import ID_LENGTH, PREFIX
-from tallymark_collector.processors.redaction import without_parameters
+from tallymark_collector.processors.secret_texts import without_parameters
 from tallymark_collector.store.engines import libpq_string
 
 HIDDEN: Final = "***"

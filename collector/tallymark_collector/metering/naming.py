@@ -9,7 +9,7 @@ from tallymark_collector.metering.rules import AccountFrom, From
 from tallymark_collector.metering.rules import Source as _Source
 from tallymark_collector.model import Attributes, AttributeValue, Reason, Refusal
 from tallymark_collector.processors import validation
-from tallymark_collector.processors.redaction import REDACTED
+from tallymark_collector.processors.secret_texts import REDACTED
 
 
 class Named(NamedTuple):

@@ -21,7 +21,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tallymark import conventions
 from tallymark_collector.model import Origin, Quarantined, Refusal
-from tallymark_collector.processors.redaction import REDACTED, Redaction
+from tallymark_collector.processors.redaction import Redaction
+from tallymark_collector.processors.secret_texts import REDACTED
 from tallymark_collector.processors.sent import GAUGE, MARK, Sent, origin_of_metered, sum_as_sent
 from tallymark_collector.wire.tallymark_metrics_view_pb2 import Metric, MetricsRequest, Sum
 

@@ -29,7 +29,8 @@ from tallymark_collector.metering.origin import Group
 from tallymark_collector.metering.rules import Rules, SpanSource
 from tallymark_collector.metering.spans import why_not_span
 from tallymark_collector.model import Attributes, Batch, Evidence, Point, Reason, Refusal, Temporality
-from tallymark_collector.processors.redaction import REDACTED, STANDARD, Redaction
+from tallymark_collector.processors.redaction import STANDARD, Redaction
+from tallymark_collector.processors.secret_texts import REDACTED
 from tallymark_collector.processors.sent import Came, Sent, mark_of_metered, origin_of_metered, source_of
 from tallymark_collector.processors.validation import TimeLimits
 from tallymark_collector.quarantine.items import ID_SHOWN, Item

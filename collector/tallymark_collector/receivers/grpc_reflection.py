@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,6 +21,9 @@ from tallymark_collector.errors import MalformedRequest
 from tallymark_collector.receivers import status
 from tallymark_collector.receivers.arriving import Arriving, Context
 from tallymark_collector.receivers.decompression import unfolded
+from tallymark_collector.receivers.grpc_server import Methods
+
+NAME: Final = reflection.SERVICE_NAME
 
 AT_ONCE: Final = 4
 """Questions of one tenant that are read at the same time; further ones wait."""
@@ -38,14 +41,13 @@ class Reflection:
         self._tenant_of = tenant_of
         self._arriving = Arriving(AT_ONCE, SECONDS)
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def methods(self) -> Methods:
         """For a gRPC server."""
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        return {
             "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
                 self._info, response_serializer=ServerReflectionResponse.SerializeToString
             )
         }
-        return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, methods)
 
     async def _info(self, _messages: AsyncIterator[bytes], context: Context) -> None:
         refused = await self._answer(context)

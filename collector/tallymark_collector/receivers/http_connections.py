@@ -13,17 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
+from google.rpc.status_pb2 import Status
 
 from tallymark_collector.receivers.accepting import Door
 from tallymark_collector.receivers.listening import BACKLOG
+from tallymark_collector.wire import otlp_json
+
+logger = logging.getLogger(__name__)
 
 # What clients get wrong in HTTP itself is answered and no news to an operator; it would fill the log at will.
 _protocol_log = logging.getLogger(f"{__name__}.protocol")
@@ -34,15 +42,63 @@ MOST_ENDING: Final = 32
 """Connections that were cut off and still have their descriptors: asyncio closes them in its next turns, and could
 accept far more in each of these."""
 
+VARIED: Final = 0.1
+"""Of a connection's age: by how much, as gRPC does it."""
+
+_INVALID_ARGUMENT: Final = 3  # google.rpc.Code
+_INTERNAL: Final = 13
+
 Handle = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+_BROKEN: Final = (
+    "this is no HTTP/1.1 request that can be read, nothing of it was taken: look at its first line, its headers (name,"
+    " colon, printable characters; 128 at most) and its length"
+)
+_TOO_LONG: Final = (
+    "the head of the request is too long, nothing of it was taken: its first line and each header may have 8,190 bytes"
+)
+
+
+class _Handler(RequestHandler):
+    """One connection."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is answered to what is no HTTP, and where nobody else has an answer. Nothing of what came: aiohttp's
+        own message has the line that it could not read, where a token may stand."""
+        del message
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("unforeseen error while a request over HTTP is answered", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun: there is no other one")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            said = Status(code=_INTERNAL, message="unforeseen error in the collector: its log has the particulars")
+        else:
+            why = _TOO_LONG if isinstance(exc, LineTooLong) else _BROKEN
+            said = Status(code=_INVALID_ARGUMENT, message=why)
+        answer = web.Response(
+            status=status,
+            body=otlp_json.from_protobuf(said),
+            content_type="application/json",
+            headers={"Server": "tallymark"},
+        )
+        answer.force_close()
+        return answer
 
 
 class _Place:
     """What one connection takes."""
 
-    __slots__ = ("connection", "descriptor", "timer", "transport")
+    __slots__ = ("connection", "descriptor", "old_at", "timer", "transport")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, old_at: float) -> None:
+        self.old_at = old_at
+        """The loop's time from which on an answer is its last."""
         self.connection = connection
         self.descriptor = connection.fileno()
         self.transport: asyncio.Transport | None = None
@@ -72,12 +128,23 @@ class _Place:
 class Connections(web.Server):
     """Those of one server."""
 
-    def __init__(self, handle: Handle, *, most: int, head_seconds: float, idle_seconds: float, **more: Any) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        most: int,
+        head_seconds: float,
+        idle_seconds: float,
+        max_age: float = math.inf,
+        **more: Any,
+    ) -> None:
         """At most `most` at a time. `head_seconds` from connecting to the end of the first head; `idle_seconds` from an
-        answer to the end of the next head, which aiohttp sees to. `more` goes to aiohttp."""
+        answer to the end of the next head, which aiohttp sees to. After `max_age` seconds an answer is a connection's
+        last. `more` goes to aiohttp."""
         self._answer = handle
         self._most = most
         self._head_seconds = head_seconds
+        self._max_age = max_age
         self._servers: list[asyncio.Server] = []
         self._arriving: dict[int, _Place] = {}
         """By descriptor: accepted, and not connected yet. They are among the idle ones, too."""
@@ -86,6 +153,10 @@ class Connections(web.Server):
         self._at_work: dict[_Place, web.BaseRequest] = {}
         self._ending: list[_Place] = []
         super().__init__(self._handle, keepalive_timeout=idle_seconds, access_log=None, logger=_protocol_log, **more)
+
+    def __call__(self) -> RequestHandler:
+        """What talks to a client that connects."""
+        return _Handler(self, loop=self._loop, **self._kwargs)
 
     async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Takes connections to these sockets, which are its own from now on."""
@@ -115,7 +186,10 @@ class Connections(web.Server):
             del self._idle[place]
             self._at_work[place] = request
         try:
-            return await self._answer(request)
+            answer = await self._answer(request)
+            if place is not None and self._loop.time() >= place.old_at:
+                answer.force_close()  # and says so: its client makes another
+            return answer
         finally:
             # From here on it may go: nobody waits for a client that does not read its answer.
             if place is not None and self._at_work.pop(place, None) is not None:
@@ -136,7 +210,9 @@ class Connections(web.Server):
             if least is None:
                 return False
             self._cut_off(least)
-        place = _Place(connection)
+        # Varied, or clients that came together would come again together.
+        age = self._max_age * random.uniform(1 - VARIED, 1 + VARIED)  # noqa: S311 - no secret
+        place = _Place(connection, asyncio.get_running_loop().time() + age)
         former = self._arriving.get(place.descriptor)
         if former is not None:  # it is gone, or its descriptor would not be free
             self._forget(former)

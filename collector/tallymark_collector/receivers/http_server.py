@@ -20,12 +20,13 @@ LINGER: Final = 2.0
 class HttpServer:
     """A running HTTP server on sockets that are listened on already."""
 
-    def __init__(self, receiver: Receiver, limits: Limits, drain_seconds: float) -> None:
+    def __init__(self, receiver: Receiver, limits: Limits, drain_seconds: float, max_age: float) -> None:
         self._connections = Connections(
             receiver.handle,
             most=limits.http_connections,
             head_seconds=limits.head_seconds,
             idle_seconds=limits.idle_seconds,
+            max_age=max_age,
             auto_decompress=False,
             lingering_time=LINGER,
             read_bufsize=READ_BUFFER,

@@ -7,22 +7,21 @@ read once it is known whose it is (`receivers.arriving`): who may not send is to
 
 from __future__ import annotations
 
-import grpc
-
 from tallymark_collector.access import certificates
 from tallymark_collector.access.requests import TenantOf
 from tallymark_collector.receivers import grpc_calls
 from tallymark_collector.receivers.admission import Admission, Share
 from tallymark_collector.receivers.arriving import Arriving, Context
 from tallymark_collector.receivers.decompression import unfolded
+from tallymark_collector.receivers.grpc_server import Methods
 from tallymark_collector.receivers.otlp import Service
 from tallymark_collector.telemetry.requests import Call, Requests
 
 
-def handler(
+def methods(
     service: Service, tenant_of: TenantOf, admission: Admission, arriving: Arriving, requests: Requests, limit: int
-) -> grpc.GenericRpcHandler:
-    """A gRPC handler for the service's Export method; `limit` is of a request's bytes, after decompression."""
+) -> Methods:
+    """For a gRPC server: the service's Export; `limit` is of a request's bytes, after decompression."""
 
     async def take(context: Context, call: Call) -> bytes:
         shown = certificates.of_call(context.auth_context())
@@ -34,6 +33,4 @@ def handler(
         call.committed(partial=bool(outcome.rejected))
         return answer
 
-    return grpc.method_handlers_generic_handler(
-        service.name, {"Export": grpc_calls.method(requests, service.signal, take)}
-    )
+    return {"Export": grpc_calls.method(requests, service.signal, take)}

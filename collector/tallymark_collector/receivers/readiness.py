@@ -33,6 +33,8 @@ class Readiness:
         self.told: Callable[[], None] = lambda: None
         """Is called after each change."""
         self._failures = 0
+        self._trouble = ""
+        self._deaf = ""
 
     @property
     def draining(self) -> bool:
@@ -51,11 +53,19 @@ class Readiness:
             return False
         if trouble is None:
             self._failures = 0
-            return self._become("")
-        self._failures += 1
-        if self._failures < FAILURES:
+            self._trouble = ""
+        else:
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._trouble = trouble
+        return self._become(self._trouble or self._deaf)
+
+    def hears(self, *, everybody: bool) -> bool:
+        """Takes whether somebody listens to clients; returns True where that changes the state."""
+        if self.draining:
             return False
-        return self._become(trouble)
+        self._deaf = "" if everybody else "nobody listens for gRPC: its server ended and is started again"
+        return self._become(self._trouble or self._deaf)
 
     def _become(self, reason: str) -> bool:
         changed, self.serving, self.reason = self.serving is bool(reason), not reason, reason

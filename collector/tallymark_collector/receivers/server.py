@@ -22,7 +22,9 @@ from tallymark_collector.receivers import otlp_grpc
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.arriving import Arriving, most_bytes
 from tallymark_collector.receivers.grpc_health import Health
+from tallymark_collector.receivers.grpc_reflection import NAME as REFLECTION
 from tallymark_collector.receivers.grpc_reflection import Reflection
+from tallymark_collector.receivers.grpc_server import Methods, grpc_server
 from tallymark_collector.receivers.http_server import HttpServer
 from tallymark_collector.receivers.listening import Ears, Port, check_free, listen
 from tallymark_collector.receivers.otlp import Accepted, nothing, services
@@ -36,9 +38,9 @@ logger = logging.getLogger(__name__)
 LOOK: Final = 0.25
 """Seconds between looks at whether gRPC still listens."""
 
-Listen = Callable[[int], tuple[grpc.aio.Server, int]]
-"""From a port, 0 for a free one, to a gRPC server that has bound it and was not started, and the port. Raises UserError
-where it is taken."""
+Listen = Callable[[int, Mapping[str, Methods]], tuple[grpc.aio.Server, int]]
+"""From a port, 0 for a free one, and services beside the others, to a gRPC server that has bound the port and was not
+started, and the port. Raises UserError where it is taken."""
 
 
 class Server:
@@ -47,7 +49,11 @@ class Server:
     def __init__(self, listen: Listen, port: int, names: list[str], reflection: Reflection | None = None) -> None:
         """Raises UserError where the port is taken."""
         self._listen = listen
-        self._server, self.port = listen(port)
+        self._health = Health()
+        self._own = {health.SERVICE_NAME: self._health.methods()}
+        if reflection is not None:
+            self._own[REFLECTION] = reflection.methods()
+        self._server, self.port = listen(port, self._own)
         """The port that is listened on; of interest where 0 was asked for."""
         self.http_port: int | None = None
         """The same of HTTP; None without it."""
@@ -55,30 +61,24 @@ class Server:
         """The same of health and metrics, which are no part of this."""
         self.readiness = Readiness()
         """Whether usage is taken, as health checks are told."""
+        self.restarts = 0
+        """How often gRPC was started again because nobody listened any more."""
         self._names = names
-        self._reflection = reflection
         self._http: HttpServer | None = None
-        self._health = Health()
         self._drained = asyncio.ensure_future(self.readiness.drained.wait())
 
     async def start(self) -> None:
         """Takes requests from now on."""
-        await self._start_grpc()
         await self.tell()
-
-    async def _start_grpc(self) -> None:
-        self._server.add_generic_rpc_handlers((self._health.handler(),))
-        if self._reflection is not None:
-            self._server.add_generic_rpc_handlers((self._reflection.handler(),))
         await self._server.start()
 
     async def keep_listening(self, deaf: Callable[[], bool]) -> None:
         """Until the collector drains: where gRPC has given its server up, listens again on the same port. `deaf` tells
         whether nobody listens; it is called in a thread.
 
-        A call whose path is not UTF-8 is enough (grpcio 1.85): the server's loop dies of it, before any code of ours is
-        asked, and nobody listens any more. gRPC tells so only when that call's connection has ended, which is up to the
-        client; so it is the port that is looked at.
+        Any error in gRPC's own loop ends its server; `receivers.grpc_server` keeps away the one that is known. gRPC
+        may tell so only when the connection that it came from has ended, which is up to the client; so it is the port
+        that is looked at.
         """
         while not self.readiness.draining:
             await asyncio.wait({self._drained}, timeout=LOOK)
@@ -87,11 +87,15 @@ class Server:
                 await self._start_again()
 
     async def _start_again(self) -> None:
+        self.readiness.hears(everybody=False)
         try:
-            self._server, _ = self._listen(self.port)
-            await self._start_grpc()
+            self._server, _ = self._listen(self.port, self._own)
+            await self._server.start()
+            self.readiness.hears(everybody=True)
+            self.restarts += 1
         except Exception:
             logger.exception("the gRPC server could not be started again; the next try is in %s s", LOOK)
+        await self.tell()
         if self.readiness.draining:  # the other one was stopped meanwhile
             await self._server.stop(None)
 
@@ -104,12 +108,12 @@ class Server:
     async def tell(self) -> None:
         """Lets health checks know the state."""
         for name in self._names:
-            await self._health.set(name, serving=self.readiness.serving)
+            self._health.set(name, serving=self.readiness.serving)
 
     async def drain(self, seconds: float) -> None:
         """Says NOT_SERVING, takes no new requests, finishes those under way, at most that long."""
         self.readiness.drain()
-        await self._health.end()
+        self._health.end()
         await asyncio.gather(self._server.stop(seconds), *([self._http.drain()] if self._http else []))
 
 
@@ -124,14 +128,14 @@ async def serving(
     certificate: ServerCertificate | None = None,
     requests: Requests | None = None,
     admission: Admission | None = None,
-    others: Mapping[str, grpc.GenericRpcHandler] = MappingProxyType({}),
+    others: Mapping[str, Methods] = MappingProxyType({}),
 ) -> AsyncIterator[Server]:
     """Servers that run while the context lasts and are drained at its end. Raises UserError where they cannot listen.
 
     `ask` is asked about the database for health checks, `accepted` is told of each request that was committed.
     `tenant_of` says whose usage a request is (`access.requests`); health may be asked by anybody who can connect. With
     a `certificate` nobody connects without TLS. `requests` counts how requests end, `admission` bounds those under way;
-    both are made where they are left out. `others` are gRPC services beside OTLP's, by name.
+    both are made where they are left out. `others` are the methods of gRPC services beside OTLP's, by name.
     """
     limits = settings.limits
     admission = admission or Admission(limits.in_flight_bytes, limits.retry_after)
@@ -142,17 +146,14 @@ async def serving(
     shared = settings.shares_ports
     sockets = [] if settings.http_port is None else listen(settings.host, settings.http_port, shared=shared)
 
-    def listen_grpc(port: int) -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(options=grpc_options(settings.connections, limits, shares_port=shared))
-        server.add_generic_rpc_handlers(
-            (
-                *(
-                    otlp_grpc.handler(service, tenant_of, admission, arriving, requests, limits.request_bytes)
-                    for service in offered
-                ),
-                *others.values(),
-            )
-        )
+    of_otlp = {
+        service.name: otlp_grpc.methods(service, tenant_of, admission, arriving, requests, limits.request_bytes)
+        for service in offered
+    }
+
+    def listen_grpc(port: int, own: Mapping[str, Methods]) -> tuple[grpc.aio.Server, int]:
+        options = grpc_options(settings.connections, limits, shares_port=shared)
+        server = grpc_server(options, {**of_otlp, **others, **own})
         address = f"{settings.host}:{port}"
         if not shared:
             check_free(settings.host, port)
@@ -179,7 +180,7 @@ async def serving(
         listening = asyncio.create_task(running.keep_listening(ears.deaf))
         if sockets:
             receiver = Receiver(offered, limits, admission, tenant_of, requests)
-            http = HttpServer(receiver, limits, settings.drain_seconds)
+            http = HttpServer(receiver, limits, settings.drain_seconds, settings.connections.max_age)
             tls = None if certificate is None else certificate.ssl_context("http/1.1")
             await running.start_http(http, sockets, tls)
         if ask is not None:

@@ -88,6 +88,7 @@ INSTRUMENTS: Final = (
     Instrument("forward.waiting", Kind.UP_DOWN_COUNTER, "{request}", (), "Requests that wait for the next hop."),
     Instrument("processes", Kind.UP_DOWN_COUNTER, "{process}", (STATE,), "Processes under this one."),
     Instrument("process.restarts", Kind.COUNTER, "{restart}", (), "Processes that died and were started again."),
+    Instrument("grpc.restarts", Kind.COUNTER, "{restart}", (), "Times that gRPC's server ended and was started again."),
 )
 _BY_NAME: Final = {instrument.name: instrument for instrument in INSTRUMENTS}
 

@@ -21,7 +21,7 @@ from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.receivers.admission import Admission
 from tallymark_collector.receivers.listening import listen
 from tallymark_collector.receivers.server import Server, serving
-from tallymark_collector.settings import Settings
+from tallymark_collector.settings import Connections, Settings
 from tallymark_collector.store import Store
 from tests.support.messages import otlp_json
 from tests.support.receiving import GOOD, NOW, Counting, Stuck, receiving
@@ -348,3 +348,32 @@ async def test_a_host_of_which_one_address_is_taken_is_refused_by_both_protocols
 def test_a_host_that_is_none_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"cannot listen on nowhere\.invalid:4318"):
         listen("nowhere.invalid", 4318)
+
+
+async def test_an_old_connection_ends_with_an_answer_so_that_its_client_finds_other_collectors() -> None:
+    body, counting = GOOD.SerializeToString(), Counting()
+    good = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    answers = []
+    async with (
+        receiving(counting, connections=Connections(max_age=0.5)) as server,
+        dialled(server) as (reader, writer),
+    ):
+        while not answers or b"connection: close" not in answers[-1].lower():
+            writer.write(good)
+            answers.append(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT))
+            await asyncio.sleep(0.05)
+            assert len(answers) < 1000
+        assert await everything(reader) == b"", "nothing more comes"
+        assert {answer[:12] for answer in answers} == {b"HTTP/1.1 200"}
+        again = await exchange(server, good.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        assert again.startswith(b"HTTP/1.1 200")
+    assert counting.points == len(answers) + 1
+
+
+async def test_a_young_connection_stays() -> None:
+    body = GOOD.SerializeToString()
+    async with receiving(Counting()) as server, dialled(server) as (reader, writer):
+        for _ in range(20):
+            writer.write(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT)
+            assert b"close" not in head.lower()

@@ -36,6 +36,17 @@ def test_one_failure_is_none_two_are_and_one_answer_mends_it() -> None:
     assert (state.note(None), state.serving, state.reason) == (False, False, "the collector is stopping")
 
 
+def test_who_does_not_listen_is_not_ready_whatever_the_database_says() -> None:
+    state = Readiness()
+    assert (state.hears(everybody=False), state.serving, state.reason[:14]) == (True, False, "nobody listens")
+    assert (state.note(None), state.serving) == (False, False)
+    assert [state.note(trouble) for trouble in ("a", "b")] == [False, False]
+    assert (state.hears(everybody=True), state.serving, state.reason) == (False, False, "b")
+    assert (state.note(None), state.serving, state.reason) == (True, True, "")
+    state.drain()
+    assert (state.hears(everybody=False), state.reason) == (False, "the collector is stopping")
+
+
 async def test_health_follows_the_database(caplog: pytest.LogCaptureFixture) -> None:
     trouble: str | None = None
 
