@@ -35,9 +35,11 @@ _LAST_PAIRS: Final = frozenset(
     for first in several.split()
 )
 """or in two words such as these."""
-_ALONE: Final = _set("token bearer hmac session otp passcode")
-"""or if all of it behind its last dot is one of these, which mean something else within other names: `session.id`,
-`gen_ai.token.type`, `llm.tokens`, `token_type`."""
+_ALONE: Final = _set("bearer hmac otp passcode")
+"""or if all of it behind its last dot is one of these, which mean something else within other names."""
+_ALONE_IN_TEXTS: Final = _set("token session")
+"""The same where a text assigns it a value. As an attribute's name they may be what somebody counts by (the sessions of
+an account, a currency's token): all of them made one would be another bill."""
 _FORMS: Final = _set("value text string raw pem der jwk base64 b64 hex header")
 """What may stand behind a credential's name and says in which form it is."""
 _WHOLE: Final = frozenset({"db.connection_string", "process.command_line", "process.command_args"})
@@ -76,11 +78,15 @@ def is_secret(name: str) -> bool:
         last = words[-1] if words else ""
         is_key = last.endswith("key") and _HARMLESS_KEYS.isdisjoint(words)
         return is_key or last == "auth" or not _HEADER_WORDS.isdisjoint(words)
-    return is_assigned_secret(name)
+    return _is_secret(name)
 
 
 def is_assigned_secret(name: str) -> bool:
-    """The same of any name that has a value, in a text as well."""
+    """The same of a name that a text gives a value."""
+    return name.lower().rpartition(".")[2] in _ALONE_IN_TEXTS or _is_secret(name)
+
+
+def _is_secret(name: str) -> bool:
     if name.lower().rpartition(".")[2] in _ALONE:
         return True
     words = _WORDS.findall(_HUMP.sub("_", name).lower())

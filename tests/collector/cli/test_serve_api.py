@@ -127,7 +127,7 @@ def test_usage_is_taken_while_all_who_ask_wait(run: Run, dsn: str) -> None:
         assert process.stdout is not None
         port = json.loads(process.stdout.readline())["port"]
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, psycopg.connect(dsn) as holder:
-            holder.execute("LOCK TABLE tallymark.plan_version IN ACCESS EXCLUSIVE MODE")
+            holder.execute("LOCK TABLE tallymark.quarantine_action IN ACCESS EXCLUSIVE MODE")
             query = usage_pb2_grpc.UsageServiceStub(channel).QueryUsage
             asked = [
                 threads.submit(query, usage_pb2.QueryUsageRequest(), metadata=bearer(one), timeout=60)
