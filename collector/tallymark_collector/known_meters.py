@@ -1,9 +1,8 @@
-"""The meters that tenants have, remembered: by their names usage that names nobody is told from what is no usage.
+"""The meters that tenants charge for, remembered: by their names usage that names nobody is told from what is no usage.
 
-They are read when a tenant is first seen and every now and then from then on, and this process adds those that it has
-written. So no request asks the database for them, and none of a process's own meters is unknown to it. What another
-process has written first is unknown here until the next reading: then usage of it that names nobody, and comes without
-any that does, is passed over.
+They are read when a tenant is first seen and every now and then from then on, so that no request asks the database for
+them. It is the plans that say which they are, not what was sent: else one point of some other software's metric that
+names an account would make all points of it that name none usage of nobody, for good.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Container, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tallymark_collector.processors.meters import Meter
@@ -36,10 +35,10 @@ class Directory(Protocol):
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one tenant. A meter stays one, so names are only ever added."""
+    """What is known of one tenant."""
 
-    meters: set[Meter] = field(default_factory=set)
-    read_at: float = float("-inf")
+    meters: frozenset[Meter]
+    read_at: float
 
 
 class KnownMeters:
@@ -82,31 +81,14 @@ class KnownMeters:
         # Others wait for the same answer: that one of them hangs up must not take it from them.
         return (await asyncio.shield(reading)).meters
 
-    def add(self, tenant: str, meters: Iterable[Meter]) -> None:
-        """Says that points of these meters are committed."""
-        known = self._tenants.get(tenant)
-        if known is None:  # forgotten meanwhile: it will be read, with these
-            return
-        before = len(known.meters)
-        for meter in meters:
-            if len(known.meters) >= self._limit:
-                break
-            known.meters.add(meter)
-        self._size += len(known.meters) - before
+    async def _read(self, tenant: str) -> _Known:
+        at = self._clock()  # before the query: what is applied after it began is not in it
+        known = _Known(frozenset(await self._directory.meters(tenant, self._limit)), at)
+        before = self._tenants.pop(tenant, None)
+        self._size += len(known.meters) - len(before.meters) if before else len(known.meters) + 1
+        self._tenants[tenant] = known
         if self._size > self._limit_of_all:
             self._forget(tenant)
-
-    async def _read(self, tenant: str) -> _Known:
-        at = self._clock()  # before the query: what is written after it began is not in it
-        found = await self._directory.meters(tenant, self._limit)
-        # What was known stays: this process may have written it after the query began.
-        known = self._tenants.get(tenant)
-        if known is None:
-            known = self._tenants[tenant] = _Known()
-            self._size += 1
-        known.read_at = at
-        self._tenants.move_to_end(tenant)
-        self.add(tenant, found)
         return known
 
     def _forget(self, present: str) -> None:

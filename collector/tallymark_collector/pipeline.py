@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Final, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from tallymark_collector.known_meters import KnownMeters
 from tallymark_collector.metering import Metering
 from tallymark_collector.metering.unmatched import Unmatched
 from tallymark_collector.model import Batch, ControlTotal, EvidenceCount, Quarantined, Refusal, WriteResult
+from tallymark_collector.processors import set_aside
 from tallymark_collector.processors.aside import redacted_origin, redacting
 from tallymark_collector.processors.decoding import Decoded, decoding_metrics
 from tallymark_collector.processors.redaction import STANDARD, Redaction
@@ -87,7 +88,7 @@ class Pipeline:
     metering: Metering | None = None
     """What a file says is usage of other people's telemetry."""
     known: KnownMeters | None = None
-    """The meters that tenants have, by which usage that names nobody is known."""
+    """The meters that tenants charge for, by which usage that names nobody is known."""
     redaction: Redaction = STANDARD
     """What is stored of credentials in what clients send: nothing."""
     unmatched: Unmatched = field(default_factory=Unmatched)
@@ -118,14 +119,10 @@ class Pipeline:
             closings=decoded.closings,
             counts=[self._redacted(item) for item in decoded.counts],
         )
-        rejected, learned = decoded.rejected, decoded.learned
+        rejected = decoded.rejected
         del decoded  # what came, less what is redacted, is all that waits
         async with self.quotas.admitting(tenant, batch) as admitted:
             result = await self._write(admitted)
-        if self.known is not None:
-            if admitted is not batch:  # all points of a meter may have been set aside
-                learned &= {(point.stream.series.meter, point.stream.series.unit) for point in admitted.points}
-            self.known.add(tenant, learned)
         set_aside = len(admitted.quarantined) - len(batch.quarantined)
         return await resting(_outcome(rejected + set_aside, admitted.quarantined, result))
 
@@ -185,7 +182,12 @@ class Pipeline:
     async def _write(self, batch: Batch) -> WriteResult:
         if not batch:
             return WriteResult()
-        result = await self.store.write(batch)
+        quarantined = batch.quarantined
+        last = max(len(quarantined) - 1, 0) // set_aside.AT_ONCE * set_aside.AT_ONCE
+        for start in range(0, last, set_aside.AT_ONCE):
+            # An item is one row however often it comes: a request that fails after these comes again, with them.
+            await self.store.write(Batch(quarantined=quarantined[start : start + set_aside.AT_ONCE]))
+        result = await self.store.write(replace(batch, quarantined=quarantined[last:]) if last else batch)
         self.totals.points += result.inserted
         self.totals.duplicates += result.duplicates
         self.totals.evidence += result.evidence

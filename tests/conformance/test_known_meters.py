@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-import psycopg
 import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 
 from tallymark_collector.billing import records
 from tallymark_collector.billing.catalog_file import parse_catalog
 from tallymark_collector.known_meters import KnownMeters
-from tallymark_collector.model import Batch
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store
-from tallymark_collector.store.meters import _METERS_SQL
-from tests.conformance.test_plans_of_queries import nodes
 from tests.conformance.test_quarantine import ACCOUNT, BASE, NOW, SECOND, billed, queue
 from tests.support.collector import running
-from tests.support.usage import number, point, request, stream, sum_metric
+from tests.support.usage import number, request, sum_metric
 
 METER = ("u.route", "{request}")
 OVERFLOW = {"otel.metric.overflow": True}
@@ -42,43 +37,47 @@ def collector(store: Store) -> Pipeline:
     return Pipeline(store, now_ns=lambda: NOW, known=KnownMeters(store))
 
 
-async def test_another_collector_knows_what_one_has_written(store: Store) -> None:
-    overflow = sent([number(BASE, BASE + SECOND, 700, OVERFLOW)])
-    assert (await collector(store).metrics("default", overflow)).rejected == 0
-    await collector(store).metrics("default", sent([number(BASE, BASE + SECOND, 1, {ACCOUNT: "acme"})]))
-    for _ in range(2):
-        assert (await collector(store).metrics("default", overflow)).rejected == 1
-        assert (await collector(store).metrics("globex", overflow)).rejected == 0
-    assert [(item.reason, item.meter) for item in await queue(store)] == [("attribute_overflow", METER[0])]
-    assert await billed(store) == {("acme", METER[0]): 1}
+async def charge(store: Store, plans: str = PLANS) -> None:
+    async with store.transaction() as connection:
+        await records.apply(connection, "default", parse_catalog(plans), datetime.now(timezone.utc))
 
 
 async def test_what_a_plan_charges_for_is_a_meter_before_anybody_has_used_it(store: Store) -> None:
-    async with store.transaction() as connection:
-        await records.apply(connection, "default", parse_catalog(PLANS), datetime.now(timezone.utc))
+    await charge(store)
     nobodys = sent([number(BASE, BASE + SECOND, 7, {})])
     assert (await collector(store).metrics("default", nobodys)).rejected == 1
     assert (await collector(store).metrics("globex", nobodys)).rejected == 0
     assert [item.reason for item in await queue(store)] == ["account_missing"]
 
 
-def test_serve_keeps_the_overflow_that_a_gateway_cut_off(dsn: str) -> None:
-    """As a process, and another one after it, which has it from the database."""
-    for n in range(2):
-        with running(dsn) as process:
-            if n == 0:
-                process.send(sent([number(BASE, BASE + SECOND, 1, {ACCOUNT: "acme"})]))
-            process.send(sent([number(BASE, BASE + SECOND + n, 700, OVERFLOW)]))
-    with psycopg.connect(dsn) as connection:
-        found = connection.execute("SELECT reason, count(*) FROM tallymark.usage_quarantine GROUP BY 1").fetchall()
-    assert found == [("attribute_overflow", 2)]
+async def test_what_somebody_sends_makes_nobody_elses_telemetry_usage(store: Store) -> None:
+    """A metric of some other software, of which one service names an account."""
+    nobodys = sent([number(BASE, BASE + SECOND, n, {"n": n}) for n in range(50)])
+    await collector(store).metrics("default", sent([number(BASE, BASE + SECOND, 1, {ACCOUNT: "acme"})]))
+    assert (await collector(store).metrics("default", nobodys)).rejected == 0
+    assert await queue(store) == []
+
+
+async def test_what_plans_charged_for_once_is_forgotten(store: Store) -> None:
+    await charge(store)
+    await charge(store, PLANS.replace("u.route", "u.other"))
+    for meter, rejected in (("u.route", 0), ("u.other", 1)):
+        body = request(sum_metric([number(BASE, BASE + SECOND, 7, {})], meter), scope="shop").SerializeToString()
+        assert (await collector(store).metrics("default", body)).rejected == rejected
+
+
+async def test_serve_keeps_the_overflow_that_a_gateway_cut_off(store: Store, dsn: str) -> None:
+    await charge(store)
+    with running(dsn) as process:
+        process.send(sent([number(BASE, BASE + SECOND, 700, OVERFLOW)]))
+    assert [(item.reason, item.meter) for item in await queue(store)] == [("attribute_overflow", METER[0])]
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_whoever_gets_which_slice_all_usage_is_billed_or_kept(store: Store, dsn: str, seed: int) -> None:
     """Two collectors, random slices, each sent once or twice and all at once."""
     rng = random.Random(seed)
-    await collector(store).metrics("default", sent([number(BASE, BASE + SECOND, 1, {ACCOUNT: "acme"})]))
+    await charge(store)
     attributes = [{ACCOUNT: "acme"}, {ACCOUNT: "globex"}, {}, OVERFLOW]
     points = [number(BASE, BASE + SECOND + n, n + 1, attributes[n % 4]) for n in range(80)]
     rng.shuffle(points)
@@ -99,24 +98,3 @@ async def test_whoever_gets_which_slice_all_usage_is_billed_or_kept(store: Store
     assert await billed(store) == {("acme", METER[0]): expected[0], ("globex", METER[0]): expected[1]}
     reasons = [item.reason for item in await queue(store)]
     assert sorted(reasons) == ["account_missing"] * 20 + ["attribute_overflow"] * 20
-
-
-async def test_meters_are_found_by_their_names_however_many_series_they_have(store: Store, dsn: str) -> None:
-    names = [stream(f"a{n}", meter=f"m{n % 3}", route=f"/{n}") for n in range(600)]
-    others = [stream(f"a{n}", meter="other", route=f"/{n}", tenant="globex") for n in range(300)]
-    await store.write(Batch(points=[point(of, 0, 1, 1) for of in names + others]))
-    meters = [(f"m{n}", "{request}") for n in range(3)]
-    assert sorted(await store.meters("default", 10)) == meters
-    assert len(await store.meters("default", 2)) == 2
-    assert await store.meters("nobody", 10) == []
-    with psycopg.connect(dsn, autocommit=True, options="-c search_path=tallymark,public") as connection:
-        for statement in ("SELECT", "VACUUM ANALYZE usage_series"):
-            connection.execute(statement)
-            arguments = {"tenant": "default", "limit": 10}
-            explain = f"EXPLAIN (ANALYZE, TIMING off, FORMAT json) {_METERS_SQL}"
-            row = connection.execute(explain, arguments).fetchone()
-            assert row is not None
-            [document] = row[0] if isinstance(row[0], list) else json.loads(row[0])
-            scans = [node for node in nodes(document["Plan"]) if node.get("Relation Name") == "usage_series"]
-            assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 6
-            assert all(not node.get("Rows Removed by Filter") for node in scans)

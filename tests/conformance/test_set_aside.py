@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
+from typing import Any
 
 import psycopg
 import pytest
 
-from tallymark_collector.errors import TooLarge
+from tallymark_collector.errors import StoreUnavailable, TooLarge
 from tallymark_collector.model import Batch, Quarantined, Reason, Refusal
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.processors import described, set_aside
@@ -91,6 +92,30 @@ async def test_more_items_than_a_transaction_should_hold_are_refused_whole(
     assert (await queue(store), await billed(store)) == ([], {})
     await send(store, request(sum_metric([number(BASE, BASE + SECOND, 7, ACME), *refused[:20]])))
     assert (len(await queue(store)), await billed(store)) == (20, {("acme", "api.requests"): 7})
+
+
+async def test_many_items_have_transactions_of_their_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they are written others have their turn; and where one of these fails, the same request makes it whole."""
+    monkeypatch.setattr(set_aside, "AT_ONCE", 8)
+    refused = [number(BASE, BASE + SECOND, -1, {**ACME, "n": i}) for i in range(20)]
+    message = request(sum_metric([number(BASE, BASE + SECOND, 7, ACME), *refused]))
+    write, sizes = Store.write, list[int]()
+
+    async def failing(self: Store, batch: Batch, *more: Any) -> Any:
+        sizes.append(len(batch.quarantined))
+        if len(sizes) == 2:
+            raise StoreUnavailable("away")
+        return await write(self, batch, *more)
+
+    monkeypatch.setattr(Store, "write", failing)
+    with pytest.raises(StoreUnavailable):
+        await send(store, message)
+    assert (len(await queue(store)), await billed(store)) == (8, {})
+    for _ in range(2):
+        outcome = await Pipeline(store, now_ns=lambda: NOW).metrics("default", message.SerializeToString())
+        assert outcome.rejected == 20
+        assert (len(await queue(store)), await billed(store)) == (20, {("acme", "api.requests"): 7})
+    assert sizes == [8, 8, *[8, 8, 4] * 2]
 
 
 async def test_contradictions_that_are_too_many_together_fail_their_request(

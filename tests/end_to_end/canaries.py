@@ -54,7 +54,7 @@ class Canaries:
             "app.client_secret": new("client_secret"),
             "exception.message": f"GET https://a.example/?key={new('message')} failed",
             "bytes.password": new("bytes").encode(),
-            "app.otp": new("one-time password"),
+            "otp": new("one-time password"),
             "private_key_pem": new("private_key_pem"),
             "aws_access_key_id": new("aws_access_key_id"),
             "http.request.header.x-auth": new("x-auth"),

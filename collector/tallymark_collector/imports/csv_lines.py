@@ -56,6 +56,10 @@ def csv_records(
                 yield _joined(waiting)._replace(ended=False)
                 return
             fault: str | None = NEVER_CLOSED
+        elif waiting and not line.ended and not final:
+            # It is still being written: what it lacks may come.
+            yield _joined([*waiting, line])._replace(ended=False)
+            return
         else:
             waiting.append(line)
             size += line.size
@@ -69,7 +73,7 @@ def csv_records(
         if fault:
             yield waiting[0]._replace(fault=fault)
             again.extend(reversed(waiting[1:]))
-        elif len(waiting) > 1 and all(map(alone, waiting[1:])):
+        elif len(waiting) > 1 and all(map(alone, waiting)):
             yield from _doubted(waiting)
         else:
             record = _joined(waiting)

@@ -298,8 +298,6 @@ class _File:
         """Whether it is the same line all the same, read by a mapping of the time before a table had grown."""
         assert found.line is not None, "only lines that bill are kept in a piece"
         assert found.fields is not None, "they have fields"
-        if found.line.id is None and not self.request.of_rejects:
-            return True  # its key is over its bytes
         for extraction in self._earlier:
             with suppress(LineFault, LineSkipped):
                 if identity.digest(extraction.line(found.fields)) == digest:

@@ -81,8 +81,6 @@ class Decoded(SetAside):
     """Metrics that are not usage, and points that the file of meters passes over."""
     foreign: Counter[str] = field(default_factory=Counter)
     """The same by the metric's name."""
-    learned: set[meters.Meter] = field(default_factory=set)
-    """Of which there are points, by the name of their metric."""
 
     def pass_over(self, name: str) -> None:
         """Counts what is not usage."""
@@ -185,15 +183,12 @@ class _Request:
         elif not self._is_usage(scope_name, metric):
             decoded.pass_over(metric.name)
         elif (numbers := _numbers(metric)) is not None:
-            before = len(decoded.points)
             streams = self._cache.streams(self._tenant, resource, scope, metric)
             for start in range(0, len(numbers), PIECE):
                 piece = numbers[start : start + PIECE]
                 if self._pace.full(len(piece)):
                     yield
                 yield from _decode_numbers(piece, streams, self._window, decoded)
-            if len(decoded.points) > before:
-                decoded.learned.add((metric.name, metric.unit))
         else:
             _keep_aside(self._tenant, metric, wire.encode_metric(resource, scope, metric), decoded)
 

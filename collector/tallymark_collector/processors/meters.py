@@ -1,11 +1,12 @@
 """Which telemetry is usage.
 
 A metric is usage when its scope is the SDK's, when any of its points names an account (`tallymark.account.id`), or
-when it is a sum or a gauge of the name and unit of a meter that the tenant has. The whole metric counts then: a point
-of it that names no account is kept in quarantine instead of being taken for something else. Without the last rule that
-would depend on its neighbours: whoever cuts requests into smaller ones on their way sends what a producer has added up
-past its cardinality limit, which names nobody, by itself. All other telemetry is counted and dropped, the SDK's mirror
-of its usage for the host's monitoring above all: that usage comes under the SDK's own scope too.
+when it is a sum or a gauge of the name and unit of a meter that the tenant's plans charge for. The whole metric counts
+then: a point of it that names no account is kept in quarantine instead of being taken for something else. Without the
+last rule that would depend on its neighbours: whoever cuts requests into smaller ones on their way sends what a
+producer has added up past its cardinality limit, which names nobody, by itself. All other telemetry is counted and
+dropped, the SDK's mirror of its usage for the host's monitoring above all: that usage comes under the SDK's own scope
+too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Meter: TypeAlias = tuple[str, str]
 
 
 def is_usage(scope_name: str, metric: Metric, known: Container[Meter] = ()) -> bool:
-    """True if the metric's points are to be billed; `known` are the tenant's meters.
+    """True if the metric's points are to be billed; `known` are meters that the tenant charges for.
 
     The account's name is looked for as bytes: a false hit (an attribute value that quotes the name) costs a decoding
     and then a quarantined point with a reason, while decoding every foreign metric would cost all of them.

@@ -36,10 +36,10 @@ _LAST_PAIRS: Final = frozenset(
 )
 """or in two words such as these."""
 _ALONE: Final = _set("bearer hmac otp passcode")
-"""or if all of it behind its last dot is one of these, which mean something else within other names."""
-_ALONE_IN_TEXTS: Final = _set("token session")
-"""The same where a text assigns it a value. As an attribute's name they may be what somebody counts by (the sessions of
-an account, a currency's token): all of them made one would be another bill."""
+"""or if all of it is one of these."""
+_ALONE_IN_TEXTS: Final = _ALONE | _set("token session")
+"""The same, also behind a dot, where a text assigns it a value. As an attribute's name they may be what somebody counts
+by (the sessions of an account, a network's bearer): all of them made one would be another bill."""
 _FORMS: Final = _set("value text string raw pem der jwk base64 b64 hex header")
 """What may stand behind a credential's name and says in which form it is."""
 _WHOLE: Final = frozenset({"db.connection_string", "process.command_line", "process.command_args"})
@@ -87,7 +87,7 @@ def is_assigned_secret(name: str) -> bool:
 
 
 def _is_secret(name: str) -> bool:
-    if name.lower().rpartition(".")[2] in _ALONE:
+    if name.lower() in _ALONE:
         return True
     words = _WORDS.findall(_HUMP.sub("_", name).lower())
     if words[-3:] == ["access", "key", "id"]:  # half of a pair, as clouds name it

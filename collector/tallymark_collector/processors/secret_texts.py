@@ -34,8 +34,9 @@ _KNOWN: Final = re.compile(
 _JWT: Final = re.compile(r"(?<![\w-])eyJ[\w-]{5,}(?:\.[\w-]{5,}){1,4}(?:\.(?![\w-]))?", re.ASCII)
 """Two parts to five: the first is JSON in base64."""
 _AUTHORIZATION: Final = re.compile(
-    r"(?<![A-Za-z0-9])(?P<before>authorization\\{0,3}[\"']?\s{0,4}[:=]\s{0,4}\\{0,3}[\"']?)"
-    r"(?:(?:bearer|basic|digest|token|negotiate|apikey|dpop|hmac)\s{1,4}){0,3}[^\s\"'\\<>,;&]+",
+    r"(?<![A-Za-z0-9])(?P<before>authorization\\{0,3}[\"']?\s{0,4}[:=](?P<apart>\s{0,4}\\{0,3}[\"']?))"
+    r"(?P<schemes>(?:(?:bearer|basic|digest|token|negotiate|apikey|dpop|hmac)\s{1,4}){0,3})"
+    r"(?P<value>[^\s\"'\\<>,;&]+)",
     re.IGNORECASE,
 )
 _SCHEME: Final = re.compile(
@@ -95,6 +96,13 @@ def _parameter(found: _Found) -> str:
     return f"{found['before']}{found['name']}={REDACTED}" if secret else found[0]
 
 
+def _authorization(found: _Found) -> str:
+    """A header has a blank, a quote or a scheme before its value; `authorization:read` is a permission."""
+    value = found["value"]
+    is_header = found["apart"] or found["schemes"] or len(value) >= _LONG or any(map(str.isdigit, value))
+    return f"{found['before']}{REDACTED}" if is_header else found[0]
+
+
 def _scheme(found: _Found) -> str:
     value = found["value"]
     if found["basic"] is not None:
@@ -131,7 +139,7 @@ _RULES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[_Fou
     (("@",), _USER_INFO, _user_info),
     (_BEGINNINGS, _KNOWN, rf"\g<name>\g<key>{REDACTED}"),
     (("eyj",), _JWT, REDACTED),
-    (("authorization",), _AUTHORIZATION, rf"\g<before>{REDACTED}"),
+    (("authorization",), _AUTHORIZATION, _authorization),
     (("bearer", "basic"), _SCHEME, _scheme),
     (('"',), _IN_JSON, _in_json),
     (('\\"',), _IN_JSON_IN_JSON, _in_json),

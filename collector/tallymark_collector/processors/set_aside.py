@@ -12,8 +12,10 @@ from tallymark_collector.model import Quarantined
 MAX_BYTES: Final = 128 * 2**20
 """Payloads of one request's items: each item has a copy of its resource, scope and metric or span."""
 
-MAX_ITEMS: Final = 20_000
-"""Items of one request: they are rows with indexes, and while they are written, a few seconds, others wait."""
+MAX_ITEMS: Final = 200_000
+"""Items of one request."""
+AT_ONCE: Final = 20_000
+"""Items that one transaction writes: they are rows with indexes, and while they are written, a second, others wait."""
 
 
 @dataclass(slots=True)

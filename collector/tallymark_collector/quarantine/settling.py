@@ -25,6 +25,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
+from tallymark_collector.errors import StoreUnavailable
 from tallymark_collector.metering import Rules
 from tallymark_collector.model import Batch, Point, Refusal, Temporality, WriteResult, without_nul
 from tallymark_collector.processors.redaction import STANDARD, Redaction
@@ -39,7 +40,7 @@ from tallymark_collector.store import Store, levels, locks, source_streams, sour
 from tallymark_collector.store.database import Connection
 from tallymark_collector.store.dictionaries import Dictionaries
 
-GROUP: Final = 100
+GROUP: Final = 20
 """Items that are settled together."""
 GROUP_BYTES: Final = 4 * 1024 * 1024
 """The same in bytes of their payloads; one that is larger is settled by itself."""
@@ -140,12 +141,22 @@ async def together(store: Store, found: Sequence[Item], deciding: Deciding) -> A
             outcomes = await store.settle(partial(_swapped, deciding, some))
         except NotSettled as error:
             if len(some) > 1:
-                middle = len(some) // 2
-                left += [some[middle:], some[:middle]]
+                left += _halves(some)
                 continue
             outcomes = [error]
+        except StoreUnavailable as error:
+            # Too much for the time that a transaction has, where the database is far away.
+            if not error.away or len(some) == 1:
+                raise
+            left += _halves(some)
+            continue
         for item, outcome in zip(some, outcomes, strict=True):
             yield item, outcome
+
+
+def _halves(some: Sequence[Item]) -> list[Sequence[Item]]:
+    middle = len(some) // 2
+    return [some[middle:], some[:middle]]
 
 
 async def _swapped(deciding: Deciding, some: Sequence[Item], connection: Connection) -> list[Outcome]:

@@ -61,6 +61,8 @@ class Server:
         """The same of health and metrics, which are no part of this."""
         self.readiness = Readiness()
         """Whether usage is taken, as health checks are told."""
+        self._before: list[grpc.aio.Server] = []
+        """Those that nobody reaches any more; calls may be under way in them."""
         self.restarts = 0
         """How often gRPC was started again because nobody listened any more."""
         self._names = names
@@ -82,13 +84,19 @@ class Server:
         """
         while not self.readiness.draining:
             await asyncio.wait({self._drained}, timeout=LOOK)
-            if await asyncio.to_thread(deaf) and not self.readiness.draining:
+            try:
+                nobody_listens = await asyncio.to_thread(deaf)
+            except OSError as error:  # short of open files, say: the next look may find some
+                logger.warning("whether anybody listens on port %s cannot be told now: %s", self.port, error)
+                continue
+            if nobody_listens and not self.readiness.draining:
                 logger.error("nobody listens on port %s: the gRPC server is started again", self.port)
                 await self._start_again()
 
     async def _start_again(self) -> None:
         self.readiness.hears(everybody=False)
         try:
+            self._before.append(self._server)
             self._server, _ = self._listen(self.port, self._own)
             await self._server.start()
             self.readiness.hears(everybody=True)
@@ -114,7 +122,8 @@ class Server:
         """Says NOT_SERVING, takes no new requests, finishes those under way, at most that long."""
         self.readiness.drain()
         self._health.end()
-        await asyncio.gather(self._server.stop(seconds), *([self._http.drain()] if self._http else []))
+        servers = (self._server, *self._before)
+        await asyncio.gather(*(one.stop(seconds) for one in servers), *([self._http.drain()] if self._http else []))
 
 
 @asynccontextmanager

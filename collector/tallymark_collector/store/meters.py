@@ -1,4 +1,4 @@
-"""The meters that a tenant has: those that any of its usage was written under, and those that its plans charge for."""
+"""The meters that a tenant charges for: those of its plans, each as it was applied last."""
 
 from __future__ import annotations
 
@@ -7,26 +7,13 @@ from typing import Final
 from tallymark_collector.processors.meters import Meter
 from tallymark_collector.store.database import Connection
 
-# From name to the next by the index, past all series of it: a tenant has few meters and may have millions of series.
 _METERS_SQL: Final = """
-WITH RECURSIVE found (meter, unit) AS (
-    (SELECT meter, unit FROM usage_series WHERE tenant = %(tenant)s ORDER BY meter, unit LIMIT 1)
-    UNION ALL
-    SELECT n.meter, n.unit
-    FROM found f
-    CROSS JOIN LATERAL (
-        SELECT s.meter, s.unit FROM usage_series s
-        WHERE s.tenant = %(tenant)s AND (s.meter, s.unit) > (f.meter, f.unit)
-        ORDER BY s.meter, s.unit LIMIT 1
-    ) n
-), written AS (
-    SELECT meter, unit FROM found LIMIT %(limit)s
-), charged AS (
-    SELECT DISTINCT u.key, u.value
-    FROM plan_version v CROSS JOIN LATERAL jsonb_each_text(v.document -> 'units') u
-    WHERE v.tenant = %(tenant)s LIMIT %(limit)s
-)
-SELECT meter, unit FROM written UNION SELECT key, value FROM charged LIMIT %(limit)s"""
+SELECT DISTINCT u.key, u.value
+FROM (
+    SELECT DISTINCT ON (plan) document FROM plan_version WHERE tenant = %(tenant)s ORDER BY plan, version DESC
+) v
+CROSS JOIN LATERAL jsonb_each_text(v.document -> 'units') u
+ORDER BY u.key, u.value LIMIT %(limit)s"""
 
 
 async def of_tenant(connection: Connection, tenant: str, limit: int) -> list[Meter]:

@@ -303,3 +303,39 @@ def test_records_are_those_of_the_csv_module(tmp_path: Path) -> None:
         assert [next(csv.reader([each.content.decode()], strict=True)) for each in found] == expected, repr(text)
         compared += 1
     assert compared > 500
+
+
+GROWING = b"""note,time,account,n
+"hello
+world",2026-11-01T00:00:00Z,acme,1
+x,2026-11-01T00:00:00Z,acme,2
+"a ""quoted""
+text
+of three",2026-11-01T00:00:00Z,"ac
+me",3
+"""
+
+
+@pytest.mark.parametrize("cut", range(len(GROWING)))
+def test_a_file_that_is_still_being_written_has_no_wrong_records(tmp_path: Path, cut: int) -> None:
+    """Wherever it ends just now: what is whole is a record of the whole file, and what is not is left."""
+    whole = [record.content for record in read(tmp_path, GROWING, csv=True, final=True)]
+    assert len(whole) == 4
+    now = read(tmp_path, GROWING[:cut], csv=True)
+    assert [record.fault for record in now] == [None] * len(now)
+    ended = [record.content for record in now if record.ended]
+    assert ended == whole[: len(ended)]
+    assert len(now) - len(ended) <= 1
+
+
+def test_the_second_line_of_a_record_may_read_as_one(tmp_path: Path) -> None:
+    """As long as the first does not: then these are no two quotes that strayed into lines of their own."""
+
+    def alone(record: Record) -> bool:
+        return record.content.count(b",") == 3
+
+    path = tmp_path / "a.csv"
+    path.write_bytes(GROWING)
+    with opened(str(path)) as source:
+        found = list(csv_records(source, final=True, alone=alone))
+    assert [record.fault for record in found] == [None] * 4

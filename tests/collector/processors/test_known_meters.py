@@ -105,16 +105,6 @@ def test_of_a_meter_that_a_file_makes_the_file_alone_says_what_is_its_usage() ->
     assert reasons(decode(nobodys, tenant="globex", metering=Metering(rules))) == ["account_missing"]
 
 
-def test_what_a_request_has_points_of_is_a_meter_from_then_on() -> None:
-    message = foreign(
-        usage([number(BASE, NOW, 1, ACME)]),
-        usage([number(BASE, NOW, -1, ACME)], name="refused"),
-        usage([number(BASE, NOW, 1, {})], name="nobodys"),
-        seats(number(BASE, NOW, 1, ACME)),
-    )
-    assert decode(message, set()).learned == KNOWN
-
-
 POINTS = [
     *(usage([number(BASE, NOW + i, i + 1, {**ACME, "n": i})]) for i in range(3)),
     usage([number(BASE, NOW, 5, {})]),
