@@ -6,6 +6,7 @@ What has to become of each is known from how it was made.
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any, Final
 
@@ -76,13 +77,14 @@ def _fill(large: Any, edge: str, step: int) -> None:
             for at in range(described.MAX_ATTRIBUTES + step - len(large.attributes)):
                 large.attributes.add(key=f"a{at}").value.int_value = at
         case "characters":
-            beside = sum(len(item.key) + len(item.value.string_value) for item in large.attributes)
+            stored: dict[str, object] = {item.key: item.value.string_value for item in large.attributes}
+            stored |= {"label": {"a": ["ä" * 1000], "b": 1}, "text": ""}
+            beside = len(json.dumps(stored, ensure_ascii=False, separators=(",", ":")))
             beside += len(getattr(large, "name", ""))
             inner = large.attributes.add(key="label").value.kvlist_value.values
             inner.add(key="a").value.array_value.values.add(string_value="ä" * 1000)
             inner.add(key="b").value.int_value = 1
-            rest = described.MAX_STORED + step - beside - len("label" + "a" + "b" + "text") - 1000 - 8
-            large.attributes.add(key="text").value.string_value = "x" * rest
+            large.attributes.add(key="text").value.string_value = "x" * (described.MAX_STORED + step - beside)
         case "bytes":
             text = large.attributes.add(key=_REDACTED).value
             _pad(large, text, described.MAX_BYTES + step)
