@@ -160,6 +160,17 @@ async def test_a_deploy_hands_over_and_the_old_one_ends(store: Store) -> None:
     assert await billed(store, "integral", 0, 7200, across="latest", stale=7200) == Decimal("0.277777777777777778")
 
 
+async def test_what_nobody_tells_any_more_ends_with_the_last_that_lives(store: Store) -> None:
+    """One process dies without a word, its successor ends in order: from when the dead one is stale nobody holds it."""
+    collector = collecting(store)
+    await tell(collector, Said("b", 0, 10), Said("a", 3000, 10), Said("a", 3100, None))
+    assert await billed(store, "integral", 0, 7200, across="latest", stale=3600) == 10
+    assert await billed(store, "latest", 0, 3500, across="latest", stale=3600) == 10
+    assert await billed(store, "latest", 0, 7200, across="latest", stale=3600) == 0
+    await tell(collector, Said("c", 3500, 4))
+    assert await billed(store, "latest", 0, 7000, across="latest", stale=3600) == 4
+
+
 def stands(said: Sequence[Said], now: int, stale: int, across: str) -> int:
     """What the pods stand at by what they have said."""
     once: dict[tuple[str, int], int | None] = {}
@@ -177,13 +188,13 @@ def stands(said: Sequence[Said], now: int, stale: int, across: str) -> int:
     pods = {pod for pod, _ in once}
     if across == "sum":
         return sum((last(pod, now) or (0, 0))[1] or 0 for pod in pods if lives(pod, now))
-    counted = [
-        (at, value is not None, value or 0)
-        for (_, at), value in once.items()
-        if at <= now and (value is not None or not any(lives(other, at) for other in pods))
-    ]
-    at, _, value = max(counted, default=(-stale, False, 0))
-    return value if now < at + stale else 0
+    at, level = max(
+        ((at, value) for (_, at), value in once.items() if value is not None and at <= now), default=(-stale, 0)
+    )
+    ended = any(value is None and at < then <= now for (_, then), value in once.items())
+    if ended and not any(lives(pod, now) for pod in pods):
+        return 0
+    return level if now < at + stale else 0
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -193,7 +204,7 @@ async def test_levels_that_end_equal_those_of_a_clock(store: Store, seed: int) -
     # Of one pod and time there is one value: another would be a contradiction.
     values = {(pod, at): rng.randint(1, 9) for pod in "abc" for at in range(0, 200, 5)}
     chosen = rng.sample(sorted(values), 40)
-    said = [Said(pod, at, None if rng.random() < 0.3 else values[pod, at]) for pod, at in chosen]
+    said = [Said(pod, at, None if rng.random() < rng.choice((0.3, 0.6)) else values[pod, at]) for pod, at in chosen]
     said += [one._replace(value=None) for one in rng.sample(said, 5)]
     collector = collecting(store)
     rng.shuffle(said)

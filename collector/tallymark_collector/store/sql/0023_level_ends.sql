@@ -4,7 +4,7 @@
 -- after it. (Rows of a part from -1000 to -1 end what is billed as something else from then on: 0017_level_sources.sql.)
 --
 -- What follows is usage_aggregated as 0016_own_usage.sql has it, with `told` to `sampled`. With `across` "latest" the
--- streams of one series tell of the same thing. There an end counts when no other one of them lives: whoever takes the
+-- streams of one series tell of the same thing. There an end counts once no other one of them lives: whoever takes the
 -- place of a process that has ended has told by then what both stand at.
 CREATE OR REPLACE FUNCTION usage_aggregated(
     in_tenant text, in_account text, starts timestamptz, ends timestamptz, declared jsonb
@@ -75,10 +75,18 @@ WITH wanted AS (
     SELECT t.meter, t.unit, t.stale, t.stream AS holder, t.time, t.part, t.value FROM told t
     WHERE t.across IS DISTINCT FROM 'latest'
     UNION ALL
-    -- While another one lives, what was told last holds, whoever of them has ended.
-    SELECT x.meter, x.unit, x.stale, x.series, x.time, x.part, x.value
-    FROM (SELECT y.*, max(y.until) OVER (PARTITION BY y.series ORDER BY y.time) AS living FROM living y) x
-    WHERE x.part > -1001 OR x.living IS NULL OR x.living <= x.time
+    -- While another one lives, what was told last holds, whoever of them has ended; and where nobody tells anything until
+    -- then, it ends with the one that lives longest.
+    SELECT x.meter, x.unit, x.stale, x.series, x.at, x.part, x.value
+    FROM (
+        SELECT z.*, CASE WHEN z.part <= -1001 AND z.living > z.time THEN z.living ELSE z.time END AS at
+        FROM (
+            SELECT y.*, max(y.until) OVER (PARTITION BY y.series ORDER BY y.time) AS living,
+                   lead(y.time) OVER (PARTITION BY y.series ORDER BY y.time, y.part, y.stream) AS next
+            FROM living y
+        ) z
+    ) x
+    WHERE x.at = x.time OR (x.at < ends AND (x.next IS NULL OR x.next >= x.at))
 ), sampled AS (
     SELECT c.meter, c.unit, c.stale, c.holder, c.time,
            (array_agg(c.value ORDER BY c.part DESC, c.value DESC))[1] AS value,
