@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from tallymark_collector.access import Authenticator, Principal, certificates
 from tallymark_collector.access.requests import authorization_of
-from tallymark_collector.api.reading import Readers
+from tallymark_collector.api.reading import Readers, kind_of
 from tallymark_collector.errors import MalformedRequest, NotPossible, Unauthenticated, UserError
 from tallymark_collector.receivers import grpc_calls
 from tallymark_collector.receivers.admission import Admission, Share
@@ -50,7 +50,7 @@ class Calls:
     readers: Readers
     admission: Admission
     arriving: Arriving
-    """By credential."""
+    """By tenant and kind of call."""
     requests: Requests
 
     def methods(self, signal: str, methods: Sequence[Method[Any]]) -> Methods:
@@ -61,11 +61,13 @@ class Calls:
         async def take(context: Context, call: Call) -> None:
             principal = await self._principal(context)
             call.tenant = principal.tenant
+            kind = kind_of(principal, administers=method.administers)
             with (
                 self.readers.place(principal, administers=method.administers),
                 Share(self.admission, principal.tenant) as share,
             ):
-                message = await self.arriving.message(principal.credential, context)
+                async with self.readers.alone(principal):
+                    message = await self.arriving.message(f"{principal.tenant} {kind.value}", context)
                 request = await unfolded(message, MAX_REQUEST, share.take)
                 arrived(len(request))
                 try:

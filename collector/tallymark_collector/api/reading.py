@@ -65,6 +65,7 @@ class Readers:
         self._all = asyncio.Semaphore(AT_ONCE)
         self._turns: WeakValueDictionary[_Whose, asyncio.Semaphore] = WeakValueDictionary()
         self._places: Counter[_Whose | str] = Counter()
+        self._alone: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextmanager
     def place(self, principal: Principal, *, administers: bool = False) -> Iterator[None]:
@@ -85,6 +86,13 @@ class Readers:
                 self._places[key] -= 1
                 if not self._places[key]:
                     del self._places[key]
+
+    def alone(self, principal: Principal) -> asyncio.Semaphore:
+        """For one call of the credential at a time."""
+        found = self._alone.get(principal.credential)
+        if found is None:
+            found = self._alone[principal.credential] = asyncio.Semaphore(1)
+        return found
 
     @asynccontextmanager
     async def turn(self, principal: Principal, *, administers: bool = False) -> AsyncIterator[None]:

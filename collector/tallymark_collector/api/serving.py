@@ -16,9 +16,9 @@ from tallymark_collector.settings import Settings
 from tallymark_collector.store import Store
 from tallymark_collector.telemetry.requests import Requests
 
-ARRIVING: Final = 1
-"""Messages of one credential that arrive at the same time. Nobody counts them before they are whole, and gRPC takes as
-large ones as of usage; those of questions are small, and there at once."""
+ARRIVING: Final = 4
+"""Messages of one kind of calls of a tenant that arrive at the same time, one of each credential. Nobody counts them
+before they are whole, and gRPC takes as large ones as of usage; those of questions are small, and there at once."""
 ARRIVING_SECONDS: Final = 5.0
 
 

@@ -265,3 +265,14 @@ async def test_messages_that_never_end_keep_no_administrator_waiting(store: Stor
         assert (await asking.call(service, "RevokeCredential", revoke, admin)).state == "revoked"
         # Before the first of these messages was given up.
         assert not asking.requests.answered[Answered("ours", "grpc", "usage", "UNAVAILABLE", "SlowBody")]
+
+
+async def test_messages_that_never_end_keep_no_other_customer_waiting(store: Store) -> None:
+    one, other = [await made(store, "ours", [Scope.READ_ACCOUNT], account=name) for name in ("acme", "globex")]
+    async with asked(store) as asking, http2.dialled(asking.port) as client:
+        for _ in range(OF_CREDENTIAL):
+            call = client.call("/tallymark.v1.UsageService/QueryUsage", ("authorization", f"Bearer {one}"))
+            await client.push(call, http2.announced(1000) + b"x")
+        for _ in range(5):
+            await asking.usage(other)
+        assert not asking.requests.answered[Answered("ours", "grpc", "usage", "UNAVAILABLE", "SlowBody")]
