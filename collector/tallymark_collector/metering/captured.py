@@ -177,7 +177,7 @@ def latest(captured: Captured) -> int:
 
 
 def named(captured: Iterable[Captured]) -> set[Meter]:
-    """The meters whose points name an account by themselves."""
+    """The meters whose points name an account by themselves: those that a plan would charge for."""
     return {
         (metric.name, metric.unit)
         for one in captured
