@@ -56,7 +56,5 @@ def test_who_has_expired_is_refused_on_a_connection_that_is_there() -> None:
         return certificates.of_call({"x509_pem_cert": [pem], "peer_dns": [b"shop.example"]})
 
     assert "dns:shop.example" in of(NOW + timedelta(hours=1))
-    with pytest.raises(
-        Unauthenticated, match=r"certificate has expired at \d{4}-.*: connect with a new one"
-    ):
+    with pytest.raises(Unauthenticated, match=r"certificate has expired at \d{4}-.*: connect with a new one"):
         of(NOW - timedelta(seconds=1))

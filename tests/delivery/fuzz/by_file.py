@@ -108,13 +108,14 @@ def _is_kept_as_one(quarantined: Sequence[Quarantined]) -> bool:
 
 def check_reckoned(counted: Reckoned, found: Decoded | DecodedSpans) -> None:
     """Counted or refused by each of its meters, or passed over; and worth what it says."""
-    items = Counter(point.stream.series.meter for point in found.points)
+    points = [point for point in found.points if not point.is_end]  # of levels, by each meter that they are of
+    items = Counter(point.stream.series.meter for point in points)
     items.update(item.meter for item in found.quarantined if item.metered)
     hold(items == counted.taken, "items of meters", items, counted.taken)
     hold(found.unmatched == counted.passed_over, "passed over", found.unmatched, counted)
     if not counted.beside:
         hold(found.rejected == refused_items(found.quarantined), "rejected", found.rejected, found.quarantined)
-    worth = Counter((p.stream.series.meter, p.stream.series.account, p.value) for p in found.points)
+    worth = Counter((p.stream.series.meter, p.stream.series.account, p.value) for p in points)
     hold(not worth - counted.worth, "worth what nobody sent", worth - counted.worth, counted.worth)  # type: ignore[operator]
 
 

@@ -153,14 +153,14 @@ class Written:
 
     def _check_whole(self, body: bytes, new: Decimal, duplicates: int, outcome: Outcome) -> None:
         counted = census(body)
-        if counted.repeated or counted.control:
-            return  # what becomes of control points, the decoder's checks tell
+        if counted.repeated or counted.control or counted.ended:
+            return  # what becomes of control points, and of those that say that a stream has ended, the decoder's tell
         sent = counted.usage + counted.kept_aside
         hold(new + duplicates + outcome.rejected == sent, "a part of it is gone", new, duplicates, outcome, counted)
 
     def _check_reckoned(self, given: Input, body: bytes, come: Decimal) -> None:
         counted = reckoned(given.signal, body, tenant_of(given))
-        if counted is None or counted.beside:
+        if counted is None or counted.beside or (given.signal == "metrics" and census(body).ended):
             self.counts["by the file, not counted by us"] += 1
             return
         self.counts["by the file, counted"] += 1
