@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
 import psycopg
@@ -11,10 +11,9 @@ from tallymark_collector.aggregates.audit import Report, audit
 from tallymark_collector.model import Batch, Temporality
 from tallymark_collector.pipeline import Pipeline
 from tallymark_collector.store import Store
-from tallymark_collector.store.rows import HOUR_NS, hour_start
 from tests.support.usage import BASE, SECOND, number, point, request, stream, sum_metric
 
-FIRST = hour_start(BASE // HOUR_NS)
+FIRST = datetime.fromtimestamp(BASE // SECOND, timezone.utc)
 
 
 async def report(store: Store, **bounds: object) -> Report:

@@ -123,7 +123,7 @@ async def _find(connection: Connection, tenant: str, item_id: str) -> items.Item
         raise NotPossible(
             f"the item {whole} has {size:,} bytes, at most {MAX_PAYLOAD:,} are read here: use `tallymark quarantine`"
         )
-    return await items.find(connection, tenant, whole)
+    return await items.read(connection, tenant, whole)
 
 
 def _person(principal: Principal, because: str) -> Person:

@@ -325,7 +325,7 @@ async def _ids(store: Store, meant: _Meant) -> list[str]:
         await check_tenant(connection, meant.wanted.tenant)
         if meant.ids:
             # All of them first: a mistyped one stops the command before anything is done.
-            found = [(await items.find(connection, meant.wanted.tenant, prefix)).id for prefix in meant.ids]
+            found = [await items.find_id(connection, meant.wanted.tenant, prefix) for prefix in meant.ids]
             return list(dict.fromkeys(found))
         return await items.open_ids(connection, meant.wanted)
 
@@ -335,7 +335,7 @@ async def _settle(store: Store, tenant: str, ids: Sequence[str], work: Work, say
     try:
         for first in range(0, len(ids), READ_AT_ONCE):
             async with store.reading() as connection:
-                found = [await items.find(connection, tenant, each) for each in ids[first : first + READ_AT_ONCE]]
+                found = [await items.read(connection, tenant, each) for each in ids[first : first + READ_AT_ONCE]]
             async for item, settled in settling.together(store, found, work()):
                 if isinstance(settled, NotSettled):
                     outcome.refused.append((item.id, str(settled)))

@@ -186,7 +186,11 @@ async def beside_invoice(connection: Connection, tenant: str, account: str, star
 
 async def find(connection: Connection, tenant: str, prefix: str) -> Item:
     """The one item, open or not, whose id begins so. Raises as `find_id`."""
-    item_id = await find_id(connection, tenant, prefix)
+    return await read(connection, tenant, await find_id(connection, tenant, prefix))
+
+
+async def read(connection: Connection, tenant: str, item_id: str) -> Item:
+    """The item of that whole id, which there is."""
     [row] = await (await connection.execute(_BY_ID_SQL, {"id": item_id, "tenant": tenant})).fetchall()
     return Item(*row)
 

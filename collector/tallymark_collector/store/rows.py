@@ -45,11 +45,6 @@ def timestamp(ns: int) -> str:
     return (EPOCH + timedelta(microseconds=ns // 1000)).isoformat()
 
 
-def hour_start(hour: int) -> datetime:
-    """Start of an hour that is counted from the Unix epoch: the bucket of every time with `ns // HOUR_NS == hour`."""
-    return EPOCH + timedelta(hours=hour)
-
-
 def nanoseconds(start_ns: int, time_ns: int) -> int:
     """What timestamptz cannot hold of two times."""
     return time_ns % 1000 * 1000 + start_ns % 1000
